@@ -1,0 +1,74 @@
+"""The two lanes: Keras 3 on the newest TensorFlow, Keras 2.15 beside TensorFlow Addons.
+
+Everything in the library that depends on the version of Keras stands here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+KERAS_3 = int(keras.__version__.split(".")[0]) >= 3
+
+if KERAS_3 and keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "tf_importance runs on Keras's TensorFlow backend; "
+        f"got KERAS_BACKEND={keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow."
+    )
+
+MEAN_OVER_REPLICAS: Any = "mean" if KERAS_3 else tf.VariableAggregation.MEAN
+
+# Keras 3 takes `training` in compute_loss, Keras 2 does not.
+COMPUTE_LOSS_TAKES_TRAINING = KERAS_3
+
+
+def value(variable) -> tf.Tensor:
+    """The current value of a Keras 3 or TensorFlow variable, as a tensor."""
+    return tf.convert_to_tensor(variable)
+
+
+def device(model: keras.Model) -> str:
+    """The device of the model's first weight, `""` where TensorFlow does not say."""
+    weights = model.weights
+    if not weights:
+        return ""
+    return tf.convert_to_tensor(weights[0]).device if tf.executing_eagerly() else ""
+
+
+def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:
+    """Update `metrics` and `weighted_metrics` alike with weights.
+
+    Keras's own `compute_metrics` gives weights to `weighted_metrics` only, which is right
+    for a user's sample weights and wrong for drawn examples: unweighted, they would be
+    averaged as if they had been drawn uniformly.
+
+    Args:
+        model: a compiled model.
+        y: labels. y_pred: outputs. weights: [b].
+    """
+    compiled = model._compile_metrics if KERAS_3 else model.compiled_metrics
+    if compiled is None:
+        return
+    if KERAS_3:
+        if not compiled.built:
+            compiled.build(y, y_pred)
+        labels, outputs = compiled._flatten_y(y), compiled._flatten_y(y_pred)
+        for lists in (compiled._flat_metrics, compiled._flat_weighted_metrics):
+            for metrics, label, output in zip(lists, labels, outputs):
+                if metrics:
+                    metrics.update_state(label, output, sample_weight=weights)
+        return
+    labels = compiled._conform_to_outputs(y_pred, y)
+    if not compiled.built:
+        compiled.build(y_pred, labels)
+    for label, output, metrics, weighted in zip(
+        tf.nest.flatten(labels),
+        tf.nest.flatten(y_pred),
+        compiled._metrics,
+        compiled._weighted_metrics,
+    ):
+        for metric in (*metrics, *weighted):
+            if metric is not None and label is not None:
+                metric.update_state(label, output, sample_weight=weights)

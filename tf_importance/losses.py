@@ -1,0 +1,251 @@
+"""The compiled loss, seen one example at a time.
+
+Keras reduces a loss to a scalar; importance sampling needs its value for each example, and
+needs the weights to reach those values before the reduction. The law that the tests state:
+for every way to spell a loss, mean_i(w_i ℓ_i) is the loss that Keras computes with weights w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Sequence
+
+import keras
+import tensorflow as tf
+
+from tf_importance import compat
+
+# Keras wraps loss functions in this class, squeezing a last axis of 1; it exports no name for it.
+_FunctionLoss = keras.losses.MeanSquaredError.__bases__[0]
+_SUMS = ("sum", "none", None)
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What `compile` was told: loss and loss_weights, in any of Keras's spellings.
+
+    Attributes:
+        loss: a name, function, `Loss`, or a list or dict of them by output.
+        loss_weights: None, a float, or a list or dict of floats by output.
+        output_names: the net's names of its outputs, None if it has none.
+    """
+
+    loss: Any
+    loss_weights: Any = None
+    output_names: Sequence[str] | None = None
+
+
+class Term(NamedTuple):
+    """One loss of one output.
+
+    Attributes:
+        output: index of the output in the flattened outputs.
+        loss: a `keras.losses.Loss`.
+        scale: its loss weight.
+        labels: [B, …]. predictions: [B, …]. mask: [B, …] or None.
+    """
+
+    output: int
+    loss: keras.losses.Loss
+    scale: float
+    labels: tf.Tensor
+    predictions: tf.Tensor
+    mask: tf.Tensor | None
+
+
+def refuse_biased_reductions(loss: Any) -> None:
+    """Raise for a reduction that divides by Σw, which biases a weighted estimate.
+
+    Raises:
+        ValueError: a loss reduces by "mean_with_sample_weight".
+    """
+    for leaf in tf.nest.flatten(loss):
+        if getattr(leaf, "reduction", None) == "mean_with_sample_weight":
+            raise ValueError(
+                f"loss {leaf.name!r} has reduction='mean_with_sample_weight', which divides by "
+                "the sum of the drawn weights and so biases the gradient under importance "
+                "sampling; use reduction='sum_over_batch_size'."
+            )
+
+
+def terms(objective: Objective, labels, outputs) -> list[Term]:
+    """Pair every output with its labels and losses, as Keras does.
+
+    Args:
+        objective: the compiled loss.
+        labels, outputs: nests of [B, …] tensors.
+    Returns:
+        A term for every loss of every output, in the order of the flattened outputs.
+    Raises:
+        ValueError: losses, loss weights or labels do not fit the outputs.
+    """
+    flat = tf.nest.flatten(outputs)
+    names = sorted(outputs) if isinstance(outputs, dict) else objective.output_names
+    names = names if names is not None and len(names) == len(flat) else None
+    losses = _by_output("loss", objective.loss, len(flat), names)
+    scales = _by_output("loss_weights", objective.loss_weights, len(flat), names)
+    flat_labels = _labels_by_output(labels, losses, names)
+    found = []
+    for index, (output, label) in enumerate(zip(flat, flat_labels)):
+        identifiers = losses[index] if isinstance(losses[index], list) else [losses[index]]
+        weights = scales[index] if isinstance(scales[index], list) else [scales[index]]
+        weights = weights * len(identifiers) if len(weights) == 1 else weights
+        for identifier, scale in zip(identifiers, weights):
+            if identifier is not None:
+                loss = as_loss(identifier, label, output)
+                mask = getattr(output, "_keras_mask", None)
+                scale = 1.0 if scale is None else float(scale)
+                found.append(Term(index, loss, scale, label, output, mask))
+    return found
+
+
+def as_loss(identifier: Any, labels: tf.Tensor, predictions: tf.Tensor) -> keras.losses.Loss:
+    """The `Loss` that Keras makes of a name, function or `Loss`."""
+    if isinstance(identifier, keras.losses.Loss):
+        return identifier
+    if identifier in ("crossentropy", "ce"):
+        identifier = _kind_of_crossentropy(labels, predictions)
+    loss = keras.losses.get(identifier)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    return _FunctionLoss(loss, name=getattr(loss, "__name__", "loss"))
+
+
+def elementwise(term: Term) -> tf.Tensor:
+    """The loss before any reduction: [B, …].
+
+    Raises:
+        ValueError: the loss has no value for each example.
+    """
+    labels, predictions = term.labels, term.predictions
+    if compat.KERAS_3:
+        labels = keras.ops.convert_to_tensor(labels, dtype=term.loss.dtype)
+        predictions = keras.ops.convert_to_tensor(predictions, dtype=term.loss.dtype)
+    values = term.loss.call(labels, predictions)
+    size = term.predictions.shape[0]
+    if values.shape.rank == 0 or None not in (size, values.shape[0]) and values.shape[0] != size:
+        raise ValueError(
+            f"loss {term.loss.name!r} gives no value for each example: shape {values.shape} for "
+            f"outputs of shape {term.predictions.shape}, so weights cannot reach the examples. "
+            "Return a tensor of shape [batch, …], for instance by reducing over the last axis "
+            "only."
+        )
+    return values
+
+
+def per_example(term: Term) -> tf.Tensor:
+    """ℓ_i of one term, such that mean_i(w_i ℓ_i) is Keras's reduced, weighted loss: [B]."""
+    values = tf.cast(elementwise(term), tf.float32)
+    mask = _joint_mask(term.mask, values)
+    sums = term.loss.reduction in _SUMS
+    if mask is not None:
+        mask = tf.cast(mask, values.dtype)
+        valid = tf.reduce_sum(mask)
+        total = tf.cast(tf.size(mask), values.dtype)
+        values *= mask if sums else mask * tf.math.divide_no_nan(total, valid)
+    inner = tf.range(1, tf.rank(values)) if values.shape.rank is None else range(1, values.shape.rank)
+    if sums:
+        size = tf.cast(tf.shape(values)[0], values.dtype)
+        return term.scale * size * tf.reduce_sum(values, axis=list(inner))
+    return term.scale * tf.reduce_mean(values, axis=list(inner))
+
+
+def per_example_losses(objective: Objective, labels, outputs) -> tf.Tensor:
+    """ℓ_i of the whole compiled loss, loss weights included, regularization not.
+
+    Args:
+        objective: the compiled loss.
+        labels, outputs: nests of [B, …] tensors.
+    Returns:
+        [B] float32.
+    """
+    return tf.add_n([per_example(term) for term in terms(objective, labels, outputs)])
+
+
+def weights_by_output(objective: Objective, labels, outputs, weights: tf.Tensor, drawn: bool):
+    """Weights [b] in the shape that Keras multiplies into each output's loss.
+
+    Keras aligns weights with the *last* axis of the loss, so that [b] meets the time steps of
+    a [b, T] loss instead of the examples. Here they get a trailing axis for each inner one.
+
+    A masked loss is a ratio, Σ m ℓ / Σ m over the batch. Among drawn examples both sums need
+    the weights, Σ w m ℓ / Σ w m, but Keras's divisor has none; the weights make up for it.
+
+    Args:
+        objective: the compiled loss.
+        labels, outputs: nests of [b, …] tensors.
+        weights: [b].
+        drawn: whether the weights are importance weights.
+    Returns:
+        Weights for Keras's `sample_weight`: [b], or a nest of [b, 1, …] like the outputs.
+    """
+    shaped: dict[int, tf.Tensor] = {}
+    for term in terms(objective, labels, outputs):
+        values = elementwise(term)
+        rank = values.shape.rank or 1
+        shape = tf.concat([tf.shape(weights), tf.ones([rank - 1], tf.int32)], axis=0)
+        shaped[term.output] = tf.reshape(weights, shape)
+        mask = _joint_mask(term.mask, values)
+        if drawn and mask is not None and term.loss.reduction not in _SUMS:
+            mask = tf.cast(mask, weights.dtype)
+            weighted = tf.reduce_sum(shaped[term.output] * mask)
+            shaped[term.output] *= tf.math.divide_no_nan(tf.reduce_sum(mask), weighted)
+    if all(value.shape.rank == 1 for value in shaped.values()) and not drawn:
+        return weights
+    if not tf.nest.is_nested(outputs):
+        return shaped.get(0, weights)
+    flat = [shaped.get(index, weights) for index, _ in enumerate(tf.nest.flatten(outputs))]
+    return tf.nest.pack_sequence_as(outputs, flat)
+
+
+def _joint_mask(mask: tf.Tensor | None, values: tf.Tensor) -> tf.Tensor | None:
+    """The mask of the outputs and the loss's own (such as `ignore_class`), both applied."""
+    own = getattr(values, "_keras_mask", None)
+    if mask is None or own is None:
+        return own if mask is None else mask
+    return tf.cast(mask, tf.bool) & tf.cast(own, tf.bool)
+
+
+def _by_output(what: str, spec: Any, count: int, names: Sequence[str] | None) -> list:
+    """One entry of a loss or loss_weights argument for each output."""
+    if isinstance(spec, dict):
+        if names is None and count == len(spec) == 1:
+            return list(spec.values())
+        unknown = set(spec) - set(names or ())
+        if unknown:
+            raise ValueError(
+                f"{what} names outputs {sorted(unknown)} that the net does not have; its "
+                f"outputs are {list(names) if names else 'unnamed'}."
+            )
+        return [spec.get(name) for name in names or ()]
+    if isinstance(spec, (list, tuple)):
+        flat = tf.nest.flatten(spec)
+        if count == 1:
+            return [flat]
+        if len(flat) != count:
+            raise ValueError(f"{what} has {len(flat)} entries for {count} outputs: {spec!r}.")
+        return flat
+    return [spec] * count
+
+
+def _labels_by_output(labels, losses: list, names: Sequence[str] | None) -> list:
+    """The labels of each output; None where an output has neither labels nor loss."""
+    if isinstance(labels, dict) and names is not None:
+        return [labels.get(name) for name in names]
+    flat = tf.nest.flatten(labels)
+    if len(flat) == len(losses):
+        return flat
+    wanted = [loss is not None for loss in losses]
+    if len(flat) == sum(wanted):
+        remaining = iter(flat)
+        return [next(remaining) if want else None for want in wanted]
+    raise ValueError(f"labels have {len(flat)} parts for {len(losses)} outputs.")
+
+
+def _kind_of_crossentropy(labels: tf.Tensor, predictions: tf.Tensor) -> str:
+    """What Keras takes "crossentropy" for, by the shapes."""
+    if predictions.shape[-1] == 1:
+        return "binary_crossentropy"
+    if labels.shape.rank < predictions.shape.rank or labels.shape[-1] == 1:
+        return "sparse_categorical_crossentropy"
+    return "categorical_crossentropy"

@@ -1,0 +1,305 @@
+"""ISModel: a Keras model around a net, trained on drawn and weighted examples."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_importance import compat, layers, losses, proposals, scorers, variance
+from tf_importance.scorers import base, forward
+
+_SCORER_PREFIX = "tfi.scorers."
+
+
+@dataclass(frozen=True, eq=False)
+class _Monitors:
+    """What the logs say of an epoch. A plain object, so that `evaluate` reports none of it."""
+
+    effective_fraction: keras.metrics.Metric
+    max_weight: keras.metrics.Metric
+
+    def reset(self) -> None:
+        self.effective_fraction.reset_state()
+        self.max_weight.reset_state()
+
+
+class _Max(keras.metrics.Metric):
+    """The largest value seen since the last reset."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.largest = self.add_weight(name="largest", shape=(), initializer="zeros")
+
+    def update_state(self, value, sample_weight=None):
+        self.largest.assign(tf.maximum(compat.value(self.largest), value))
+
+    def result(self):
+        return compat.value(self.largest) + 0.0
+
+
+@keras.saving.register_keras_serializable(package="tf_importance")
+class ISModel(keras.Model):
+    """A net trained by importance sampling; otherwise the net's plain Keras model.
+
+    `train_step` takes `(x, y, weight)` as `importance_sample` emits it, makes an ordinary
+    weighted Keras step, and updates τ from the scores of the step's own forward pass:
+
+        τ ← the bias-corrected average of √mean(w Ĝ²) / mean(w Ĝ)
+
+    which for w = 1 is line 17 of Algorithm 1 (Katharopoulos & Fleuret 2018), and for drawn
+    batches its importance-weighted estimate. The average is bias-corrected: after k steps
+    the estimate of step j weighs a^(k−j) (1−a)/(1−a^k), so τ starts at the first estimate
+    and not near zero. A batch whose scores are unusable leaves τ alone.
+
+    Fed by a plain dataset it trains exactly as the net would. The training logs add `tau`;
+    `ess`, the effective sample size as a fraction, mean of 1/τ² of the steps; `importance`,
+    the share of steps on drawn batches; `max_weight`; and `fallbacks`, the number of
+    pre-samples used uniformly because their scores were unusable. All but `tau` start anew
+    with every epoch.
+
+    Under importance sampling `metrics` as well as `weighted_metrics` are weighted during
+    training, so both estimate what uniform sampling would show. Evaluation is plain Keras.
+
+    Args:
+        net: any keras.Model, built or not. It stays usable by itself, with the same weights.
+        scorer: what τ is measured with and `importance_sample` scores with by default. In
+            the step an `OutputScorer` reads the step's own forward pass; for any other,
+            which would need passes of its own, `upper_bound` stands in.
+        tau_decay: a in [0, 1), the decay of τ's average (a_τ in Algorithm 1).
+    Attributes:
+        tau: variable, the bias-corrected τ; 0 before the first step.
+    Raises:
+        TypeError: net is not a keras.Model, or is an ISModel.
+        ValueError: tau_decay is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        net: keras.Model,
+        *,
+        scorer: scorers.Scorer = scorers.upper_bound,
+        tau_decay: float = 0.9,
+        **kwargs,
+    ) -> None:
+        if not isinstance(net, keras.Model) or isinstance(net, ISModel):
+            raise TypeError(f"net must be a keras.Model and not an ISModel; got {net!r}.")
+        if not callable(scorer):
+            raise TypeError(f"scorer must be a callable (model, x, y) -> [B]; got {scorer!r}.")
+        if not 0 <= tau_decay < 1:
+            raise ValueError(f"tau_decay must be in [0, 1); got {tau_decay}.")
+        kwargs.setdefault("name", f"importance_{net.name}")
+        super().__init__(**kwargs)
+        self.net = net
+        self.scorer = scorer
+        self.tau_decay = tau_decay
+        self.objective = losses.Objective(None)
+        names = getattr(net, "output_names", None)
+        if names:
+            self.output_names = names
+        # Added as weights: a plain tf.Variable is not saved by Keras 3.
+        self.tau = self._state("tau", 0.0)
+        self._tau_memory = self._state("tau_memory", 1.0)
+        self.mean_sample_weight = self._state("mean_sample_weight", 1.0)
+        self.drawn_batches = self._state("drawn_batches", 0.0)
+        self.uniform_batches = self._state("uniform_batches", 0.0)
+        self.fallbacks = self._state("fallbacks", 0.0)
+        self._monitors = _Monitors(keras.metrics.Mean("ess"), _Max("max_weight"))
+        self._expects_drawn = False
+        self._warned = False
+        self._warn_of_batch_normalization()
+
+    def _state(self, name: str, initial: float):
+        return self.add_weight(
+            name=name,
+            shape=(),
+            dtype="float32",
+            initializer=keras.initializers.Constant(initial),
+            trainable=False,
+            aggregation=compat.MEAN_OVER_REPLICAS,
+        )
+
+    # Plain Keras --------------------------------------------------------------------------
+
+    def call(self, inputs, training=None):
+        """The net's outputs; `training` reaches the net through Keras's call context."""
+        return forward.run(self.net, inputs)
+
+    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+        """As `keras.Model.compile`; from the third on, arguments go by name.
+
+        Raises:
+            ValueError: a loss divides by the sum of the weights (reduction
+                "mean_with_sample_weight"), which biases importance sampling.
+        """
+        losses.refuse_biased_reductions(loss)
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        names = getattr(self.net, "output_names", None)
+        self.objective = losses.Objective(loss, kwargs.get("loss_weights"), names)
+
+    def compile_from_config(self, config) -> None:
+        """Compile as a saved model was; Keras does so only for its own `compile`."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x=None, y=None, *args, class_weight=None, **kwargs):
+        """As `keras.Model.fit`.
+
+        Raises:
+            ValueError: class_weight for a dataset that has weights already, where this
+                version of Keras cannot multiply the two.
+        """
+        spec = getattr(x, "element_spec", None)
+        weighted = isinstance(spec, tuple) and len(spec) == 3
+        if class_weight is not None and weighted and compat.KERAS_3:
+            raise ValueError(
+                "Keras 3 takes no class_weight beside the weights of a dataset, and "
+                "importance_sample's have them. Give the class weights as sample weights "
+                "before it: dataset.map(lambda x, y: (x, y, tf.gather(class_weights, y)))"
+                ".apply(importance_sample(model)); they then count in the scores as well."
+            )
+        return super().fit(x, y, *args, class_weight=class_weight, **kwargs)
+
+    def export(self, filepath, *args, **kwargs):
+        """Write a SavedModel of the net alone: it loads without this package."""
+        return self.net.export(filepath, *args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        name = getattr(self.scorer, "__name__", None)
+        known = scorers.BY_NAME.get(name) is self.scorer
+        return {
+            "net": keras.saving.serialize_keras_object(self.net),
+            "scorer": _SCORER_PREFIX + name
+            if known
+            else keras.saving.serialize_keras_object(self.scorer),
+            "tau_decay": self.tau_decay,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None) -> "ISModel":
+        config = dict(config)
+        net = keras.saving.deserialize_keras_object(config.pop("net"), custom_objects)
+        scorer = config.pop("scorer")
+        if isinstance(scorer, str) and scorer.startswith(_SCORER_PREFIX):
+            scorer = scorers.BY_NAME[scorer.removeprefix(_SCORER_PREFIX)]
+        else:
+            scorer = keras.saving.deserialize_keras_object(scorer, custom_objects)
+        return cls(net, scorer=scorer, **config)
+
+    def build_from_config(self, config) -> None:
+        """The net is built by its own config; there is nothing else to build."""
+        if self.net.built:
+            self.built = True
+        else:
+            super().build_from_config(config)
+
+    def reset_metrics(self) -> None:
+        super().reset_metrics()
+        self._monitors.reset()
+        for count in (self.drawn_batches, self.uniform_batches, self.fallbacks):
+            count.assign(0.0)
+
+    # Importance sampling ------------------------------------------------------------------
+
+    def expect_drawn_examples(self, sample_weighted: bool) -> None:
+        """Take the weights of training data as importance weights from now on.
+
+        `importance_sample` calls it. Until then weights are a user's sample weights, which
+        Keras keeps out of `metrics` and of batch normalization.
+
+        Args:
+            sample_weighted: whether a user's sample weights are multiplied into them.
+        """
+        self._expects_drawn = True
+        self.mean_sample_weight.assign(0.0 if sample_weighted else 1.0)
+        self._warn_of_batch_normalization()
+
+    def train_step(self, data):
+        """A Keras training step, then τ from the same forward pass."""
+        inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        drawn = weights if self._expects_drawn else None
+        with layers.importance_weights(drawn), forward.recorded() as passes:
+            logs = super().train_step(data)
+        if self.objective.loss is not None and passes:
+            self._update_tau(labels, weights, passes[-1])
+        logs = dict(logs)
+        logs.update(self._logs())
+        return logs
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if isinstance(sample_weight, tf.Tensor) and self.objective.loss is not None:
+            drawn = layers.current_weights() is not None
+            sample_weight = losses.weights_by_output(
+                self.objective, y, y_pred, sample_weight, drawn
+            )
+        kwargs = {"training": training} if compat.COMPUTE_LOSS_TAKES_TRAINING else {}
+        return super().compute_loss(x, y, y_pred, sample_weight, **kwargs)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        weights = layers.current_weights()
+        if weights is None:
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        compat.update_all_metrics(self, y, y_pred, weights)
+        return self.get_metrics_result()
+
+    def _update_tau(self, labels, weights, passed: forward.Forward) -> None:
+        """τ ← τ + (1−a)/(1−a^k) (estimate − τ): the bias-corrected average, step k."""
+        estimate, largest = self._estimate(labels, weights, passed)
+        known = tf.math.is_finite(estimate)
+        memory = compat.value(self._tau_memory)
+        memory = tf.where(known, memory * self.tau_decay, memory)
+        gain = tf.math.divide_no_nan(1 - self.tau_decay, 1 - memory)
+        tau = compat.value(self.tau)
+        self.tau.assign(tf.where(known, tau + gain * (estimate - tau), tau))
+        self._tau_memory.assign(memory)
+        self._monitors.effective_fraction.update_state(
+            tf.where(known, 1 / estimate**2, 1.0), sample_weight=tf.cast(known, tf.float32)
+        )
+        self._monitors.max_weight.update_state(largest)
+
+    def _estimate(self, labels, weights, passed: forward.Forward):
+        """τ of this batch, NaN where its scores are unusable, and the largest weight."""
+        scorer = self.scorer
+        if not isinstance(scorer, base.OutputScorer):
+            scorer = scorers.upper_bound
+        scores = scorer.from_forward(self.objective, labels, passed)
+        scores = tf.stop_gradient(scores)
+        if not isinstance(weights, tf.Tensor) or weights.shape.rank != 1:
+            weights = tf.ones_like(scores)
+        weights = tf.cast(weights, scores.dtype)
+        largest = tf.reduce_max(weights)
+        scale = compat.value(self.mean_sample_weight)
+        if not self._expects_drawn:
+            scores, weights, scale = weights * scores, tf.ones_like(scores), 1.0
+        estimate = variance.estimated_batch_increase(scores, weights, scale)
+        usable = proposals.usable(scores)
+        return tf.where(usable, estimate, tf.constant(float("nan"))), largest
+
+    def _logs(self) -> dict[str, tf.Tensor]:
+        drawn = compat.value(self.drawn_batches)
+        batches = drawn + compat.value(self.uniform_batches)
+        return {
+            "tau": compat.value(self.tau) + 0.0,
+            "ess": self._monitors.effective_fraction.result(),
+            "importance": tf.math.divide_no_nan(drawn, batches),
+            "max_weight": self._monitors.max_weight.result(),
+            "fallbacks": compat.value(self.fallbacks) + 0.0,
+        }
+
+    def _warn_of_batch_normalization(self) -> None:
+        found = layers.ordinary_batch_normalizations(self.net)
+        if found and not self._warned:
+            self._warned = True
+            names = ", ".join(layer.name for layer in found)
+            warnings.warn(
+                f"net {self.net.name!r} has ordinary batch normalization ({names}), which "
+                "would learn the statistics of the drawn examples instead of the data's. "
+                "Convert it first, weights kept: "
+                "tfi.layers.weight_batch_normalization(net).",
+                stacklevel=3,
+            )

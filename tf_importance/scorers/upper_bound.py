@@ -1,0 +1,182 @@
+"""The upper bound of the gradient norm (Katharopoulos & Fleuret 2018, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import keras
+import tensorflow as tf
+
+from tf_importance import losses
+from tf_importance.scorers import base, forward
+
+
+def _upper_bound(objective: losses.Objective, labels, passed: forward.Forward) -> tf.Tensor:
+    """Score by Ĝ_i = ‖∂L_i/∂z_i‖₂, z the pre-activations of the last layer  (eq. 20).
+
+    The gradient norm of all parameters is at most Lρ Ĝ_i, with Lρ the same for all examples.
+    The norm goes over all outputs and all their axes but the first. It costs one forward pass.
+
+    Cross-entropy of a softmax or sigmoid and squared error have closed forms; for any other
+    loss a tape over the last activation alone gives the same. Where a net ends in something
+    that is not an activation (an LSTM, a reshape), z is its output.
+
+    Args:
+        model: a compiled ISModel. inputs: nest of [B, …]. labels: nest of [B, …].
+    Returns:
+        [B] float32, computed in float32 under mixed precision.
+    """
+    passed = _in_float32(passed)
+    deltas = closed_form_deltas(objective, labels, passed)
+    if deltas is None:
+        deltas = taped_deltas(objective, labels, passed)
+    squares = [tf.reduce_sum(_flat(delta) ** 2, axis=1) for delta in deltas]
+    return tf.sqrt(tf.add_n(squares))
+
+
+upper_bound = base.OutputScorer("upper_bound", _upper_bound)
+
+
+def taped_deltas(
+    objective: losses.Objective, labels, passed: forward.Forward
+) -> list[tf.Tensor]:
+    """∂L_i/∂z_i of each output by a tape over the last activation: [B, …] each."""
+    # Under a name of its own, a tensor hides the logits that Keras may have noted on it.
+    preactivations = [tf.identity(head.preactivation) for head in passed.heads]
+    with tf.GradientTape() as tape:
+        tape.watch(preactivations)
+        outputs = [head.activation(z) for head, z in zip(passed.heads, preactivations)]
+        for output, original in zip(outputs, tf.nest.flatten(passed.outputs)):
+            if getattr(original, "_keras_mask", None) is not None:
+                output._keras_mask = original._keras_mask
+        outputs = tf.nest.pack_sequence_as(passed.outputs, outputs)
+        per_example = losses.per_example_losses(objective, labels, outputs)
+    gradients = tape.gradient(per_example, preactivations, unconnected_gradients="zero")
+    return list(gradients)
+
+
+def closed_form_deltas(
+    objective: losses.Objective, labels, passed: forward.Forward
+) -> list[tf.Tensor] | None:
+    """∂L_i/∂z_i of each output where each loss has a closed form, else None.
+
+    Several losses of one output add up.
+    """
+    deltas: list[tf.Tensor | None] = [None] * len(passed.heads)
+    for term in losses.terms(objective, labels, passed.outputs):
+        delta = _closed_form(term, passed.heads[term.output])
+        if delta is None:
+            return None
+        previous = deltas[term.output]
+        deltas[term.output] = delta if previous is None else previous + delta
+    return [delta for delta in deltas if delta is not None]
+
+
+def _closed_form(term: losses.Term, head: forward.Head) -> tf.Tensor | None:
+    form = _CLOSED_FORMS.get(_class_of(term.loss))
+    if form is None or term.mask is not None or term.loss.reduction not in _MEANS:
+        return None
+    return form(term, head)
+
+
+def _softmax_crossentropy(term: losses.Term, head: forward.Head) -> tf.Tensor | None:
+    """∂L/∂z = (softmax(z) − y) / (number of inner positions)."""
+    options = _options(term.loss)
+    if not _ends_in(head, keras.activations.softmax, options) or options["axis"] != -1:
+        return None
+    z = head.preactivation
+    if _class_of(term.loss) is keras.losses.SparseCategoricalCrossentropy:
+        if options["ignore_class"] is not None:
+            return None
+        classes = tf.reshape(tf.cast(term.labels, tf.int64), tf.shape(z)[:-1])
+        labels = tf.one_hot(classes, tf.shape(z)[-1], dtype=z.dtype)
+    else:
+        if term.labels.shape.rank != z.shape.rank:
+            return None
+        labels = tf.cast(term.labels, z.dtype)
+        smoothing = options["label_smoothing"]
+        labels = labels * (1 - smoothing) + smoothing / tf.cast(tf.shape(z)[-1], z.dtype)
+    return term.scale * (tf.nn.softmax(z) - labels) / _positions(z[..., 0])
+
+
+def _sigmoid_crossentropy(term: losses.Term, head: forward.Head) -> tf.Tensor | None:
+    """∂L/∂z = (sigmoid(z) − y) / (number of outputs of an example)."""
+    options = _options(term.loss)
+    if not _ends_in(head, keras.activations.sigmoid, options) or options["axis"] != -1:
+        return None
+    labels = _like(term.labels, head.preactivation)
+    if labels is None:
+        return None
+    z, smoothing = head.preactivation, options["label_smoothing"]
+    labels = labels * (1 - smoothing) + smoothing / 2
+    return term.scale * (tf.sigmoid(z) - labels) / _positions(z)
+
+
+def _squared_error(term: losses.Term, head: forward.Head) -> tf.Tensor | None:
+    """∂L/∂z = 2 (z − y) / (number of outputs of an example)."""
+    if head.activation is not forward.identity:
+        return None
+    labels = _like(term.labels, head.preactivation)
+    if labels is None:
+        return None
+    z = head.preactivation
+    return term.scale * 2 * (z - labels) / _positions(z)
+
+
+_CLOSED_FORMS: dict[type, Callable[[losses.Term, forward.Head], tf.Tensor | None]] = {
+    keras.losses.CategoricalCrossentropy: _softmax_crossentropy,
+    keras.losses.SparseCategoricalCrossentropy: _softmax_crossentropy,
+    keras.losses.BinaryCrossentropy: _sigmoid_crossentropy,
+    keras.losses.MeanSquaredError: _squared_error,
+}
+_FUNCTIONS: dict[Callable, type] = {
+    keras.losses.categorical_crossentropy: keras.losses.CategoricalCrossentropy,
+    keras.losses.sparse_categorical_crossentropy: keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.binary_crossentropy: keras.losses.BinaryCrossentropy,
+    keras.losses.mean_squared_error: keras.losses.MeanSquaredError,
+}
+_MEANS = ("sum_over_batch_size", "mean", "auto")
+_DEFAULTS = {"from_logits": False, "label_smoothing": 0.0, "axis": -1, "ignore_class": None}
+
+
+def _class_of(loss: keras.losses.Loss) -> type:
+    """The class that a wrapped loss function stands for, else the loss's own."""
+    function = getattr(loss, "fn", None)
+    return _FUNCTIONS.get(function, type(loss)) if type(loss) not in _CLOSED_FORMS else type(loss)
+
+
+def _options(loss: keras.losses.Loss) -> dict:
+    """The loss's arguments; a wrapped function has its defaults."""
+    given = loss.get_config() if type(loss) in _CLOSED_FORMS else {}
+    return {name: given.get(name, default) for name, default in _DEFAULTS.items()}
+
+
+def _ends_in(head: forward.Head, activation: Callable, options: dict) -> bool:
+    """Whether z are the logits of this loss: given as such, or behind the activation."""
+    if head.activation is forward.identity:
+        return options["from_logits"]
+    return head.activation is activation
+
+
+def _like(labels: tf.Tensor, z: tf.Tensor) -> tf.Tensor | None:
+    """Labels in z's dtype and shape, with the last axis of 1 that Keras allows to be absent."""
+    labels = tf.cast(labels, z.dtype)
+    if labels.shape.rank == z.shape.rank - 1 and z.shape[-1] == 1:
+        return labels[..., tf.newaxis]
+    if not labels.shape.is_compatible_with(z.shape) or labels.shape.rank != z.shape.rank:
+        return None
+    return labels
+
+
+def _positions(values: tf.Tensor) -> tf.Tensor:
+    """Number of values of one example, over which Keras takes the mean."""
+    return tf.cast(tf.size(values) // tf.shape(values)[0], tf.float32)
+
+
+def _flat(values: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(values, [tf.shape(values)[0], -1])
+
+
+def _in_float32(passed: forward.Forward) -> forward.Forward:
+    heads = [forward.Head(tf.cast(z, tf.float32), act) for z, act in passed.heads]
+    return forward.Forward(passed.outputs, heads)
