@@ -29,12 +29,37 @@ def value(variable) -> tf.Tensor:
     return tf.convert_to_tensor(variable)
 
 
+def take_restored_epoch(model: keras.Model) -> int:
+    """The epoch that a callback (BackupAndRestore) told `fit` to start from, once; 0 if none.
+
+    Keras 3 keeps it on the model and would start each later `fit` there; Keras 2 asks its
+    checkpoint, which moves on with the training.
+    """
+    restored = getattr(model, "_initial_epoch", None) or 0
+    if restored:
+        model._initial_epoch = None
+    return restored
+
+
 def device(model: keras.Model) -> str:
     """The device of the model's first weight, `""` where TensorFlow does not say."""
     weights = model.weights
     if not weights:
         return ""
     return tf.convert_to_tensor(weights[0]).device if tf.executing_eagerly() else ""
+
+
+def matched(labels, predictions, dtype: str):
+    """Labels and predictions as this version of Keras hands them to a loss."""
+    if KERAS_3:
+        convert = keras.ops.convert_to_tensor
+        return convert(labels, dtype=dtype), convert(predictions, dtype=dtype)
+    labels = tf.convert_to_tensor(labels)
+    if labels.shape.rank == 1 and predictions.shape.rank == 2:
+        labels = labels[:, tf.newaxis]
+    if labels.dtype.is_floating and predictions.dtype.is_floating:
+        labels = tf.cast(labels, predictions.dtype)
+    return labels, predictions
 
 
 def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:

@@ -117,10 +117,8 @@ def elementwise(term: Term) -> tf.Tensor:
     Raises:
         ValueError: the loss has no value for each example.
     """
-    labels, predictions = term.labels, term.predictions
-    if compat.KERAS_3:
-        labels = keras.ops.convert_to_tensor(labels, dtype=term.loss.dtype)
-        predictions = keras.ops.convert_to_tensor(predictions, dtype=term.loss.dtype)
+    dtype = getattr(term.loss, "dtype", "float32")
+    labels, predictions = compat.matched(term.labels, term.predictions, dtype)
     values = term.loss.call(labels, predictions)
     size = term.predictions.shape[0]
     if values.shape.rank == 0 or None not in (size, values.shape[0]) and values.shape[0] != size:
@@ -143,11 +141,11 @@ def per_example(term: Term) -> tf.Tensor:
         valid = tf.reduce_sum(mask)
         total = tf.cast(tf.size(mask), values.dtype)
         values *= mask if sums else mask * tf.math.divide_no_nan(total, valid)
-    inner = tf.range(1, tf.rank(values)) if values.shape.rank is None else range(1, values.shape.rank)
+    inner = list(range(1, values.shape.rank))
     if sums:
         size = tf.cast(tf.shape(values)[0], values.dtype)
-        return term.scale * size * tf.reduce_sum(values, axis=list(inner))
-    return term.scale * tf.reduce_mean(values, axis=list(inner))
+        return term.scale * size * tf.reduce_sum(values, axis=inner)
+    return term.scale * tf.reduce_mean(values, axis=inner)
 
 
 def per_example_losses(objective: Objective, labels, outputs) -> tf.Tensor:

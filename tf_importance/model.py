@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import compat, layers, losses, proposals, scorers, variance
+from tf_importance import epochs as epochs_
 from tf_importance.scorers import base, forward
 
 _SCORER_PREFIX = "tfi.scorers."
@@ -146,8 +147,23 @@ class ISModel(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, *args, class_weight=None, **kwargs):
-        """As `keras.Model.fit`.
+    def fit(
+        self,
+        x=None,
+        y=None,
+        *,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        class_weight=None,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        **kwargs,
+    ):
+        """As `keras.Model.fit`; from the third on, arguments go by name.
+
+        Without steps_per_epoch an epoch is one pass over the dataset, however many batches
+        importance sampling makes of it.
 
         Raises:
             ValueError: class_weight for a dataset that has weights already, where this
@@ -162,7 +178,24 @@ class ISModel(keras.Model):
                 "before it: dataset.map(lambda x, y: (x, y, tf.gather(class_weights, y)))"
                 ".apply(importance_sample(model)); they then count in the scores as well."
             )
-        return super().fit(x, y, *args, class_weight=class_weight, **kwargs)
+        kwargs.update(class_weight=class_weight, steps_per_epoch=steps_per_epoch, verbose=verbose)
+        if not (self._expects_drawn and epochs_.length_varies(x, steps_per_epoch)):
+            kwargs.update(epochs=epochs, initial_epoch=initial_epoch, callbacks=callbacks)
+            return super().fit(x, y, **kwargs)
+        training = epochs_.OneTraining(callbacks, self, verbose, epochs)
+        epoch = initial_epoch
+        while True:
+            with warnings.catch_warnings():
+                # Keras 3 warns at the end of every pass whose length it did not know.
+                warnings.filterwarnings("ignore", "Your input ran out of data")
+                super().fit(
+                    x, y, epochs=epoch + 1, initial_epoch=epoch, callbacks=training, **kwargs
+                )
+            epoch = max(epoch + 1, compat.take_restored_epoch(self))
+            if epoch >= epochs or self.stop_training:
+                break
+        training.finish()
+        return self.history
 
     def export(self, filepath, *args, **kwargs):
         """Write a SavedModel of the net alone: it loads without this package."""

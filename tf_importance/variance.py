@@ -81,7 +81,7 @@ def presample_batch_increase(
 
     The B scored examples are a uniform sample themselves. Drawing b of them from g leaves
     the variance of a uniform batch of B plus 1/τ² of that of a uniform batch of b, in all
-    that of a uniform batch of κ b, at most B.
+    that of a uniform batch of κ b, at most B. (Cautious: the exact 1/κ is smaller by 1/B.)
 
     Args:
         tau: τ, at least 1.
