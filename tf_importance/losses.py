@@ -20,6 +20,10 @@ _FunctionLoss = keras.losses.MeanSquaredError.__bases__[0]
 _SUMS = ("sum", "none", None)
 
 
+class NoValueForEachExample(ValueError):
+    """The loss is reduced before weights can reach the examples."""
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
     """What `compile` was told: loss and loss_weights, in any of Keras's spellings.
@@ -115,14 +119,14 @@ def elementwise(term: Term) -> tf.Tensor:
     """The loss before any reduction: [B, …].
 
     Raises:
-        ValueError: the loss has no value for each example.
+        NoValueForEachExample: the loss is a scalar, or reduced over the batch.
     """
     dtype = getattr(term.loss, "dtype", "float32")
     labels, predictions = compat.matched(term.labels, term.predictions, dtype)
     values = term.loss.call(labels, predictions)
     size = term.predictions.shape[0]
     if values.shape.rank == 0 or None not in (size, values.shape[0]) and values.shape[0] != size:
-        raise ValueError(
+        raise NoValueForEachExample(
             f"loss {term.loss.name!r} gives no value for each example: shape {values.shape} for "
             f"outputs of shape {term.predictions.shape}, so weights cannot reach the examples. "
             "Return a tensor of shape [batch, …], for instance by reducing over the last axis "

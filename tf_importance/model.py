@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 import keras
 import tensorflow as tf
 
-from tf_importance import compat, layers, losses, proposals, scorers, variance
-from tf_importance import epochs as epochs_
+from tf_importance import compat, epochs, layers, losses, proposals, scorers, variance
 from tf_importance.scorers import base, forward
 
 _SCORER_PREFIX = "tfi.scorers."
+
+
+def _signed_as(method: Callable) -> Callable:
+    """Show a Keras method's signature, which differs between versions, as one's own."""
+    return functools.wraps(method, assigned=(), updated=())
+
+
+def _arguments(method: Callable, *args, **kwargs) -> dict[str, Any]:
+    """Arguments of a call to a Keras method by name, defaults included."""
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = {name: value for name, value in bound.arguments.items() if name != "self"}
+    given.update(given.pop("kwargs", {}))
+    return given
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,17 +144,19 @@ class ISModel(keras.Model):
         """The net's outputs; `training` reaches the net through Keras's call context."""
         return forward.run(self.net, inputs)
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
-        """As `keras.Model.compile`; from the third on, arguments go by name.
+    @_signed_as(keras.Model.compile)
+    def compile(self, *args, **kwargs):
+        """As `keras.Model.compile`.
 
         Raises:
             ValueError: a loss divides by the sum of the weights (reduction
                 "mean_with_sample_weight"), which biases importance sampling.
         """
-        losses.refuse_biased_reductions(loss)
-        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        given = _arguments(keras.Model.compile, self, *args, **kwargs)
+        losses.refuse_biased_reductions(given["loss"])
+        super().compile(*args, **kwargs)
         names = getattr(self.net, "output_names", None)
-        self.objective = losses.Objective(loss, kwargs.get("loss_weights"), names)
+        self.objective = losses.Objective(given["loss"], given["loss_weights"], names)
 
     def compile_from_config(self, config) -> None:
         """Compile as a saved model was; Keras does so only for its own `compile`."""
@@ -147,20 +164,9 @@ class ISModel(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(
-        self,
-        x=None,
-        y=None,
-        *,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        class_weight=None,
-        initial_epoch=0,
-        steps_per_epoch=None,
-        **kwargs,
-    ):
-        """As `keras.Model.fit`; from the third on, arguments go by name.
+    @_signed_as(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`.
 
         Without steps_per_epoch an epoch is one pass over the dataset, however many batches
         importance sampling makes of it.
@@ -169,30 +175,28 @@ class ISModel(keras.Model):
             ValueError: class_weight for a dataset that has weights already, where this
                 version of Keras cannot multiply the two.
         """
-        spec = getattr(x, "element_spec", None)
+        given = _arguments(keras.Model.fit, self, *args, **kwargs)
+        spec = getattr(given["x"], "element_spec", None)
         weighted = isinstance(spec, tuple) and len(spec) == 3
-        if class_weight is not None and weighted and compat.KERAS_3:
+        if given["class_weight"] is not None and weighted and compat.KERAS_3:
             raise ValueError(
                 "Keras 3 takes no class_weight beside the weights of a dataset, and "
                 "importance_sample's have them. Give the class weights as sample weights "
                 "before it: dataset.map(lambda x, y: (x, y, tf.gather(class_weights, y)))"
                 ".apply(importance_sample(model)); they then count in the scores as well."
             )
-        kwargs.update(class_weight=class_weight, steps_per_epoch=steps_per_epoch, verbose=verbose)
-        if not (self._expects_drawn and epochs_.length_varies(x, steps_per_epoch)):
-            kwargs.update(epochs=epochs, initial_epoch=initial_epoch, callbacks=callbacks)
-            return super().fit(x, y, **kwargs)
-        training = epochs_.OneTraining(callbacks, self, verbose, epochs)
-        epoch = initial_epoch
+        varies = epochs.length_varies(given["x"], given["steps_per_epoch"])
+        if not (varies and self._expects_drawn):
+            return super().fit(*args, **kwargs)
+        last, epoch = given.pop("epochs"), given.pop("initial_epoch")
+        training = epochs.OneTraining(given.pop("callbacks"), self, given["verbose"], last)
         while True:
             with warnings.catch_warnings():
                 # Keras 3 warns at the end of every pass whose length it did not know.
                 warnings.filterwarnings("ignore", "Your input ran out of data")
-                super().fit(
-                    x, y, epochs=epoch + 1, initial_epoch=epoch, callbacks=training, **kwargs
-                )
+                super().fit(epochs=epoch + 1, initial_epoch=epoch, callbacks=training, **given)
             epoch = max(epoch + 1, compat.take_restored_epoch(self))
-            if epoch >= epochs or self.stop_training:
+            if epoch >= last or self.stop_training:
                 break
         training.finish()
         return self.history
@@ -259,7 +263,12 @@ class ISModel(keras.Model):
         with layers.importance_weights(drawn), forward.recorded() as passes:
             logs = super().train_step(data)
         if self.objective.loss is not None and passes:
-            self._update_tau(labels, weights, passes[-1])
+            try:
+                self._update_tau(labels, weights, passes[-1])
+            except losses.NoValueForEachExample:
+                # Keras trains on such a loss; importance sampling was refused at its start.
+                if self._expects_drawn:
+                    raise
         logs = dict(logs)
         logs.update(self._logs())
         return logs
@@ -267,9 +276,13 @@ class ISModel(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if isinstance(sample_weight, tf.Tensor) and self.objective.loss is not None:
             drawn = layers.current_weights() is not None
-            sample_weight = losses.weights_by_output(
-                self.objective, y, y_pred, sample_weight, drawn
-            )
+            try:
+                sample_weight = losses.weights_by_output(
+                    self.objective, y, y_pred, sample_weight, drawn
+                )
+            except losses.NoValueForEachExample:
+                if drawn:
+                    raise
         kwargs = {"training": training} if compat.COMPUTE_LOSS_TAKES_TRAINING else {}
         return super().compute_loss(x, y, y_pred, sample_weight, **kwargs)
 
