@@ -1,0 +1,126 @@
+"""The same two lines under MirroredStrategy, by both dataset routes, on two logical CPUs."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tests.reference import equations
+
+L = keras.layers
+ROUTES = ["auto-sharded", "from function"]
+
+
+@pytest.fixture(scope="module")
+def strategy():
+    """One for all tests: TensorFlow's collectives on CPUs are the process's, not a strategy's."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def model_in(strategy, learning_rate=0.2, batch_norm=False):
+    with strategy.scope():
+        layers = [L.Dense(8, activation="relu")]
+        layers += [tfi.layers.BatchNormalization(momentum=0.9)] if batch_norm else []
+        net = keras.Sequential([keras.Input((2,)), *layers, L.Dense(4, activation="softmax")])
+        model = tfi.ISModel(net)
+        model.compile(
+            keras.optimizers.SGD(learning_rate),
+            "sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+        )
+    return model
+
+
+def fed(strategy, route, model, data, batch_size, presample_size, **kwargs):
+    """Batches for both replicas, batch_size examples in all."""
+    per_replica = 2 if route == "from function" else 1
+
+    def make(context=None):
+        dataset = tf.data.Dataset.from_tensor_slices(data).repeat()
+        if context is not None:
+            dataset = dataset.shard(context.num_input_pipelines, context.input_pipeline_id)
+        sample = tfi.importance_sample(
+            model, batch_size // per_replica, presample_size // per_replica, **kwargs
+        )
+        return dataset.apply(sample)
+
+    if route == "from function":
+        return strategy.distribute_datasets_from_function(make)
+    return make()
+
+
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["", "batch norm"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_training_under_a_strategy(strategy, route, batch_norm, blobs):
+    model = model_in(strategy, batch_norm=batch_norm)
+    data = fed(strategy, route, model, blobs, 16, 64, tau_threshold=1.1)
+    before = model.evaluate(*blobs, batch_size=128, verbose=0)[0]
+    history = model.fit(data, steps_per_epoch=30, epochs=3, verbose=0).history
+    assert model.evaluate(*blobs, batch_size=128, verbose=0)[0] < 0.7 * before
+    assert history["importance"][-1] > 0
+    assert history["tau"][-1] > 1
+    assert history["fallbacks"][-1] == 0
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_tau_is_the_mean_over_the_replicas(strategy, route, blobs):
+    """Learning rate zero: each replica's estimate is eq. 26 of its half of the batch."""
+    model = model_in(strategy, learning_rate=0.0)
+    points, labels = blobs[0][:16], blobs[1][:16]
+    data = fed(strategy, route, model, (points, labels), 16, 16, tau_threshold="never")
+    model.fit(data, steps_per_epoch=1, verbose=0)
+    deltas = np.asarray(model.net(points)) - np.eye(4)[labels]
+    norms = np.linalg.norm(deltas, axis=1)
+    expected = np.mean([equations.tau(norms[:8]), equations.tau(norms[8:])])
+    np.testing.assert_allclose(tf.convert_to_tensor(model.tau), expected, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "negative control"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_gradient_of_all_replicas_is_unbiased(strategy, route, weighted, blobs):
+    """z-test on SGD's own step: parameters before, parameters after, over the learning rate."""
+    points, labels = blobs[0][:64], blobs[1][:64]
+    model = model_in(strategy)
+    model.fit(
+        fed(strategy, "auto-sharded", model, blobs, 32, 32, tau_threshold="never"),
+        steps_per_epoch=60,
+        verbose=0,
+    )
+    data = fed(strategy, route, model, (points, labels), 16, 64, tau_threshold="always", seed=0)
+    if not weighted:
+        unweight = lambda x, y, w: (x, y, tf.ones_like(w))  # noqa: E731
+        if route == "from function":
+            pytest.skip("a distributed dataset cannot be mapped")
+        data = data.map(unweight)
+    start = model.net.get_weights()
+    with tf.GradientTape() as tape:
+        outputs = model.net(points)
+        loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, outputs))
+    parts = tape.gradient(loss, model.net.trainable_variables)
+    truth = np.concatenate([np.ravel(part) for part in parts])
+    if route == "from function":
+        # Two shards of one input pipeline: each pre-sample is half of the data in turn.
+        assert model.distribute_strategy.num_replicas_in_sync == 2
+
+    class Restart(keras.callbacks.Callback):
+        steps = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            moved = [a - b for a, b in zip(start, self.model.net.get_weights())]
+            self.steps.append(np.concatenate([np.ravel(m) for m in moved]) / 0.2)
+            self.model.net.set_weights(start)
+
+    Restart.steps = []
+    model.fit(data, steps_per_epoch=400, verbose=0, callbacks=[Restart()])
+    directions = np.random.default_rng(0).normal(size=(truth.size, 6))
+    projected = (np.array(Restart.steps, np.float64) - truth) @ directions
+    if route == "from function":
+        # Halves alternate; a pair of steps sees all of the data.
+        projected = projected.reshape(-1, 2, 6).mean(axis=1)
+    z = projected.mean(axis=0) / (projected.std(axis=0, ddof=1) / np.sqrt(len(projected)))
+    if weighted:
+        assert np.abs(z).max() < 4.5
+    else:
+        assert np.abs(z).max() > 6
