@@ -13,20 +13,20 @@ B, b, DECAY, RATE, THRESHOLD = 32, 8, 0.5, 0.5, 1.8
 class Recorder(keras.callbacks.Callback):
     """τ after each step, and whether the step's batch was drawn."""
 
-    def __init__(self):
+    def __init__(self, draws: tf.Variable):
         super().__init__()
+        self._draws, self._before = draws, 0
         self.steps = []
 
     def on_train_batch_end(self, batch, logs=None):
-        drawn = float(tf.convert_to_tensor(self.model.drawn_batches))
-        before = sum(step.drawn for step in self.steps)
-        tau = float(tf.convert_to_tensor(self.model.tau))
-        self.steps.append(algorithm1.Step(tau, drawn > before))
+        draws = int(self._draws)
+        self.steps.append(algorithm1.Step(float(logs["tau"]), draws > self._before))
+        self._before = draws
 
 
-def at_points(points):
+def at_points(points, row: tf.Variable):
     """A resampling by given points of the cumulative proposal, a row for each draw."""
-    table, row = tf.constant(points, tf.float32), tf.Variable(0)
+    table = tf.constant(points, tf.float32)
 
     def resample(proposal, size, seed):
         cumulative = tf.cumsum(proposal) / tf.reduce_sum(proposal)
@@ -46,16 +46,17 @@ def test_the_pipeline_follows_algorithm_1(blobs):
     model.compile(keras.optimizers.SGD(RATE), loss)
     kernel, bias = net.get_weights()
     uniforms = np.random.default_rng(5).random((64, b)).astype(np.float32)
+    row = tf.Variable(0)
     dataset = (
         tf.data.Dataset.from_tensor_slices((points, labels))
         .repeat(4)
         .apply(
             tfi.importance_sample(
-                model, b, B, tau_threshold=THRESHOLD, resampling=at_points(uniforms), seed=0
+                model, b, B, tau_threshold=THRESHOLD, resampling=at_points(uniforms, row), seed=0
             )
         )
     )
-    recorder = Recorder()
+    recorder = Recorder(row)
     model.fit(dataset, callbacks=[recorder], verbose=0)
 
     draws = iter(uniforms)

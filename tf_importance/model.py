@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from dataclasses import dataclass
 from typing import Any, Callable
 
 import keras
@@ -29,32 +28,6 @@ def _arguments(method: Callable, *args, **kwargs) -> dict[str, Any]:
     given = {name: value for name, value in bound.arguments.items() if name != "self"}
     given.update(given.pop("kwargs", {}))
     return given
-
-
-@dataclass(frozen=True, eq=False)
-class _Monitors:
-    """What the logs say of an epoch. A plain object, so that `evaluate` reports none of it."""
-
-    effective_fraction: keras.metrics.Metric
-    max_weight: keras.metrics.Metric
-
-    def reset(self) -> None:
-        self.effective_fraction.reset_state()
-        self.max_weight.reset_state()
-
-
-class _Max(keras.metrics.Metric):
-    """The largest value seen since the last reset."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name=name, dtype="float32")
-        self.largest = self.add_weight(name="largest", shape=(), initializer="zeros")
-
-    def update_state(self, value, sample_weight=None):
-        self.largest.assign(tf.maximum(compat.value(self.largest), value))
-
-    def result(self):
-        return compat.value(self.largest) + 0.0
 
 
 @keras.saving.register_keras_serializable(package="tf_importance")
@@ -117,21 +90,21 @@ class ISModel(keras.Model):
         if names:
             self.output_names = names
         # Added as weights: a plain tf.Variable is not saved by Keras 3.
-        self.tau = self._state("tau", 0.0)
-        self._tau_memory = self._state("tau_memory", 1.0)
-        self.mean_sample_weight = self._state("mean_sample_weight", 1.0)
-        self.drawn_batches = self._state("drawn_batches", 0.0)
-        self.uniform_batches = self._state("uniform_batches", 0.0)
-        self.fallbacks = self._state("fallbacks", 0.0)
-        self._monitors = _Monitors(keras.metrics.Mean("ess"), _Max("max_weight"))
+        self.tau = self._state("tau")
+        # a^k after k steps of τ's average.
+        self._tau_memory = self._state("tau_memory", initial=1.0)
+        self.mean_sample_weight = self._state("mean_sample_weight", initial=1.0)
+        # Few and small: every variable that a step reads costs as much as a small layer.
+        self._counts = self._state("counts", size=3)  # drawn, uniform, fallbacks
+        self._monitors = self._state("monitors", size=3)  # Σ 1/τ², steps, largest weight
         self._expects_drawn = False
         self._warned = False
         self._warn_of_batch_normalization()
 
-    def _state(self, name: str, initial: float):
+    def _state(self, name: str, *, size: int | None = None, initial: float = 0.0):
         return self.add_weight(
             name=name,
-            shape=(),
+            shape=() if size is None else (size,),
             dtype="float32",
             initializer=keras.initializers.Constant(initial),
             trainable=False,
@@ -237,9 +210,8 @@ class ISModel(keras.Model):
 
     def reset_metrics(self) -> None:
         super().reset_metrics()
-        self._monitors.reset()
-        for count in (self.drawn_batches, self.uniform_batches, self.fallbacks):
-            count.assign(0.0)
+        self._counts.assign(tf.zeros([3]))
+        self._monitors.assign(tf.zeros([3]))
 
     # Importance sampling ------------------------------------------------------------------
 
@@ -256,22 +228,31 @@ class ISModel(keras.Model):
         self.mean_sample_weight.assign(0.0 if sample_weighted else 1.0)
         self._warn_of_batch_normalization()
 
+    def count(self, drawn=0.0, uniform=0.0, fallbacks=0.0) -> None:
+        """Add to the epoch's numbers of drawn and uniform batches, and of fallbacks.
+
+        `importance_sample` calls it as batches leave.
+        """
+        self._counts.assign_add(tf.stack([drawn, uniform, fallbacks]))
+
     def train_step(self, data):
         """A Keras training step, then τ from the same forward pass."""
-        inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        _, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         drawn = weights if self._expects_drawn else None
         with layers.importance_weights(drawn), forward.recorded() as passes:
             logs = super().train_step(data)
+        tau, monitors = compat.value(self.tau), compat.value(self._monitors)
         if self.objective.loss is not None and passes:
             try:
-                self._update_tau(labels, weights, passes[-1])
+                estimate, largest = self._estimate(labels, weights, passes[-1])
             except losses.NoValueForEachExample:
                 # Keras trains on such a loss; importance sampling was refused at its start.
                 if self._expects_drawn:
                     raise
-        logs = dict(logs)
-        logs.update(self._logs())
-        return logs
+            else:
+                tau = self._updated_tau(tau, estimate)
+                monitors = self._updated_monitors(monitors, estimate, largest)
+        return {**logs, **self._logs(tau, monitors)}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if isinstance(sample_weight, tf.Tensor) and self.objective.loss is not None:
@@ -293,48 +274,53 @@ class ISModel(keras.Model):
         compat.update_all_metrics(self, y, y_pred, weights)
         return self.get_metrics_result()
 
-    def _update_tau(self, labels, weights, passed: forward.Forward) -> None:
-        """τ ← τ + (1−a)/(1−a^k) (estimate − τ): the bias-corrected average, step k."""
-        estimate, largest = self._estimate(labels, weights, passed)
-        known = tf.math.is_finite(estimate)
-        memory = compat.value(self._tau_memory)
-        memory = tf.where(known, memory * self.tau_decay, memory)
-        gain = tf.math.divide_no_nan(1 - self.tau_decay, 1 - memory)
-        tau = compat.value(self.tau)
-        self.tau.assign(tf.where(known, tau + gain * (estimate - tau), tau))
-        self._tau_memory.assign(memory)
-        self._monitors.effective_fraction.update_state(
-            tf.where(known, 1 / estimate**2, 1.0), sample_weight=tf.cast(known, tf.float32)
-        )
-        self._monitors.max_weight.update_state(largest)
-
     def _estimate(self, labels, weights, passed: forward.Forward):
         """τ of this batch, NaN where its scores are unusable, and the largest weight."""
         scorer = self.scorer
         if not isinstance(scorer, base.OutputScorer):
             scorer = scorers.upper_bound
-        scores = scorer.from_forward(self.objective, labels, passed)
-        scores = tf.stop_gradient(scores)
+        scores = tf.stop_gradient(scorer.from_forward(self.objective, labels, passed))
         if not isinstance(weights, tf.Tensor) or weights.shape.rank != 1:
             weights = tf.ones_like(scores)
         weights = tf.cast(weights, scores.dtype)
-        largest = tf.reduce_max(weights)
-        scale = compat.value(self.mean_sample_weight)
-        if not self._expects_drawn:
-            scores, weights, scale = weights * scores, tf.ones_like(scores), 1.0
-        estimate = variance.estimated_batch_increase(scores, weights, scale)
-        usable = proposals.usable(scores)
-        return tf.where(usable, estimate, tf.constant(float("nan"))), largest
+        if self._expects_drawn:
+            scale = compat.value(self.mean_sample_weight)
+            estimate = variance.estimated_batch_increase(scores, weights, scale)
+        else:
+            scores *= weights
+            estimate = variance.estimated_batch_increase(scores, tf.ones_like(scores))
+        estimate = tf.where(proposals.usable(scores), estimate, float("nan"))
+        return estimate, tf.reduce_max(weights)
 
-    def _logs(self) -> dict[str, tf.Tensor]:
-        drawn = compat.value(self.drawn_batches)
-        batches = drawn + compat.value(self.uniform_batches)
+    def _updated_tau(self, tau, estimate):
+        """τ ← τ + (1−a)/(1−a^k) (estimate − τ): the bias-corrected average, step k."""
+        known = tf.math.is_finite(estimate)
+        memory = compat.value(self._tau_memory)
+        memory = tf.where(known, memory * self.tau_decay, memory)
+        gain = (1 - self.tau_decay) / (1 - memory)
+        tau = tf.where(known, tau + gain * (estimate - tau), tau)
+        self.tau.assign(tau)
+        self._tau_memory.assign(memory)
+        return tau
+
+    def _updated_monitors(self, monitors, estimate, largest):
+        total, steps, maximum = tf.unstack(monitors)
+        known = tf.math.is_finite(estimate)
+        fraction = tf.where(known, 1 / estimate**2, 0.0)
+        steps += tf.cast(known, tf.float32)
+        monitors = tf.stack([total + fraction, steps, tf.maximum(maximum, largest)])
+        self._monitors.assign(monitors)
+        return monitors
+
+    def _logs(self, tau, monitors) -> dict[str, tf.Tensor]:
+        total, steps, maximum = tf.unstack(monitors)
+        drawn, uniform, fallbacks = tf.unstack(compat.value(self._counts))
         return {
-            "tau": compat.value(self.tau) + 0.0,
-            "ess": self._monitors.effective_fraction.result(),
-            "importance": tf.math.divide_no_nan(drawn, batches),
-            "max_weight": self._monitors.max_weight.result(),
-            "fallbacks": compat.value(self.fallbacks) + 0.0,
+            "tau": tau,
+            "ess": tf.math.divide_no_nan(total, steps),
+            "importance": tf.math.divide_no_nan(drawn, drawn + uniform),
+            "max_weight": maximum,
+            "fallbacks": fallbacks,
         }
 
     def _warn_of_batch_normalization(self) -> None:

@@ -54,7 +54,7 @@ def importance_sample(
     * else the group leaves as B/b uniform batches with weights s. Nothing is scored.
 
     Scores that cannot be normalized (all zero, negative, NaN or infinite) make their group
-    leave uniformly; `model.fallbacks` counts them. The last group of a finite dataset may be
+    leave uniformly; the training logs count them. The last group of a finite dataset may be
     shorter than B and leaves uniformly too, every example once. Its last batch is filled up
     to b with examples of weight 0, and the others' weights are scaled by b/(their number), so
     that the batch's weighted mean is the mean over those that are there.
@@ -157,26 +157,26 @@ class _Pipeline:
 
     def _drawn(self, group: _Group, scores, seed):
         """Lines 6–9 of Algorithm 1: one batch."""
-        self._model.drawn_batches.assign_add(1.0)
+        self._model.count(drawn=1.0)
         draw = self._resample(proposals.normalize(scores), self._batch_size, seed)
         chosen = tf.nest.map_structure(lambda part: tf.gather(part, draw.indices), group)
         chosen = chosen._replace(sample_weights=chosen.sample_weights * draw.weights)
         return tf.nest.map_structure(lambda part: part[tf.newaxis], tuple(chosen))
 
     def _fallback(self, group: _Group):
-        self._model.fallbacks.assign_add(1.0)
+        self._model.count(fallbacks=1.0)
         return self._whole(group)
 
     def _whole(self, group: _Group):
         """Lines 12–13: B/b uniform batches."""
         count = self._presample_size // self._batch_size
-        self._model.uniform_batches.assign_add(float(count))
+        self._model.count(uniform=float(count))
         return tf.nest.map_structure(self._cut, tuple(group))
 
     def _short(self, group: _Group, size):
         """The uniform batches of a group of fewer than B examples, the last one filled up."""
         count = -(-size // self._batch_size)
-        self._model.uniform_batches.assign_add(tf.cast(count, tf.float32))
+        self._model.count(uniform=tf.cast(count, tf.float32))
         positions = tf.range(count * self._batch_size)
         filled = tf.nest.map_structure(
             lambda part: tf.gather(part, tf.minimum(positions, size - 1)), group

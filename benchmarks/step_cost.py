@@ -1,0 +1,168 @@
+"""What a step costs, as ratios: python -m benchmarks.step_cost [--nets=mlp,cnn,lstm]
+
+For each net, in one process and interleaved:
+
+(a) wrapper: an ISModel's step on uniform batches / plain Keras's step on the same.
+(b) importance: a step with importance sampling on / (a uniform step + a forward pass of B),
+    both measured; 1 means that scoring costs what the paper counts for it, with this
+    machine's own forward-to-step cost in place of 1/3.
+(c) retraces of the training step while τ crosses the threshold both ways.
+(d) growth: resident memory after the long run / after its first tenth.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import tf_importance as tfi
+from benchmarks import measure
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("nets", ["mlp", "cnn", "lstm"], "Nets to measure.")
+flags.DEFINE_integer("batch_size", 32, "b, examples trained on in a step.")
+flags.DEFINE_integer("presample_size", 128, "B, examples scored for it.")
+flags.DEFINE_integer("steps", 150, "Steps of one timing.")
+flags.DEFINE_integer("rounds", 9, "Rounds; each times every variant once.")
+flags.DEFINE_integer("switching_steps", 1000, "Steps in which τ goes up and down.")
+flags.DEFINE_integer("long_run_steps", 10_000, "Steps of the run that watches the memory.")
+flags.DEFINE_string("out", "runs/benchmarks/step_cost.json", "Where the result goes.")
+
+L = keras.layers
+SHAPE = (28, 28, 1)
+
+
+def mlp() -> keras.Model:
+    dense = [L.Dense(256, activation="relu") for _ in range(2)]
+    return keras.Sequential([keras.Input(SHAPE), L.Flatten(), *dense, L.Dense(10)])
+
+
+def cnn() -> keras.Model:
+    convolutions = [L.Conv2D(16, 3, activation="relu"), L.MaxPooling2D(), L.Conv2D(32, 3)]
+    top = [L.ReLU(), L.MaxPooling2D(), L.Flatten(), L.Dense(64, activation="relu"), L.Dense(10)]
+    return keras.Sequential([keras.Input(SHAPE), *convolutions, *top])
+
+
+def lstm() -> keras.Model:
+    return keras.Sequential([keras.Input(SHAPE), L.Reshape((28, 28)), L.LSTM(64), L.Dense(10)])
+
+
+NETS = {"mlp": mlp, "cnn": cnn, "lstm": lstm}
+
+
+def images() -> tf.data.Dataset:
+    """Random images and labels: what is measured does not depend on what they show."""
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(4096, *SHAPE)).astype(np.float32), rng.integers(10, size=4096)
+    return tf.data.Dataset.from_tensor_slices(data).repeat()
+
+
+def compiled(model: keras.Model) -> keras.Model:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1e-3), loss, metrics=["accuracy"])
+    return model
+
+
+def ratios(make_net) -> dict:
+    """(a) and (b)."""
+    data, b, B = images(), FLAGS.batch_size, FLAGS.presample_size
+    uniform = data.batch(b, drop_remainder=True)
+    plain = compiled(make_net())
+    wrapped = compiled(tfi.ISModel(make_net()))
+    sampling = compiled(tfi.ISModel(make_net()))
+    drawn = data.apply(tfi.importance_sample(sampling, b, B, tau_threshold="always"))
+    presample = next(iter(data.batch(B)))[0]
+    forward = tf.function(lambda: plain(presample, training=False))
+    rounds = measure.interleaved(
+        {
+            "plain": lambda: measure.fit_seconds(plain, uniform, FLAGS.steps),
+            "wrapped": lambda: measure.fit_seconds(wrapped, uniform, FLAGS.steps),
+            "importance": lambda: measure.fit_seconds(sampling, drawn, FLAGS.steps),
+            "forward": lambda: measure.call_seconds(forward, FLAGS.steps),
+        },
+        FLAGS.rounds,
+        print,
+    )
+    expected = [r["plain"] + r["forward"] for r in rounds]
+    return {
+        "wrapper": measure.summary([r["wrapped"] / r["plain"] for r in rounds]),
+        "importance": measure.summary([r["importance"] / e for r, e in zip(rounds, expected)]),
+        "importance_to_uniform": measure.summary([r["importance"] / r["plain"] for r in rounds]),
+        "forward_to_uniform": measure.summary([r["forward"] / r["plain"] for r in rounds]),
+    }
+
+
+class Switch(keras.callbacks.Callback):
+    """Moves τ over the threshold and back every few steps."""
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        self.model.tau.assign(9.0 if batch // 20 % 2 else 1.0)
+
+
+def retraces(make_net) -> dict:
+    """(c): traces of the training step beyond those that its first steps needed."""
+    model = compiled(tfi.ISModel(make_net()))
+    batches = images().apply(
+        tfi.importance_sample(model, FLAGS.batch_size, FLAGS.presample_size, tau_threshold=3.0)
+    )
+    traces = []
+    step = model.train_step
+    model.train_step = lambda data: traces.append(1) or step(data)
+    model.fit(batches, steps_per_epoch=5, verbose=0)
+    before = len(traces)
+    logs = model.fit(
+        batches, steps_per_epoch=FLAGS.switching_steps, verbose=0, callbacks=[Switch()]
+    )
+    return {
+        "retraces": len(traces) - before,
+        "steps": FLAGS.switching_steps,
+        "share_drawn": round(float(logs.history["importance"][0]), 3),
+    }
+
+
+def resident_megabytes() -> float:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def memory(make_net) -> dict:
+    """(d)"""
+    model = compiled(tfi.ISModel(make_net()))
+    batches = images().apply(
+        tfi.importance_sample(model, FLAGS.batch_size, FLAGS.presample_size, tau_threshold=3.0)
+    )
+    tenth = FLAGS.long_run_steps // 10
+    seen = []
+
+    class Watch(Switch):
+        def on_train_batch_end(self, batch, logs=None) -> None:
+            super().on_train_batch_end(batch, logs)
+            if batch % tenth == tenth - 1:
+                seen.append(resident_megabytes())
+
+    model.fit(batches, steps_per_epoch=10 * tenth, verbose=2, callbacks=[Watch()])
+    return {"growth": round(seen[-1] / seen[0], 4), "megabytes": [round(m, 1) for m in seen]}
+
+
+def main(argv) -> None:
+    unknown = set(FLAGS.nets) - set(NETS)
+    if unknown:
+        raise app.UsageError(f"unknown nets {sorted(unknown)}; known are {sorted(NETS)}.")
+    result = {"batch_size": FLAGS.batch_size, "presample_size": FLAGS.presample_size}
+    for name in FLAGS.nets:
+        print(f"== {name}")
+        make_net = NETS[name]
+        result[name] = {**ratios(make_net), **retraces(make_net), "memory": memory(make_net)}
+        print({key: value for key, value in result[name].items() if key != "memory"})
+    measure.write(FLAGS.out, result)
+    print(f"written to {FLAGS.out}")
+
+
+if __name__ == "__main__":
+    app.run(main)
