@@ -8,7 +8,7 @@ import pathlib
 import platform
 import statistics
 import time
-from typing import Callable, Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 import tensorflow as tf
@@ -52,7 +52,7 @@ def interleaved(
     for number in range(rounds + 1):
         order = list(variants.items())
         # Turning the order around spreads what a neighbour on the machine takes.
-        results.append(dict((n, f()) for n, f in (order if number % 2 else order[::-1])))
+        results.append({n: f() for n, f in (order if number % 2 else order[::-1])})
         if number:
             times = ", ".join(f"{n} {1e3 * results[-1][n]:.2f} ms" for n in variants)
             say(f"round {number}/{rounds}: {times}")

@@ -10,7 +10,6 @@ import pytest
 from tests import imports
 
 PYTEST_MAIN = "tests.pytest_main"
-CONFTEST = "//tests:conftest"
 RULES = ("py_library", "py_binary", "py_test")
 
 FILES = imports.files()
@@ -62,10 +61,15 @@ def all_targets() -> list[Target]:
 
 
 def needed(target: Target, owner: dict[str, str], imported: set[str]) -> set[str]:
-    """The deps that a target's imports ask for; pytest reads conftest.py without being asked."""
-    deps = {owner[module] for module in imported if module in owner}
-    deps |= {CONFTEST} if target.rule == "py_test" else set()
-    return deps - {target.label}
+    """The deps that a target's imports ask for, and the conftest.py files that pytest reads."""
+    read = conftests(target.modules[0]) if target.rule == "py_test" else set()
+    return {owner[module] for module in imported | read if module in owner} - {target.label}
+
+
+def conftests(module: str) -> set[str]:
+    """a.b.c → a.conftest and a.b.conftest, be they there or not."""
+    parts = module.split(".")
+    return {".".join([*parts[:depth], "conftest"]) for depth in range(1, len(parts))}
 
 
 def needs_a_target(module: str) -> bool:
@@ -112,13 +116,14 @@ py_test(name = "test_a", srcs = ["pytest_main.py", "test_a.py"], deps = [":a", "
 
 
 def test_missing_and_surplus_deps_are_caught():
-    owner = {"tf_importance.losses": "//tf_importance:losses", "tests.a": "//tests:a"}
+    losses, a, conftest = "//tf_importance:losses", "//tests:a", "//tests:conftest"
+    owner = {"tf_importance.losses": losses, "tests.a": a, "tests.conftest": conftest}
     library, test = targets(BUILD, "tests")
     assert library.modules == ("tests.a",)
-    assert needed(library, owner, {"tf_importance.losses", "keras"}) == {"//tf_importance:losses"}
+    assert needed(library, owner, {"tf_importance.losses", "keras"}) == {losses}
     assert library.deps == {"//tf_importance:compat"}
     assert test.modules == ("tests.test_a",)
-    assert needed(test, owner, {"tests.a"}) == test.deps
+    assert needed(test, owner, {"tests.a"}) == test.deps == {a, conftest}
     assert needed(test, owner, set()) != test.deps
 
 

@@ -79,7 +79,8 @@ def test_the_mean_over_all_draws_is_the_full_gradient(scorer, resampling, reduct
     full *= b / B if reduction == "sum" else 1
     np.testing.assert_allclose(expected, full, rtol=1e-4, atol=1e-6)
     unweighted = sum(
-        probability * gradient(model, X[i], Y[i], np.ones(b, np.float32)) for i, probability in draws
+        probability * gradient(model, X[i], Y[i], np.ones(b, np.float32))
+        for i, probability in draws
     )
     assert np.abs(unweighted - full).max() > 1e-3  # negative control
 

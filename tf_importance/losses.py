@@ -7,8 +7,9 @@ for every way to spell a loss, mean_i(w_i ℓ_i) is the loss that Keras computes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf

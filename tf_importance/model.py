@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -179,7 +180,7 @@ class ISModel(keras.Model):
         return self.net.export(filepath, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        name = getattr(self.scorer, "__name__", None)
+        name = getattr(self.scorer, "__name__", "")
         known = scorers.BY_NAME.get(name) is self.scorer
         return {
             "net": keras.saving.serialize_keras_object(self.net),
@@ -191,7 +192,7 @@ class ISModel(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None) -> "ISModel":
+    def from_config(cls, config, custom_objects=None) -> ISModel:
         config = dict(config)
         net = keras.saving.deserialize_keras_object(config.pop("net"), custom_objects)
         scorer = config.pop("scorer")

@@ -6,7 +6,8 @@ Algorithm 1 of Katharopoulos & Fleuret 2018 as a `tf.data` transform.
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -138,7 +139,7 @@ class _Pipeline:
         if self._sample_weighted:
             return _Group(elements[0], elements[1], tf.cast(elements[2], tf.float32))
         size = tf.shape(tf.nest.flatten(elements[0])[0])[0]
-        return _Group(*elements, tf.ones([size]))
+        return _Group(elements[0], elements[1], tf.ones([size]))
 
     def _full(self, group: _Group, seed):
         if self._sample_weighted:
@@ -191,7 +192,8 @@ class _Pipeline:
     def _track_mean_sample_weight(self, sample_weights) -> None:
         """E[s] as a running average over pre-samples, which are uniform; 0 is unknown."""
         mean, known = tf.reduce_mean(sample_weights), compat.value(self._model.mean_sample_weight)
-        self._model.mean_sample_weight.assign(tf.where(known > 0, known + 0.1 * (mean - known), mean))
+        moved = tf.where(known > 0, known + 0.1 * (mean - known), mean)
+        self._model.mean_sample_weight.assign(moved)
 
     def _cut(self, part: tf.Tensor) -> tf.Tensor:
         shape = [-1, self._batch_size]

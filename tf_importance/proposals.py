@@ -6,7 +6,8 @@ zero, negative, NaN or infinite): then the proposal is uniform, and nothing here
 
 from __future__ import annotations
 
-from typing import Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import tensorflow as tf
 

@@ -7,7 +7,8 @@ the drawn batch by its weights. The draws are given, so that only the algorithm 
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 

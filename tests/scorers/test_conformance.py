@@ -97,7 +97,7 @@ def test_the_gradient_norm_sums_repeated_embeddings_before_its_norm():
             error = tf.reduce_mean((net(tokens[i : i + 1]) - labels[i : i + 1]) ** 2)
         dense = [
             np.asarray(tf.convert_to_tensor(g))
-            for g in tape.gradient(error, [v for v in net.trainable_variables])
+            for g in tape.gradient(error, list(net.trainable_variables))
         ]
         truth = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in dense))
         np.testing.assert_allclose(scores[i], truth, rtol=1e-5)

@@ -7,7 +7,8 @@ in inference mode, the training step its own.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import tensorflow as tf
 

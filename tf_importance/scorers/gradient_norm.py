@@ -29,7 +29,8 @@ def gradient_norm(model: base.ScoredModel, inputs, labels) -> tf.Tensor:
         variables = model.trainable_variables
         gradients = [g for g in tape.gradient(loss, variables) if g is not None]
         # Dense: the rows of a sparse gradient may repeat, and their sum is what has the norm.
-        squares = [tf.reduce_sum(tf.cast(tf.convert_to_tensor(g), tf.float32) ** 2) for g in gradients]
+        dense = [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients]
+        squares = [tf.reduce_sum(g**2) for g in dense]
         return tf.sqrt(tf.add_n(squares))
 
     return tf.map_fn(norm, (inputs, labels), fn_output_signature=tf.float32)

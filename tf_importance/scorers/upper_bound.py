@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -141,7 +142,7 @@ _DEFAULTS = {"from_logits": False, "label_smoothing": 0.0, "axis": -1, "ignore_c
 
 def _class_of(loss: keras.losses.Loss) -> type:
     """The class that a wrapped loss function stands for, else the loss's own."""
-    function = getattr(loss, "fn", None)
+    function: Any = getattr(loss, "fn", None)
     return _FUNCTIONS.get(function, type(loss)) if type(loss) not in _CLOSED_FORMS else type(loss)
 
 
