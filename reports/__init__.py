@@ -1,0 +1,1 @@
+"""Figures and tables from the metrics of runs. Needs no TensorFlow."""

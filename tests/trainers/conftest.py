@@ -1,0 +1,26 @@
+"""The digits, prepared once for all tests of the trainers."""
+
+from __future__ import annotations
+
+import pytest
+from absl import flags
+
+from trainers import flags as trainer_flags
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("tensorflow_datasets"))
+
+
+@pytest.fixture
+def settings_of(data_dir, tmp_path):
+    """Parses a trainer's command line; --out and --data_dir are given already."""
+
+    def parse(*arguments: str) -> flags.FlagValues:
+        values = flags.FlagValues()
+        trainer_flags.define(values)
+        values(["trainer", f"--data_dir={data_dir}", f"--out={tmp_path / 'run'}", *arguments])
+        return values
+
+    return parse

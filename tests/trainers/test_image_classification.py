@@ -1,0 +1,182 @@
+"""The trainer, end to end on the digits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainers import image_classification, sampling
+from trainers.evaluation import Evaluator
+
+needs_addons = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow_addons") is None, reason="needs TensorFlow Addons"
+)
+_KEYS = (
+    "step seconds train_loss test_loss test_error tau ess importance max_weight fallbacks "
+    "learning_rate"
+).split()
+_CONFIGS = sorted(pathlib.Path("configs/image_classification").glob("*.cfg"))
+
+
+def _rows(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", sampling.NAMES)
+def test_a_run_of_each_sampling_records_every_metric(settings_of, name):
+    path, model = image_classification.train(
+        settings_of(
+            f"--sampling={name}",
+            "--batch_size=8",
+            "--tau_threshold=always",
+            "--net=linear",
+            "--steps=6",
+            "--evaluations=3",
+        )
+    )
+    rows = _rows(path)
+    assert [list(row) for row in rows] == [_KEYS] * 4
+    assert [row["step"] for row in rows] == [0, 2, 4, 6]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert 0 <= rows[-1]["test_error"] <= 1
+    shares = [row["importance"] for row in rows[1:]]
+    assert shares == [None] * 3 if name == "uniform" else [1.0] * 3
+    assert type(model).__name__ == ("Sequential" if name == "uniform" else "ISModel")
+
+
+def test_run_json_says_what_the_run_was(settings_of):
+    path, _ = image_classification.train(settings_of("--net=linear", "--steps=1", "--seed=5"))
+    run = json.loads((path / "run.json").read_text())
+    assert run["flags"]["net"] == "linear" and run["seed"] == run["flags"]["seed"] == 5
+    assert {"tensorflow", "keras", "tf_importance", "python"} == set(run["versions"])
+    assert "commit" in run and run["command"]
+    assert list((path / "tensorboard").iterdir())
+
+
+def test_a_repeatable_run_repeats_exactly(settings_of, tmp_path):
+    arguments = ("--steps=8", "--evaluations=2", "--repeatable", "--batch_size=8")
+    histories = []
+    for name in ("a", "b"):
+        path, _ = image_classification.train(
+            settings_of(*arguments, "--tau_threshold=1.0", f"--out={tmp_path / name}")
+        )
+        histories.append([row | {"seconds": None} for row in _rows(path)])
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["--optimizer=Adam", pytest.param("--optimizer=tfa:LAMB", marks=needs_addons)],
+)
+@pytest.mark.parametrize("name", ["uniform", "upper_bound"])
+def test_a_killed_run_goes_on(settings_of, monkeypatch, name, optimizer):
+    arguments = (f"--sampling={name}", optimizer, "--learning_rate=0.01", "--net=linear")
+    arguments += ("--steps=8", "--evaluations=4", "--batch_size=8")
+    with monkeypatch.context() as patch:
+        evaluate, calls = Evaluator.__call__, []
+
+        def killed(self):
+            calls.append(self)
+            if len(calls) > 6:  # two evaluators, at the steps 0, 2, 4
+                raise KeyboardInterrupt
+            return evaluate(self)
+
+        patch.setattr(Evaluator, "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            image_classification.train(settings_of(*arguments))
+    path, _ = image_classification.train(settings_of(*arguments))
+    rows = _rows(path)
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8]
+    assert np.all(np.diff([row["seconds"] for row in rows]) >= 0)
+    assert rows[3]["train_loss"] < rows[2]["train_loss"]
+
+
+def test_a_complete_run_is_restored_and_left_alone(settings_of):
+    arguments = ("--optimizer=Adam", "--steps=3", "--batch_size=8", "--net=linear")
+    path, model = image_classification.train(settings_of(*arguments))
+    rows = _rows(path)
+    _, restored = image_classification.train(settings_of(*arguments))
+    assert _rows(path) == rows
+    for mine, theirs in (
+        ([*restored.net.weights, restored.tau], [*model.net.weights, model.tau]),
+        (list(restored.optimizer.variables), list(model.optimizer.variables)),
+    ):
+        assert len(mine) == len(theirs) > 0
+        for one, other in zip(mine, theirs):
+            np.testing.assert_array_equal(tf.convert_to_tensor(one), tf.convert_to_tensor(other))
+
+
+def test_a_directory_with_another_run_is_refused(settings_of):
+    image_classification.train(settings_of("--net=linear", "--steps=1"))
+    with pytest.raises(ValueError, match="other flags: --steps=1 there, 2 now"):
+        image_classification.train(settings_of("--net=linear", "--steps=2"))
+
+
+def test_a_directory_with_other_files_is_refused(settings_of, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        image_classification.train(settings_of("--steps=1", f"--out={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--out=", "give --out"),
+        ("--net=transformer", "known are linear"),
+        ("--dataset=imagenet", "known are digits"),
+        ("--sampling=hardest", "--sampling must be one of uniform.*got 'hardest'"),
+        ("--tau_threshold=high", "break_even.*got 'high'"),
+        ("--schedule=exponential", "constant, linear, cosine"),
+        ("--train_examples=0", "--train_examples must be positive; got 0"),
+    ],
+)
+def test_a_wrong_flag_is_refused_with_the_known_values(settings_of, argument, message):
+    with pytest.raises(ValueError, match=message):
+        image_classification.train(settings_of("--steps=1", argument))
+
+
+def test_only_a_budget_of_steps_is_repeatable(settings_of):
+    with pytest.raises(ValueError, match="--repeatable needs --steps and no --time_budget"):
+        image_classification.train(settings_of("--repeatable", "--time_budget=1"))
+
+
+@needs_addons
+def test_augmentation_and_optimizer_of_tensorflow_addons_train(settings_of):
+    path, _ = image_classification.train(
+        settings_of("--optimizer=tfa:LAMB", "--augment=tfa:rotate", "--steps=2", "--net=linear")
+    )
+    assert _rows(path)[-1]["step"] == 2
+
+
+def test_the_command_leaves_a_plot_and_a_saved_model(data_dir, tmp_path):
+    command = [sys.executable, "-m", "trainers.image_classification", f"--data_dir={data_dir}"]
+    command += [f"--out={tmp_path / 'run'}", "--steps=2", "--net=linear", "--batch_size=8"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train loss" in done.stdout
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 0
+    served = tf.saved_model.load(str(tmp_path / "run" / "saved_model"))
+    assert served.serve(np.zeros([3, 8, 8, 1], np.float32)).shape == (3, 10)
+
+
+@pytest.mark.parametrize("config", _CONFIGS, ids=lambda path: path.stem)
+def test_every_config_says_its_command_and_result_and_parses(settings_of, config):
+    text = config.read_text()
+    assert f"--flagfile={config}" in text, "the header must show the command"
+    assert "Expected" in text
+    settings = settings_of(f"--flagfile={config}")
+    assert settings.dataset in config.stem and settings.sampling in config.stem
+
+
+@pytest.mark.parametrize("sampling_name", ["uniform", "loss", "upper_bound"])
+def test_the_digits_configs_start(settings_of, sampling_name):
+    config = f"configs/image_classification/digits_{sampling_name}.cfg"
+    path, _ = image_classification.train(settings_of(f"--flagfile={config}", "--steps=2"))
+    assert _rows(path)[-1]["step"] == 2

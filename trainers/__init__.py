@@ -1,0 +1,1 @@
+"""The papers' experiments: absl flags and one screen of recipe each."""

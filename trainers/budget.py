@@ -1,0 +1,76 @@
+"""How long a run may take, and how much of that is spent."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds of training, steps, or both: the run ends with whichever is spent first.
+
+    Attributes:
+        seconds: positive, or None for no limit.
+        steps: positive, or None for no limit.
+    Raises:
+        ValueError: neither limit, or one that is not positive.
+    """
+
+    seconds: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds is None and self.steps is None:
+            raise ValueError("a run needs an end: give --time_budget (seconds), --steps or both.")
+        for name, value in (("--time_budget", self.seconds), ("--steps", self.steps)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite; got {value}.")
+
+    def progress(self, seconds: float, steps: int) -> float:
+        """The fraction that is spent, at least 1 at the end.
+
+        Args:
+            seconds: of training until now.
+            steps: made until now.
+        """
+        of_seconds = seconds / self.seconds if self.seconds is not None else 0.0
+        of_steps = steps / self.steps if self.steps is not None else 0.0
+        return max(of_seconds, of_steps)
+
+
+class Stopwatch:
+    """Counts seconds between `start` and `stop`.
+
+    Args:
+        seconds: what it shows at first.
+        now: the clock, in seconds.
+    """
+
+    def __init__(self, seconds: float = 0.0, now: Callable[[], float] = time.perf_counter) -> None:
+        self._counted = seconds
+        self._now = now
+        self._started: float | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._started is not None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds counted until now."""
+        if self._started is None:
+            return self._counted
+        return self._counted + self._now() - self._started
+
+    def start(self) -> None:
+        """Count on."""
+        if self._started is None:
+            self._started = self._now()
+
+    def stop(self) -> None:
+        """Count no further until `start`."""
+        self._counted = self.seconds
+        self._started = None

@@ -1,0 +1,90 @@
+"""The flags that every trainer shares.
+
+They are defined on a `FlagValues` of the caller's choice: on absl's own by a trainer that
+runs as a command, on one for each run by `trainers.compare`. The parsed `FlagValues` is what
+the other modules of this package take as `settings`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from absl import flags, logging
+
+from trainers import augmentation, datasets, nets, sampling
+
+_OUT = "out"
+
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags.
+
+    Args:
+        values: where.
+    """
+
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    number = functools.partial(flags.DEFINE_float, flag_values=values)
+    integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+    switch = functools.partial(flags.DEFINE_boolean, default=False, flag_values=values)
+    text("dataset", "digits", f"Data set: {', '.join(datasets.LARGEST_PIXEL)}.")
+    text("data_dir", None, "Where TFDS keeps data; default $TFDS_DATA_DIR.")
+    text("augment", "none", f"Random changes of images: {', '.join(augmentation.BY_NAME)}.")
+    text("net", "mlp", f"Net: {', '.join(nets.NETS)}.")
+    text(
+        "sampling",
+        "upper_bound",
+        f"How examples are chosen: {', '.join(sampling.NAMES)}. uniform is plain Keras.",
+    )
+    integer("batch_size", 32, "b, examples in a step.")
+    integer("presample_size", None, "B, examples that are scored; default 4 batches.")
+    text(
+        "tau_threshold",
+        "guaranteed",
+        "Sample by importance while tau is larger: a number, guaranteed, break_even, "
+        "presample_break_even, always or never.",
+    )
+    text("resampling", "multinomial", "How a batch is drawn: multinomial or systematic.")
+    text("optimizer", "SGD", "A Keras optimizer, or tfa:<Name> of TensorFlow Addons.")
+    number("learning_rate", 0.1, "Learning rate at the start.")
+    number("momentum", 0.0, "Momentum, for optimizers that have one.")
+    number("weight_decay", 0.0, "The optimizer's own weight decay, if it has one.")
+    text(
+        "schedule",
+        "constant",
+        "Learning rate over the budget: constant, linear, cosine, or pieces such as "
+        "0.4:0.2,0.8:0.04 (times 0.2 from 40% on). Follows the wall clock under --time_budget, "
+        "else the steps; with both, whichever is further.",
+    )
+    number("time_budget", None, "Seconds of training; evaluations are not counted.")
+    integer("steps", None, "Number of steps.")
+    integer("evaluations", 20, "Evaluations over the budget.")
+    integer("train_examples", 2000, "Training examples, fixed, that train_loss is taken on.")
+    integer("seed", 0, "Seed of weights, order and augmentation.")
+    switch(
+        "repeatable",
+        help="Repeat a run of --steps exactly: scoring then waits for the step instead of "
+        "overlapping with it.",
+    )
+    switch("jit", help="Compile the step and the scorer by XLA.")
+    text(_OUT, None, "Directory for everything that a run leaves; one that was killed goes on.")
+
+
+def of_run(values: flags.FlagValues) -> dict[str, Any]:
+    """What makes a run the run it is: every flag of `define` but the directory.
+
+    Args:
+        values: parsed flags.
+    """
+    shared = values.get_flags_for_module(__name__)
+    return {flag.name: flag.value for flag in shared if flag.name != _OUT}
+
+
+def log_warnings_only() -> None:
+    """Log from warnings on, unless --verbosity says otherwise.
+
+    absl's default level shows a line of TensorFlow's for every checkpoint.
+    """
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)

@@ -1,0 +1,98 @@
+"""What a run leaves behind: who it was (run.json) and how it went (metrics.jsonl)."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import tf_importance as tfi
+
+
+class RunDirectory:
+    """The directory of one run.
+
+    Args:
+        path: made if it does not exist.
+        flags: the run's flags; they are written to run.json with the versions, the commit and
+            the command line.
+    Raises:
+        ValueError: the directory holds another run, with other flags, or foreign files.
+    """
+
+    def __init__(self, path: str | pathlib.Path, flags: Mapping[str, Any]) -> None:
+        self.path = pathlib.Path(path)
+        self._metrics = self.path / "metrics.jsonl"
+        description = self.path / "run.json"
+        if description.exists():
+            _refuse_other_flags(self.path, json.loads(description.read_text())["flags"], flags)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(
+                f"--out={self.path} is not empty and holds no run; give another directory."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        description.write_text(json.dumps(_described(flags), indent=2) + "\n")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def keep_until(self, step: int) -> None:
+        """Drop the lines after a step, written by a process that got no further checkpoint."""
+        if not self._metrics.exists():
+            return
+        lines = self._metrics.read_text().splitlines(keepends=True)
+        # A process that was killed while it wrote leaves a line without its end.
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        self._metrics.write_text("".join(kept))
+
+
+def _refuse_other_flags(
+    path: pathlib.Path, there: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    given = json.loads(json.dumps(given))
+    names = sorted({*there, *given})
+    differences = [
+        f"--{name}={there.get(name)} there, {given.get(name)} now"
+        for name in names
+        if there.get(name) != given.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"--out={path} holds a run with other flags: {'; '.join(differences)}. Give another "
+            "directory, or the same flags to continue that run."
+        )
+
+
+def _described(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "flags": dict(flags),
+        "seed": flags.get("seed"),
+        "versions": {
+            "tf_importance": tfi.__version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "python": platform.python_version(),
+        },
+        "devices": [device.device_type for device in tf.config.list_physical_devices()],
+        "commit": _commit(),
+        "command": sys.argv,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source, None where git does not know one."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
