@@ -1,12 +1,12 @@
 """Image classification by importance sampling (Katharopoulos & Fleuret 2018, section 4.2).
 
     python -m trainers.image_classification --out=runs/digits --time_budget=10
-    python -m trainers.image_classification \
-        --flagfile=configs/image_classification/mnist_upper_bound.cfg --out=runs/mnist
+    python -m trainers.image_classification --out=runs/mnist \\
+        --flagfile=configs/image_classification/mnist_upper_bound.cfg
 
 --out then holds metrics.jsonl (a line for each evaluation), run.json (flags, versions, commit),
 curves.png, saved_model/ (the net alone), tensorboard/ and checkpoints/. The same command
-continues a run that was killed.
+continues a run that was killed, from its last evaluation.
 """
 
 from __future__ import annotations
