@@ -105,6 +105,19 @@ def test_all_weights_zero_normalizes_without_them_and_moves_nothing():
     np.testing.assert_array_equal(state(layer)[1], 1)
 
 
+def test_no_example_counts_for_more_than_a_batch():
+    """Untruncated, one weight of 1000 makes the moving averages this example's own."""
+    x, layer = values((6, 3)), tfi.layers.BatchNormalization(momentum=0.9)
+    other = tfi.layers.BatchNormalization(momentum=0.9)
+    weights = np.array([1000, 0.1, 0.1, 0.1, 0.1, 0.1], np.float32)
+    np.testing.assert_array_equal(
+        trained(layer, x, weights), trained(other, x, np.minimum(weights, 6))
+    )
+    for a, b in zip(state(layer), state(other)):
+        np.testing.assert_array_equal(a, b)
+    assert np.abs(state(layer)[0]).max() < 0.2 * np.abs(x[0]).max()
+
+
 def test_masked_positions_do_not_count():
     x, layer = values((6, 5, 3)), tfi.layers.BatchNormalization()
     mask = np.ones((6, 5), bool)

@@ -192,6 +192,22 @@ def test_a_loss_without_values_for_examples_is_refused(loss):
         losses.per_example_losses(model.objective, tf.constant(DENSE), tf.constant(LOGITS))
 
 
+def test_several_losses_of_one_output_are_refused():
+    model = passthrough((3,), ["mse", "mae"])
+    with pytest.raises(losses.Unscorable, match="one loss, a function that adds them up"):
+        losses.per_example_losses(model.objective, tf.constant(DENSE), tf.constant(LOGITS))
+
+
+def test_weights_for_every_time_step_stay_keras():
+    """Of rank above one they are a user's own, in the shape that Keras wants."""
+    labels, outputs = tf.zeros([6, 5, 4, 2]), tf.random.normal([6, 5, 4, 2], seed=1)
+    weights = tf.random.uniform([6, 5, 4], seed=2)
+    model = passthrough((5, 4, 2), "mse")
+    reduced = model.compute_loss(None, labels, outputs, weights)
+    truth = np.mean(weights * np.mean(outputs**2, axis=-1))
+    np.testing.assert_allclose(reduced, truth, rtol=1e-5)
+
+
 @pytest.mark.skipif(not compat.KERAS_3, reason="a reduction of Keras 3")
 def test_a_reduction_that_biases_is_refused():
     with pytest.raises(ValueError, match="mean_with_sample_weight.*sum_over_batch_size"):

@@ -403,6 +403,60 @@ def test_epochs_of_unequal_length_are_whole_passes(blobs):
     assert counter.steps[1] >= 61
 
 
+@pytest.mark.parametrize("arguments", [{"epochs": 3, "initial_epoch": 3}, {"epochs": 0}])
+def test_no_epochs_are_none(blobs, arguments):
+    model = tfi.ISModel(sequential(lambda: L.Dense(4, activation="softmax"), inputs=(2,))())
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    assert model.fit(sampled(model, blobs), verbose=0, **arguments).epoch == []
+
+
+def test_an_averaging_optimizer_wants_steps_per_epoch(blobs):
+    model = tfi.ISModel(sequential(lambda: L.Dense(4, activation="softmax"), inputs=(2,))())
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True), "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="use_ema=True.*steps_per_epoch"):
+        model.fit(sampled(model, blobs), epochs=2, verbose=0)
+
+
+def test_arrays_stay_plain_keras_beside_a_sampled_dataset(blobs):
+    """Their weights are a user's: not for metrics, not for batch normalization."""
+    found = []
+    for beside in (False, True):
+        keras.utils.set_random_seed(0)
+        net = NETS["batch norm"]()
+        model = tfi.ISModel(net)
+        model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        data = tf.data.Dataset.from_tensor_slices((X, Y))
+        if beside:
+            data.apply(tfi.importance_sample(model, 8, 16))
+        history = model.fit(X, Y, sample_weight=S, batch_size=8, verbose=0, shuffle=False).history
+        found.append((net.get_weights(), history["accuracy"], history["tau"]))
+    for a, b in zip(found[0][0], found[1][0]):
+        np.testing.assert_array_equal(a, b)
+    assert found[0][1:] == found[1][1:]
+
+
+def test_training_metrics_of_masked_outputs_count_the_unmasked():
+    tokens = np.where(np.arange(8) < RNG.integers(2, 9, (8, 1)), RNG.integers(1, 9, (8, 8)), 0)
+    tags = RNG.integers(3, size=(8, 8)).astype(np.int32)
+    net = keras.Sequential(
+        [keras.Input((8,)), L.Embedding(9, 4, mask_zero=True), L.Dense(3, activation="softmax")]
+    )
+    model = tfi.ISModel(net)
+    model.compile(
+        keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    batches = tf.data.Dataset.from_tensor_slices((tokens, tags)).apply(
+        tfi.importance_sample(model, 8, 8, tau_threshold="always", seed=0)
+    )
+    x, y, weights = (np.array(part) for part in next(iter(batches)))
+    logs = model.fit(tf.data.Dataset.from_tensors((x, y, weights)), verbose=0).history
+    right = np.argmax(net.predict(x, verbose=0), axis=-1) == y
+    counted = weights[:, None] * (x != 0)
+    np.testing.assert_allclose(
+        logs["accuracy"], np.sum(counted * right) / np.sum(counted), rtol=1e-4
+    )
+
+
 def test_early_stopping_stops(blobs):
     model = tfi.ISModel(sequential(lambda: L.Dense(4, activation="softmax"), inputs=(2,))())
     model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
@@ -486,6 +540,7 @@ def test_class_weights_multiply_the_weights(blobs):
     weights = {0: 1.0, 1: 1.0, 2: 1.0, 3: 7.0}
     history = model.fit(sampled(model, blobs, "never"), class_weight=weights, verbose=0).history
     assert history["max_weight"] == [7]
+    assert history["tau"][0] > 0.9
 
 
 @pytest.mark.skipif(not compat.KERAS_3, reason="Keras 3 refuses class weights beside weights")

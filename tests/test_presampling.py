@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tf_importance import compat
 
 L = keras.layers
 
@@ -331,12 +332,39 @@ def test_wrong_models_and_sizes_are_refused(arguments, error, message):
         ("tau_threshold", float("inf"), "finite and not negative; got inf.*'never'"),
         ("tau_threshold", "breakeven", "'break_even'.*got 'breakeven'"),
         ("resampling", "stratified", r"\['multinomial', 'systematic'\].*got 'stratified'"),
+        ("batch_size", 2.5, "batch_size must be a positive integer; got 2.5"),
         ("jit_compile", "yes", "True, False or 'auto'; got 'yes'"),
     ],
 )
 def test_wrong_options_are_refused(name, value, message):
     with pytest.raises(ValueError, match=message):
         tfi.importance_sample(classifier(), **{name: value})
+
+
+def test_sizes_may_be_numpys():
+    tfi.importance_sample(classifier(), np.int64(8), np.int32(16))
+
+
+@pytest.mark.skipif(not compat.KERAS_3, reason="Keras 2 fetches a batch when the last is done")
+def test_a_seed_with_several_steps_per_execution_warns():
+    model = classifier()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, steps_per_execution=4)
+    with pytest.warns(UserWarning, match="steps_per_execution=4.*use steps_per_execution=1"):
+        tfi.importance_sample(model, seed=0)
+
+
+def test_another_loss_warns_that_scores_are_the_old_ones():
+    model = classifier()
+    numbered(8).apply(tfi.importance_sample(model, 4, 8))
+    with pytest.warns(UserWarning, match="another loss.*again"):
+        model.compile("sgd", "mse")
+
+
+def test_string_labels_are_refused():
+    data = numbered(8).map(lambda x, y: (x, tf.strings.as_string(y)))
+    with pytest.raises(ValueError, match="labels must be numbers.*Map the strings"):
+        data.apply(tfi.importance_sample(classifier()))
 
 
 def test_a_scorer_must_be_callable():

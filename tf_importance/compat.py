@@ -62,6 +62,29 @@ def matched(labels, predictions, dtype: str):
     return labels, predictions
 
 
+def fetches_ahead(model: keras.Model) -> bool:
+    """Whether `fit` may fetch a batch before the step on the last one is done."""
+    return KERAS_3 and model.steps_per_execution > 1
+
+
+def logs_of_a_replica(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Logs that Keras reports as they are: Keras 2 adds up those of all replicas."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if KERAS_3 or replicas == 1:
+        return logs
+    return {name: value / replicas for name, value in logs.items()}
+
+
+def _masked(output: tf.Tensor, weights: tf.Tensor):
+    """An output without its mask, and the weights with it."""
+    mask = getattr(output, "_keras_mask", None)
+    if mask is None:
+        return output, weights
+    shape = tf.concat([tf.shape(weights), tf.ones([mask.shape.rank - 1], tf.int32)], axis=0)
+    # Under a name of its own, the tensor has no mask.
+    return tf.identity(output), tf.reshape(weights, shape) * tf.cast(mask, weights.dtype)
+
+
 def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:
     """Update `metrics` and `weighted_metrics` alike with weights.
 
@@ -83,7 +106,8 @@ def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:
         for lists in (compiled._flat_metrics, compiled._flat_weighted_metrics):
             for metrics, label, output in zip(lists, labels, outputs):
                 if metrics:
-                    metrics.update_state(label, output, sample_weight=weights)
+                    output, masked = _masked(output, weights)
+                    metrics.update_state(label, output, sample_weight=masked)
         return
     labels = compiled._conform_to_outputs(y_pred, y)
     if not compiled.built:
@@ -94,6 +118,7 @@ def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:
         compiled._metrics,
         compiled._weighted_metrics,
     ):
+        output, masked = _masked(output, weights)
         for metric in (*metrics, *weighted):
             if metric is not None and label is not None:
-                metric.update_state(label, output, sample_weight=weights)
+                metric.update_state(label, output, sample_weight=masked)

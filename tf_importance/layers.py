@@ -26,7 +26,8 @@ def importance_weights(weights: tf.Tensor | None) -> Iterator[None]:
     `ISModel.train_step` opens it; open it yourself in a training loop of your own.
 
     Args:
-        weights: [b] weights of the batch that passes through the net, or None.
+        weights: [b] weights of the batch that passes through the net, of expectation 1, or
+            None.
     """
     token = _weights.set(weights)
     try:
@@ -57,7 +58,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
       inside the batches shows up between them: the moving variance takes up
       σ² + (1 − 1/κ)(μ − moving mean)², whose expectation is that of a uniform batch.
 
-    For w = 1 all three are Keras's own statistics. Where all weights of a batch are zero it
+    In all of these no weight counts as more than b, a whole uniform batch (truncated importance
+    sampling, Ionides 2008): an example whose weight outdoes all others' together would make
+    the batch's variance nearly zero and the moving averages its own. The price is a bias
+    towards the examples drawn often, where weights above b carry much of the data. The
+    weights of the loss are never truncated.
+
+    For w = 1 all of this is Keras's own statistics. Where all weights of a batch are zero it
     is normalized without them and leaves the moving averages alone.
 
     Raises:
@@ -78,7 +85,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
         values = tf.cast(inputs, dtype)
-        weights = _aligned(tf.cast(weights, dtype), values)
+        weights = tf.cast(weights, dtype)
+        weights = tf.minimum(weights, tf.cast(tf.size(weights), dtype))
+        weights = _aligned(weights, values)
         mean, variance = self._weighted_statistics(values, weights, mask)
         outputs = tf.nn.batch_normalization(
             values,

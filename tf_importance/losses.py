@@ -17,12 +17,12 @@ import tensorflow as tf
 from tf_importance import compat
 
 # Keras wraps loss functions in this class, squeezing a last axis of 1; it exports no name for it.
-_FunctionLoss = keras.losses.MeanSquaredError.__bases__[0]
+FunctionLoss = keras.losses.MeanSquaredError.__bases__[0]
 _SUMS = ("sum", "none", None)
 
 
-class NoValueForEachExample(ValueError):
-    """The loss is reduced before weights can reach the examples."""
+class Unscorable(ValueError):
+    """The compiled loss has no value for each example that weights could reach."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,23 +84,28 @@ def terms(objective: Objective, labels, outputs) -> list[Term]:
     Raises:
         ValueError: losses, loss weights or labels do not fit the outputs.
     """
+    names = objective.output_names
     flat = tf.nest.flatten(outputs)
-    names = sorted(outputs) if isinstance(outputs, dict) else objective.output_names
-    names = names if names is not None and len(names) == len(flat) else None
-    losses = _by_output("loss", objective.loss, len(flat), names)
-    scales = _by_output("loss_weights", objective.loss_weights, len(flat), names)
-    flat_labels = _labels_by_output(labels, losses, names)
+    losses = _by_output("loss", objective.loss, outputs, names)
+    scales = _by_output("loss_weights", objective.loss_weights, outputs, names)
+    flat_labels = _labels_by_output(labels, outputs, losses, names)
     found = []
-    for index, (output, label) in enumerate(zip(flat, flat_labels)):
-        identifiers = losses[index] if isinstance(losses[index], list) else [losses[index]]
-        weights = scales[index] if isinstance(scales[index], list) else [scales[index]]
-        weights = weights * len(identifiers) if len(weights) == 1 else weights
-        for identifier, scale in zip(identifiers, weights):
-            if identifier is not None:
-                loss = as_loss(identifier, label, output)
-                mask = getattr(output, "_keras_mask", None)
-                scale = 1.0 if scale is None else float(scale)
-                found.append(Term(index, loss, scale, label, output, mask))
+    parts = zip(losses, scales, flat_labels, flat)
+    for index, (identifier, scale, label, output) in enumerate(parts):
+        if isinstance(identifier, (list, tuple)):
+            if len(identifier) != 1:
+                raise Unscorable(
+                    f"an output has {len(identifier)} losses, {identifier!r}, of which Keras's "
+                    "versions use one or all; give one loss, a function that adds them up."
+                )
+            identifier = identifier[0]
+        if isinstance(scale, (list, tuple)):
+            (scale,) = scale
+        if identifier is not None:
+            loss = as_loss(identifier, label, output)
+            mask = getattr(output, "_keras_mask", None)
+            scale = 1.0 if scale is None else float(scale)
+            found.append(Term(index, loss, scale, label, output, mask))
     return found
 
 
@@ -113,21 +118,21 @@ def as_loss(identifier: Any, labels: tf.Tensor, predictions: tf.Tensor) -> keras
     loss = keras.losses.get(identifier)
     if isinstance(loss, keras.losses.Loss):
         return loss
-    return _FunctionLoss(loss, name=getattr(loss, "__name__", "loss"))
+    return FunctionLoss(loss, name=getattr(loss, "__name__", "loss"))
 
 
 def elementwise(term: Term) -> tf.Tensor:
     """The loss before any reduction: [B, …].
 
     Raises:
-        NoValueForEachExample: the loss is a scalar, or reduced over the batch.
+        Unscorable: the loss is a scalar, or reduced over the batch.
     """
     dtype = getattr(term.loss, "dtype", "float32")
     labels, predictions = compat.matched(term.labels, term.predictions, dtype)
     values = term.loss.call(labels, predictions)
     size = term.predictions.shape[0]
     if values.shape.rank == 0 or None not in (size, values.shape[0]) and values.shape[0] != size:
-        raise NoValueForEachExample(
+        raise Unscorable(
             f"loss {term.loss.name!r} gives no value for each example: shape {values.shape} for "
             f"outputs of shape {term.predictions.shape}, so weights cannot reach the examples. "
             "Return a tensor of shape [batch, …], for instance by reducing over the last axis "
@@ -165,7 +170,9 @@ def per_example_losses(objective: Objective, labels, outputs) -> tf.Tensor:
     return tf.add_n([per_example(term) for term in terms(objective, labels, outputs)])
 
 
-def weights_by_output(objective: Objective, labels, outputs, weights: tf.Tensor, drawn: bool):
+def weights_by_output(
+    objective: Objective, labels, outputs, weights: tf.Tensor, mean_weight: tf.Tensor | None
+):
     """Weights [b] in the shape that Keras multiplies into each output's loss.
 
     Keras aligns weights with the *last* axis of the loss, so that [b] meets the time steps of
@@ -178,7 +185,7 @@ def weights_by_output(objective: Objective, labels, outputs, weights: tf.Tensor,
         objective: the compiled loss.
         labels, outputs: nests of [b, …] tensors.
         weights: [b].
-        drawn: whether the weights are importance weights.
+        mean_weight: their expectation, where they are importance weights; else None.
     Returns:
         Weights for Keras's `sample_weight`: [b], or a nest of [b, 1, …] like the outputs.
     """
@@ -189,16 +196,27 @@ def weights_by_output(objective: Objective, labels, outputs, weights: tf.Tensor,
         shape = tf.concat([tf.shape(weights), tf.ones([rank - 1], tf.int32)], axis=0)
         shaped[term.output] = tf.reshape(weights, shape)
         mask = _joint_mask(term.mask, values)
-        if drawn and mask is not None and term.loss.reduction not in _SUMS:
+        if mean_weight is not None and mask is not None and term.loss.reduction not in _SUMS:
             mask = tf.cast(mask, weights.dtype)
             weighted = tf.reduce_sum(shaped[term.output] * mask)
-            shaped[term.output] *= tf.math.divide_no_nan(tf.reduce_sum(mask), weighted)
-    if all(value.shape.rank == 1 for value in shaped.values()) and not drawn:
-        return weights
+            share = tf.math.divide_no_nan(tf.reduce_sum(mask), weighted)
+            shaped[term.output] *= share * tf.cast(mean_weight, weights.dtype)
     if not tf.nest.is_nested(outputs):
         return shaped.get(0, weights)
+    if mean_weight is None and all(value.shape.rank == 1 for value in shaped.values()):
+        return weights
     flat = [shaped.get(index, weights) for index, _ in enumerate(tf.nest.flatten(outputs))]
     return tf.nest.pack_sequence_as(outputs, flat)
+
+
+def only_sums(objective: Objective) -> bool:
+    """Whether every loss is summed over the batch, so that a short batch has a short sum."""
+    reductions = [
+        getattr(leaf, "reduction", "mean")
+        for leaf in tf.nest.flatten(objective.loss)
+        if leaf is not None
+    ]
+    return all(reduction in _SUMS for reduction in reductions)
 
 
 def _joint_mask(mask: tf.Tensor | None, values: tf.Tensor) -> tf.Tensor | None:
@@ -209,10 +227,13 @@ def _joint_mask(mask: tf.Tensor | None, values: tf.Tensor) -> tf.Tensor | None:
     return tf.cast(mask, tf.bool) & tf.cast(own, tf.bool)
 
 
-def _by_output(what: str, spec: Any, count: int, names: Sequence[str] | None) -> list:
-    """One entry of a loss or loss_weights argument for each output."""
+def _by_output(what: str, spec: Any, outputs, names: Sequence[str] | None) -> list:
+    """One entry of a loss or loss_weights argument for each flattened output."""
+    if isinstance(outputs, dict):
+        outputs, names = [outputs[name] for name in sorted(outputs)], sorted(outputs)
+    single = not isinstance(outputs, (list, tuple))
     if isinstance(spec, dict):
-        if names is None and count == len(spec) == 1:
+        if single and names is None and len(spec) == 1:
             return list(spec.values())
         unknown = set(spec) - set(names or ())
         if unknown:
@@ -220,21 +241,24 @@ def _by_output(what: str, spec: Any, count: int, names: Sequence[str] | None) ->
                 f"{what} names outputs {sorted(unknown)} that the net does not have; its "
                 f"outputs are {list(names) if names else 'unnamed'}."
             )
-        return [spec.get(name) for name in names or ()]
+        spec = [spec.get(name) for name in names or ()]
+        spec = spec[0] if single else spec
+    if single:
+        return [spec]
     if isinstance(spec, (list, tuple)):
-        flat = tf.nest.flatten(spec)
-        if count == 1:
-            return [flat]
-        if len(flat) != count:
-            raise ValueError(f"{what} has {len(flat)} entries for {count} outputs: {spec!r}.")
-        return flat
-    return [spec] * count
+        if len(spec) == len(outputs):
+            parts = [_by_output(what, s, o, None) for s, o in zip(spec, outputs)]
+            return [entry for part in parts for entry in part]
+        raise ValueError(f"{what} has {len(spec)} entries for {len(outputs)} outputs: {spec!r}.")
+    return [spec] * len(tf.nest.flatten(outputs))
 
 
-def _labels_by_output(labels, losses: list, names: Sequence[str] | None) -> list:
+def _labels_by_output(labels, outputs, losses: list, names: Sequence[str] | None) -> list:
     """The labels of each output; None where an output has neither labels nor loss."""
-    if isinstance(labels, dict) and names is not None:
-        return [labels.get(name) for name in names]
+    if isinstance(labels, dict):
+        names = sorted(outputs) if isinstance(outputs, dict) else names
+        if names is not None and not any(tf.nest.is_nested(part) for part in labels.values()):
+            return [labels.get(name) for name in names]
     flat = tf.nest.flatten(labels)
     if len(flat) == len(losses):
         return flat

@@ -47,9 +47,9 @@ class ISModel(keras.Model):
 
     Fed by a plain dataset it trains exactly as the net would. The training logs add `tau`;
     `ess`, the effective sample size as a fraction, mean of 1/τ² of the steps; `importance`,
-    the share of steps on drawn batches; `max_weight`; and `fallbacks`, the number of
-    pre-samples used uniformly because their scores were unusable. All but `tau` start anew
-    with every epoch.
+    the share of drawn among the batches that left the pipeline; `max_weight`, under a strategy
+    its mean over the replicas; and `fallbacks`, the number of pre-samples used uniformly
+    because their scores were unusable. All but `tau` start anew with every epoch.
 
     Under importance sampling `metrics` as well as `weighted_metrics` are weighted during
     training, so both estimate what uniform sampling would show. Evaluation is plain Keras.
@@ -94,11 +94,15 @@ class ISModel(keras.Model):
         self.tau = self._state("tau")
         # a^k after k steps of τ's average.
         self._tau_memory = self._state("tau_memory", initial=1.0)
-        self.mean_sample_weight = self._state("mean_sample_weight", initial=1.0)
+        # E[w], which is 1 unless sample or class weights are multiplied into the weights.
+        self._mean_weight = self._state("mean_weight", initial=1.0)
         # Few and small: every variable that a step reads costs as much as a small layer.
         self._counts = self._state("counts", size=3)  # drawn, uniform, fallbacks
         self._monitors = self._state("monitors", size=3)  # Σ 1/τ², steps, largest weight
+        self._sampled = False
+        self._sample_weighted = False
         self._expects_drawn = False
+        self._weights_have_scale = False
         self._warned = False
         self._warn_of_batch_normalization()
 
@@ -128,6 +132,12 @@ class ISModel(keras.Model):
         """
         given = _arguments(keras.Model.compile, self, *args, **kwargs)
         losses.refuse_biased_reductions(given["loss"])
+        if self._sampled and given["loss"] != self.objective.loss:
+            warnings.warn(
+                f"model {self.name!r} is compiled with another loss than the one that its "
+                "datasets are scored by; apply importance_sample to the dataset again.",
+                stacklevel=2,
+            )
         super().compile(*args, **kwargs)
         names = getattr(self.net, "output_names", None)
         self.objective = losses.Objective(given["loss"], given["loss_weights"], names)
@@ -159,19 +169,30 @@ class ISModel(keras.Model):
                 "before it: dataset.map(lambda x, y: (x, y, tf.gather(class_weights, y)))"
                 ".apply(importance_sample(model)); they then count in the scores as well."
             )
+        self._expect(
+            drawn=self._sampled and spec is not None,
+            sample_weighted=self._sample_weighted or given["class_weight"] is not None,
+        )
+        last, epoch = given["epochs"], given["initial_epoch"]
         varies = epochs.length_varies(given["x"], given["steps_per_epoch"])
-        if not (varies and self._expects_drawn):
+        if not (varies and self._expects_drawn and epoch < last):
             return super().fit(*args, **kwargs)
-        last, epoch = given.pop("epochs"), given.pop("initial_epoch")
+        if getattr(self.optimizer, "use_ema", False):
+            raise ValueError(
+                "an optimizer with use_ema=True overwrites the weights at the end of each "
+                "epoch of a dataset whose length is unknown; give dataset.repeat() and "
+                "steps_per_epoch."
+            )
+        del given["epochs"], given["initial_epoch"]
         training = epochs.OneTraining(given.pop("callbacks"), self, given["verbose"], last)
-        while True:
+        stopped = False
+        while epoch < last and not stopped:
             with warnings.catch_warnings():
                 # Keras 3 warns at the end of every pass whose length it did not know.
                 warnings.filterwarnings("ignore", "Your input ran out of data")
                 super().fit(epochs=epoch + 1, initial_epoch=epoch, callbacks=training, **given)
+            stopped = self.stop_training
             epoch = max(epoch + 1, compat.take_restored_epoch(self))
-            if epoch >= last or self.stop_training:
-                break
         training.finish()
         return self.history
 
@@ -217,17 +238,25 @@ class ISModel(keras.Model):
     # Importance sampling ------------------------------------------------------------------
 
     def expect_drawn_examples(self, sample_weighted: bool) -> None:
-        """Take the weights of training data as importance weights from now on.
+        """Take the weights of datasets as importance weights from now on.
 
         `importance_sample` calls it. Until then weights are a user's sample weights, which
-        Keras keeps out of `metrics` and of batch normalization.
+        Keras keeps out of `metrics` and of batch normalization. Arrays given to `fit` stay
+        plain data.
 
         Args:
             sample_weighted: whether a user's sample weights are multiplied into them.
         """
-        self._expects_drawn = True
-        self.mean_sample_weight.assign(0.0 if sample_weighted else 1.0)
+        self._sampled = True
+        self._sample_weighted = sample_weighted
+        self._expect(drawn=True, sample_weighted=sample_weighted)
         self._warn_of_batch_normalization()
+
+    def _expect(self, drawn: bool, sample_weighted: bool) -> None:
+        """What the weights of the coming steps are; a trace for other ones is dropped."""
+        if (drawn, sample_weighted) != (self._expects_drawn, self._weights_have_scale):
+            self._expects_drawn, self._weights_have_scale = drawn, sample_weighted
+            self.train_function = None
 
     def count(self, drawn=0.0, uniform=0.0, fallbacks=0.0) -> None:
         """Add to the epoch's numbers of drawn and uniform batches, and of fallbacks.
@@ -239,30 +268,37 @@ class ISModel(keras.Model):
     def train_step(self, data):
         """A Keras training step, then τ from the same forward pass."""
         _, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if not isinstance(weights, tf.Tensor) or weights.shape.rank != 1:
+            weights = None
         drawn = weights if self._expects_drawn else None
+        if drawn is not None and self._weights_have_scale:
+            drawn = tf.math.divide_no_nan(drawn, self._tracked_mean_weight(weights))
         with layers.importance_weights(drawn), forward.recorded() as passes:
             logs = super().train_step(data)
         tau, monitors = compat.value(self.tau), compat.value(self._monitors)
         if self.objective.loss is not None and passes:
             try:
                 estimate, largest = self._estimate(labels, weights, passes[-1])
-            except losses.NoValueForEachExample:
+            except losses.Unscorable:
                 # Keras trains on such a loss; importance sampling was refused at its start.
                 if self._expects_drawn:
                     raise
             else:
                 tau = self._updated_tau(tau, estimate)
                 monitors = self._updated_monitors(monitors, estimate, largest)
-        return {**logs, **self._logs(tau, monitors)}
+        return {**logs, **self._logs(tau, monitors, data)}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if isinstance(sample_weight, tf.Tensor) and self.objective.loss is not None:
+        weights = sample_weight
+        by_example = isinstance(weights, tf.Tensor) and weights.shape.rank == 1
+        if by_example and self.objective.loss is not None:
             drawn = layers.current_weights() is not None
+            mean_weight = compat.value(self._mean_weight) if drawn else None
             try:
                 sample_weight = losses.weights_by_output(
-                    self.objective, y, y_pred, sample_weight, drawn
+                    self.objective, y, y_pred, weights, mean_weight
                 )
-            except losses.NoValueForEachExample:
+            except losses.Unscorable:
                 if drawn:
                     raise
         kwargs = {"training": training} if compat.COMPUTE_LOSS_TAKES_TRAINING else {}
@@ -275,23 +311,32 @@ class ISModel(keras.Model):
         compat.update_all_metrics(self, y, y_pred, weights)
         return self.get_metrics_result()
 
+    def _tracked_mean_weight(self, weights) -> tf.Tensor:
+        """E|w| by the same bias-corrected average as τ's, this batch included."""
+        memory = compat.value(self._tau_memory) * self.tau_decay
+        gain = (1 - self.tau_decay) / (1 - memory)
+        mean = compat.value(self._mean_weight)
+        batch = tf.reduce_mean(tf.abs(tf.cast(weights, tf.float32)))
+        mean += gain * (batch - mean)
+        self._mean_weight.assign(mean)
+        return mean
+
     def _estimate(self, labels, weights, passed: forward.Forward):
         """τ of this batch, NaN where its scores are unusable, and the largest weight."""
         scorer = self.scorer
         if not isinstance(scorer, base.OutputScorer):
             scorer = scorers.upper_bound
         scores = tf.stop_gradient(scorer.from_forward(self.objective, labels, passed))
-        if not isinstance(weights, tf.Tensor) or weights.shape.rank != 1:
-            weights = tf.ones_like(scores)
-        weights = tf.cast(weights, scores.dtype)
+        weights = tf.ones_like(scores) if weights is None else tf.cast(weights, scores.dtype)
+        sizes = tf.abs(weights)
         if self._expects_drawn:
-            scale = compat.value(self.mean_sample_weight)
-            estimate = variance.estimated_batch_increase(scores, weights, scale)
+            scale = compat.value(self._mean_weight) if self._weights_have_scale else 1.0
+            estimate = variance.estimated_batch_increase(scores, sizes, scale)
         else:
-            scores *= weights
+            scores *= sizes
             estimate = variance.estimated_batch_increase(scores, tf.ones_like(scores))
-        estimate = tf.where(proposals.usable(scores), estimate, float("nan"))
-        return estimate, tf.reduce_max(weights)
+        known = proposals.usable(scores) & tf.math.is_finite(estimate) & (estimate > 0)
+        return tf.where(known, estimate, float("nan")), tf.reduce_max(weights)
 
     def _updated_tau(self, tau, estimate):
         """τ ← τ + (1−a)/(1−a^k) (estimate − τ): the bias-corrected average, step k."""
@@ -313,16 +358,20 @@ class ISModel(keras.Model):
         self._monitors.assign(monitors)
         return monitors
 
-    def _logs(self, tau, monitors) -> dict[str, tf.Tensor]:
+    def _logs(self, tau, monitors, data) -> dict[str, tf.Tensor]:
         total, steps, maximum = tf.unstack(monitors)
-        drawn, uniform, fallbacks = tf.unstack(compat.value(self._counts))
-        return {
+        # The pipeline counts a batch before it hands it over: read the counts after that.
+        with tf.control_dependencies(tf.nest.flatten(data)):
+            counts = tf.identity(compat.value(self._counts))
+        drawn, uniform, fallbacks = tf.unstack(counts)
+        logs = {
             "tau": tau,
             "ess": tf.math.divide_no_nan(total, steps),
             "importance": tf.math.divide_no_nan(drawn, drawn + uniform),
             "max_weight": maximum,
             "fallbacks": fallbacks,
         }
+        return compat.logs_of_a_replica(logs)
 
     def _warn_of_batch_normalization(self) -> None:
         found = layers.ordinary_batch_normalizations(self.net)

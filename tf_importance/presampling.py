@@ -6,13 +6,15 @@ Algorithm 1 of Katharopoulos & Fleuret 2018 as a `tf.data` transform.
 from __future__ import annotations
 
 import math
+import operator
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from tf_importance import compat, proposals, scorers, variance
+from tf_importance import compat, losses, proposals, scorers, variance
 
 _THRESHOLDS: dict[str, Callable[[int, int], float]] = {
     "guaranteed": variance.guaranteed_threshold,
@@ -58,11 +60,13 @@ def importance_sample(
     leave uniformly; the training logs count them. The last group of a finite dataset may be
     shorter than B and leaves uniformly too, every example once. Its last batch is filled up
     to b with examples of weight 0, and the others' weights are scaled by b/(their number), so
-    that the batch's weighted mean is the mean over those that are there.
+    that the batch's weighted mean is the mean over those that are there (not scaled for a loss
+    that is summed).
 
     The pipeline reads the model's live weights. Without a seed it works one batch ahead of
     the training step, so scores may be a step or two old: that costs a little variance and no
-    bias. With a seed nothing runs ahead, and a run repeats exactly.
+    bias. With a seed nothing runs ahead, and a run repeats exactly (but for Keras 3 with
+    steps_per_execution above 1, which fetches batches ahead of the steps: there it warns).
 
     Args:
         model: a compiled ISModel; an unbuilt net is built from the dataset's element_spec.
@@ -83,7 +87,10 @@ def importance_sample(
         ValueError: an argument or, when applied, the dataset does not fit; see the message.
     """
     _check_model(model)
-    presample_size = 4 * batch_size if presample_size is None else presample_size
+    batch_size = _positive("batch_size", batch_size)
+    presample_size = _positive(
+        "presample_size", 4 * batch_size if presample_size is None else presample_size
+    )
     _check_sizes(batch_size, presample_size)
     threshold = _threshold(tau_threshold, presample_size, batch_size)
     resample = _resampling(resampling)
@@ -92,6 +99,13 @@ def importance_sample(
     score = model.scorer if scorer is None else scorer
     if not callable(score):
         raise TypeError(f"scorer must be a callable (model, x, y) -> [B]; got {scorer!r}.")
+    if seed is not None and compat.fetches_ahead(model):
+        warnings.warn(
+            f"model {model.name!r} has steps_per_execution={model.steps_per_execution}, with "
+            "which Keras 3 fetches batches ahead of the steps: the draws are seeded, but what "
+            "they are drawn by is not. To repeat a run exactly, use steps_per_execution=1.",
+            stacklevel=2,
+        )
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
         spec = _checked_spec(model, dataset)
@@ -123,6 +137,7 @@ class _Pipeline:
         self._batch_size = batch_size
         self._presample_size = presample_size
         self._sample_weighted = sample_weighted
+        self._means = not losses.only_sums(model.objective)
 
     def batches(self, elements, seed):
         """All batches of a group, as its size and τ decide."""
@@ -142,8 +157,6 @@ class _Pipeline:
         return _Group(elements[0], elements[1], tf.ones([size]))
 
     def _full(self, group: _Group, seed):
-        if self._sample_weighted:
-            self._track_mean_sample_weight(group.sample_weights)
         # Read τ once per group: all its batches stem from the same decision.
         draw = compat.value(self._model.tau) > self._threshold
         return tf.cond(draw, lambda: self._scored(group, seed), lambda: self._whole(group))
@@ -183,17 +196,11 @@ class _Pipeline:
             lambda part: tf.gather(part, tf.minimum(positions, size - 1)), group
         )
         rest = size - (count - 1) * self._batch_size
-        scale = tf.cast(self._batch_size / rest, tf.float32)
+        scale = tf.cast(self._batch_size / rest, tf.float32) if self._means else 1.0
         in_last = positions >= (count - 1) * self._batch_size
         factor = tf.where(positions < size, tf.where(in_last, scale, 1.0), 0.0)
         filled = filled._replace(sample_weights=filled.sample_weights * factor)
         return tf.nest.map_structure(self._cut, tuple(filled))
-
-    def _track_mean_sample_weight(self, sample_weights) -> None:
-        """E[s] as a running average over pre-samples, which are uniform; 0 is unknown."""
-        mean, known = tf.reduce_mean(sample_weights), compat.value(self._model.mean_sample_weight)
-        moved = tf.where(known > 0, known + 0.1 * (mean - known), mean)
-        self._model.mean_sample_weight.assign(moved)
 
     def _cut(self, part: tf.Tensor) -> tf.Tensor:
         shape = [-1, self._batch_size]
@@ -222,10 +229,18 @@ def _check_model(model: Any) -> None:
         )
 
 
+def _positive(name: str, value: Any) -> int:
+    """A positive integer of any integer type."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(f"{name} must be a positive integer; got {value!r}.")
+    return number
+
+
 def _check_sizes(batch_size: int, presample_size: int) -> None:
-    for name, size in (("batch_size", batch_size), ("presample_size", presample_size)):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a positive integer; got {size!r}.")
     if presample_size < batch_size or presample_size % batch_size:
         raise ValueError(
             "presample_size must be a multiple of batch_size, so that a pre-sample which is "
@@ -274,6 +289,8 @@ def _checked_spec(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
     leaves = tf.nest.flatten(spec)
     if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
         raise ValueError(f"the dataset's elements must be dense tensors; got {spec}.")
+    if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(spec[1])):
+        raise ValueError(f"labels must be numbers; got {spec[1]}. Map the strings to classes.")
     if _looks_batched(model.net, spec[0], leaves):
         raise ValueError(
             "the dataset must not be batched, since importance_sample batches it itself; got "
@@ -307,7 +324,8 @@ def _build(model: keras.Model, spec: tuple, dataset: tf.data.Dataset) -> None:
         example = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape], s.dtype), inputs)
     else:
         example = next(iter(dataset.batch(1)))[0]
-    model(example, training=False)
+    with model.distribute_strategy.scope():
+        model(example, training=False)
 
 
 def _scorer(model, score, spec: tuple, presample_size: int, jit_compile: bool | str) -> Callable:
@@ -326,8 +344,8 @@ def _scorer(model, score, spec: tuple, presample_size: int, jit_compile: bool | 
         scores = compiled.get_concrete_function(*batched).structured_outputs
     except (TypeError, ValueError, KeyError, tf.errors.InvalidArgumentError) as error:
         raise ValueError(
-            f"the compiled loss {model.objective.loss!r} cannot be computed for each example of "
-            f"the dataset, labels {spec[1]}: {error}"
+            f"scorer {score!r} and the compiled loss {model.objective.loss!r} cannot be computed "
+            f"for each example of the dataset, inputs {spec[0]}, labels {spec[1]}: {error}"
         ) from error
     if not scores.shape.is_compatible_with([presample_size]):
         raise ValueError(

@@ -123,9 +123,65 @@ def test_any_spelling_of_the_last_activation_is_seen(last):
     model = tfi.ISModel(OwnNet(last))
     model.compile("sgd", "sparse_categorical_crossentropy")
     model(X[:1])
-    scores = tf.function(lambda x, y: tfi.scorers.upper_bound(model, x, y))(X, SPARSE)
+    compiled = tf.function(lambda x, y: tfi.scorers.upper_bound(model, x, y))
+    scores = tfi.scorers.upper_bound(model, X, SPARSE)
+    np.testing.assert_allclose(compiled(X, SPARSE), scores, rtol=1e-5)
     z = X @ np.asarray(model.net.dense.kernel) + np.asarray(model.net.dense.bias)
     np.testing.assert_allclose(scores, np.linalg.norm(softmax(z) - DENSE, axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [L.Reshape((2, 2))],
+        [L.Reshape((4, 1)), L.Permute((2, 1))],
+        [L.Activation("linear", dtype="float64")],
+    ],
+    ids=["reshaped", "transposed", "cast"],
+)
+def test_operations_that_keep_the_values_do_not_hide_the_activation(after):
+    """Taken for the end of the net, a reshaped softmax would be scored by 1/p."""
+    bare = model_of(L.Dense(4, activation="softmax"), loss="mse")
+    bare(X)
+    model = model_of(bare.net.layers[0], *after, loss="mse")
+    labels = model(X) * 0
+    scores = tfi.scorers.upper_bound(model, tf.constant(X), labels)
+    expected = tfi.scorers.upper_bound(bare, tf.constant(X), tf.zeros([8, 4]))
+    factor = 4 / int(np.prod(labels.shape[1:]))  # mse: the mean over all outputs is the same
+    np.testing.assert_allclose(scores, factor * expected, rtol=1e-4)
+
+
+def test_time_distributed_softmax_is_scored_like_the_bare_one():
+    dense = L.Dense(4, activation="softmax")
+    bare = model_of(dense, loss="sparse_categorical_crossentropy")
+    bare(SEQUENCE_X)
+    model = model_of(L.TimeDistributed(dense), loss="sparse_categorical_crossentropy")
+    x, y = tf.constant(SEQUENCE_X), tf.constant(SEQUENCE_Y)
+    if compat.KERAS_3:  # its TimeDistributed packs a softmax of each step
+        with pytest.warns(UserWarning, match="cannot be seen.*from_logits=True"):
+            tfi.scorers.upper_bound(model, x, y)
+        return
+    np.testing.assert_allclose(
+        tfi.scorers.upper_bound(model, x, y), tfi.scorers.upper_bound(bare, x, y), rtol=1e-4
+    )
+
+
+class Reweighted(K.BinaryCrossentropy):
+    """A subclass is another loss, whatever it inherits."""
+
+    def call(self, y_true, y_pred):
+        return 7 * super().call(y_true, y_pred)
+
+
+def test_the_closed_form_is_for_the_loss_itself_only():
+    plain = model_of(L.Dense(4, activation="sigmoid"), loss=K.BinaryCrossentropy())
+    plain(X)
+    other = tfi.ISModel(plain.net)
+    other.compile("sgd", Reweighted())
+    x, y = tf.constant(X), tf.constant(BITS)
+    np.testing.assert_allclose(
+        tfi.scorers.upper_bound(other, x, y), 7 * tfi.scorers.upper_bound(plain, x, y), rtol=1e-4
+    )
 
 
 def test_watching_leaves_the_net_as_it_was():
@@ -235,7 +291,6 @@ def test_confident_mistakes_keep_their_score():
 
 
 def test_keras_functions_map_to_their_class_in_both_lanes():
-    assert compat.KERAS_3 == keras.__version__.startswith("3")
     model = model_of(L.Dense(4), loss=K.mean_squared_error)
     passed = forward.of(model, X)
     assert closed_form_deltas(model.objective, tf.constant(BITS), passed) is not None

@@ -53,7 +53,12 @@ class OutputScorer:
 
     def __call__(self, model: ScoredModel, inputs, labels) -> tf.Tensor:
         """Scores of examples by one forward pass in inference mode: [B] float32."""
-        return self.from_forward(model.objective, labels, forward.of(model, inputs))
+
+        def score(inputs, labels):
+            return self.from_forward(model.objective, labels, forward.of(model, inputs))
+
+        # Always in a graph, where any spelling of the last activation can be seen.
+        return tf.function(score, autograph=False)(inputs, labels)
 
     def __repr__(self) -> str:
         return f"tfi.scorers.{self.__name__}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -36,6 +36,13 @@ class Forward(NamedTuple):
     heads: list[Head]
 
 
+class _Noted(NamedTuple):
+    """A head, and the output that it made: kept, since a freed tensor's id may come again."""
+
+    output: tf.Tensor
+    head: Head
+
+
 def identity(preactivation: tf.Tensor) -> tf.Tensor:
     """The activation of a net that ends without one."""
     return preactivation
@@ -52,6 +59,8 @@ _OPERATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "Exp": tf.exp,
     "LogSoftmax": tf.nn.log_softmax,
 }
+
+_RESHAPES = ("Reshape", "Squeeze", "ExpandDims", "Identity", "Transpose", "Cast")
 
 _seen: contextvars.ContextVar[dict | None] = contextvars.ContextVar("activations", default=None)
 _forward: contextvars.ContextVar[list | None] = contextvars.ContextVar("forward", default=None)
@@ -91,15 +100,59 @@ def of(model: keras.Model, inputs) -> Forward:
     return passes[-1]
 
 
-def _head(output: tf.Tensor, seen: dict[int, tuple[tf.Tensor, Head]]) -> Head:
-    """The head of an output: seen on its way, read off the graph, or the output itself."""
-    if id(output) in seen:
-        return seen[id(output)][1]
-    if not tf.executing_eagerly():
-        activation = _OPERATIONS.get(output.op.type)
-        if activation is not None:
-            return Head(output.op.inputs[0], activation)
-    return Head(output, identity)
+def _head(output: tf.Tensor, seen: dict[Hashable, _Noted]) -> Head:
+    """The head of an output: noted on its way or read off the graph, else the output itself.
+
+    Operations after the activation that only change the output's shape or type are undone on
+    the way back and done again by the head's activation.
+    """
+    after: list[Callable[[tf.Tensor], tf.Tensor]] = []
+    tensor = output
+    while True:
+        noted = seen.get(_key(tensor))
+        if noted is not None:
+            return Head(noted.head.preactivation, _then(noted.head.activation, after))
+        if tf.executing_eagerly():
+            return Head(output, identity)
+        operation = tensor.op
+        if operation.type in _OPERATIONS:
+            activation = _OPERATIONS[operation.type]
+            return Head(operation.inputs[0], _then(activation, after))
+        if operation.type not in _RESHAPES:
+            return Head(output, identity)
+        after.append(_again(operation))
+        tensor = operation.inputs[0]
+
+
+def _again(operation: tf.Operation) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What an operation that keeps the values does, as a function of its input."""
+    result = operation.outputs[0]
+    if operation.type == "Cast":
+        return lambda tensor: tf.cast(tensor, result.dtype)
+    if operation.type == "Transpose":
+        return lambda tensor: tf.transpose(tensor, operation.inputs[1])
+    return lambda tensor: tf.reshape(tensor, tf.shape(result))
+
+
+def _then(activation: Callable, after: list[Callable]) -> Callable:
+    """An activation and, in the net's order, what came after it."""
+    if not after:
+        return activation
+
+    def composed(preactivation):
+        tensor = activation(preactivation)
+        for operation in reversed(after):
+            tensor = operation(tensor)
+        return tensor
+
+    return composed
+
+
+def _key(tensor: tf.Tensor) -> Hashable:
+    """Names a tensor: in a graph by its name there, in eager mode by itself."""
+    if isinstance(tensor, tf.__internal__.EagerTensor):
+        return id(tensor)
+    return id(tensor.graph), tensor.name
 
 
 class _Watched:
@@ -115,8 +168,8 @@ class _Watched:
         self._originals: dict[int, list[tuple[keras.layers.Layer, Callable]]] = {}
 
     @contextlib.contextmanager
-    def activations_of(self, net: keras.Model) -> Iterator[dict[int, tuple[tf.Tensor, Head]]]:
-        seen: dict[int, tuple[tf.Tensor, Head]] = {}
+    def activations_of(self, net: keras.Model) -> Iterator[dict[Hashable, _Noted]]:
+        seen: dict[Hashable, _Noted] = {}
         token = _seen.set(seen)
         self._enter(net)
         try:
@@ -151,8 +204,7 @@ def _noting(activation: Callable) -> Callable:
         output = activation(preactivation)
         seen = _seen.get()
         if seen is not None:
-            # The output is kept as well: a freed tensor's id may come again.
-            seen[id(output)] = (output, Head(preactivation, activation))
+            seen[_key(output)] = _Noted(output, Head(preactivation, activation))
         return output
 
     return noted

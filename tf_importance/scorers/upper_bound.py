@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -28,10 +28,13 @@ def _upper_bound(objective: losses.Objective, labels, passed: forward.Forward) -
         [B] float32, computed in float32 under mixed precision.
     """
     passed = _in_float32(passed)
+    _warn_of_hidden_activation(objective, labels, passed)
     deltas = closed_form_deltas(objective, labels, passed)
     if deltas is None:
         deltas = taped_deltas(objective, labels, passed)
-    squares = [tf.reduce_sum(_flat(delta) ** 2, axis=1) for delta in deltas]
+    # An inner axis may be folded into z's first one (TimeDistributed), never the outputs'.
+    size = tf.shape(tf.nest.flatten(passed.outputs)[0])[0]
+    squares = [tf.reduce_sum(tf.reshape(delta, [size, -1]) ** 2, axis=1) for delta in deltas]
     return tf.sqrt(tf.add_n(squares))
 
 
@@ -71,6 +74,22 @@ def closed_form_deltas(
         previous = deltas[term.output]
         deltas[term.output] = delta if previous is None else previous + delta
     return [delta for delta in deltas if delta is not None]
+
+
+def _warn_of_hidden_activation(
+    objective: losses.Objective, labels, passed: forward.Forward
+) -> None:
+    """Probabilities whose logits are out of sight would be scored by about 1/p."""
+    for term in losses.terms(objective, labels, passed.outputs):
+        hidden = passed.heads[term.output].activation is forward.identity
+        if hidden and _class_of(term.loss) in _OF_LOGITS and not _options(term.loss)["from_logits"]:
+            warnings.warn(
+                f"loss {term.loss.name!r} takes probabilities, but how the net makes them of its "
+                "logits cannot be seen, so that upper_bound scores the probabilities themselves, "
+                "which is a poor score. Let the net end in an activation, or in logits with "
+                "from_logits=True.",
+                stacklevel=2,
+            )
 
 
 def _closed_form(term: losses.Term, head: forward.Head) -> tf.Tensor | None:
@@ -130,6 +149,7 @@ _CLOSED_FORMS: dict[type, Callable[[losses.Term, forward.Head], tf.Tensor | None
     keras.losses.BinaryCrossentropy: _sigmoid_crossentropy,
     keras.losses.MeanSquaredError: _squared_error,
 }
+_OF_LOGITS = tuple(kind for kind in _CLOSED_FORMS if kind is not keras.losses.MeanSquaredError)
 _FUNCTIONS: dict[Callable, type] = {
     keras.losses.categorical_crossentropy: keras.losses.CategoricalCrossentropy,
     keras.losses.sparse_categorical_crossentropy: keras.losses.SparseCategoricalCrossentropy,
@@ -141,14 +161,18 @@ _DEFAULTS = {"from_logits": False, "label_smoothing": 0.0, "axis": -1, "ignore_c
 
 
 def _class_of(loss: keras.losses.Loss) -> type:
-    """The class that a wrapped loss function stands for, else the loss's own."""
-    function: Any = getattr(loss, "fn", None)
-    return _FUNCTIONS.get(function, type(loss)) if type(loss) not in _CLOSED_FORMS else type(loss)
+    """The class with this loss's closed form: its own, or that of the function it wraps.
+
+    Exactly: a subclass, or a function with arguments, may be another loss.
+    """
+    if type(loss) is losses.FunctionLoss and not loss._fn_kwargs:
+        return _FUNCTIONS.get(loss.fn, type(loss))
+    return type(loss)
 
 
 def _options(loss: keras.losses.Loss) -> dict:
     """The loss's arguments; a wrapped function has its defaults."""
-    given = loss.get_config() if type(loss) in _CLOSED_FORMS else {}
+    given = {} if type(loss) is losses.FunctionLoss else loss.get_config()
     return {name: given.get(name, default) for name, default in _DEFAULTS.items()}
 
 
@@ -172,10 +196,6 @@ def _like(labels: tf.Tensor, z: tf.Tensor) -> tf.Tensor | None:
 def _positions(values: tf.Tensor) -> tf.Tensor:
     """Number of values of one example, over which Keras takes the mean."""
     return tf.cast(tf.size(values) // tf.shape(values)[0], tf.float32)
-
-
-def _flat(values: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(values, [tf.shape(values)[0], -1])
 
 
 def _in_float32(passed: forward.Forward) -> forward.Forward:
