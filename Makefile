@@ -6,6 +6,8 @@ runs = $(firstword $(foreach python,$(1),$(shell $(python) -c "print('$(python)'
 PYTHON ?= $(or $(call runs,python3.11 python3),python3)
 PYTHON_ADDONS ?= $(or $(call runs,python3.11 python3.10),python3.11)
 
+# Two processes: most tests keep one core busy with Python.
+PYTEST = -m pytest --numprocesses 2 --dist worksteal
 # Further arguments of pytest, such as ARGS="-k variance".
 ARGS ?=
 
@@ -23,10 +25,10 @@ train: .venv/installed  ## The main job: uniform against importance sampling, sa
 	.venv/bin/python -m trainers.compare --flagfile=configs/main.cfg
 
 test: .venv/installed  ## All tests on the newest TensorFlow and Keras 3.
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python $(PYTEST) $(ARGS)
 
 test-addons: .venv-addons/installed  ## All tests on TensorFlow 2.15, Keras 2.15, TensorFlow Addons.
-	.venv-addons/bin/python -m pytest $(ARGS)
+	.venv-addons/bin/python $(PYTEST) $(ARGS)
 
 lint: .venv/installed  ## ruff over everything, mypy over the library.
 	.venv/bin/ruff check

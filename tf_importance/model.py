@@ -361,7 +361,8 @@ class ISModel(keras.Model):
     def _logs(self, tau, monitors, data) -> dict[str, tf.Tensor]:
         total, steps, maximum = tf.unstack(monitors)
         # The pipeline counts a batch before it hands it over: read the counts after that.
-        with tf.control_dependencies(tf.nest.flatten(data)):
+        batch = [part for part in tf.nest.flatten(data) if part is not None]
+        with tf.control_dependencies(batch):
             counts = tf.identity(compat.value(self._counts))
         drawn, uniform, fallbacks = tf.unstack(counts)
         logs = {
