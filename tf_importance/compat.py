@@ -62,6 +62,12 @@ def matched(labels, predictions, dtype: str):
     return labels, predictions
 
 
+def for_inner_axes(weights: tf.Tensor, rank: int) -> tf.Tensor:
+    """Weights [b] as [b, 1, …], to be multiplied into values of a rank."""
+    shape = tf.concat([tf.shape(weights), tf.ones([rank - 1], tf.int32)], axis=0)
+    return tf.reshape(weights, shape)
+
+
 def fetches_ahead(model: keras.Model) -> bool:
     """Whether `fit` may fetch a batch before the step on the last one is done."""
     return KERAS_3 and model.steps_per_execution > 1
@@ -80,9 +86,9 @@ def _masked(output: tf.Tensor, weights: tf.Tensor):
     mask = getattr(output, "_keras_mask", None)
     if mask is None:
         return output, weights
-    shape = tf.concat([tf.shape(weights), tf.ones([mask.shape.rank - 1], tf.int32)], axis=0)
     # Under a name of its own, the tensor has no mask.
-    return tf.identity(output), tf.reshape(weights, shape) * tf.cast(mask, weights.dtype)
+    weights = for_inner_axes(weights, mask.shape.rank) * tf.cast(mask, weights.dtype)
+    return tf.identity(output), weights
 
 
 def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:

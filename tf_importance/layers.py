@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from tf_importance import compat
+
 _weights: contextvars.ContextVar[tf.Tensor | None] = contextvars.ContextVar(
     "importance_weights", default=None
 )
@@ -154,7 +156,7 @@ def _aligned(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """
     if weights.shape[0] is None or weights.shape[0] != values.shape[0]:
         weights = tf.repeat(weights, tf.shape(values)[0] // tf.shape(weights)[0])
-    return tf.reshape(weights, [-1] + [1] * (values.shape.rank - 1))
+    return compat.for_inner_axes(weights, values.shape.rank)
 
 
 def ordinary_batch_normalizations(net: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -192,9 +192,7 @@ def weights_by_output(
     shaped: dict[int, tf.Tensor] = {}
     for term in terms(objective, labels, outputs):
         values = elementwise(term)
-        rank = values.shape.rank or 1
-        shape = tf.concat([tf.shape(weights), tf.ones([rank - 1], tf.int32)], axis=0)
-        shaped[term.output] = tf.reshape(weights, shape)
+        shaped[term.output] = compat.for_inner_axes(weights, values.shape.rank or 1)
         mask = _joint_mask(term.mask, values)
         if mean_weight is not None and mask is not None and term.loss.reduction not in _SUMS:
             mask = tf.cast(mask, weights.dtype)

@@ -314,10 +314,9 @@ class ISModel(keras.Model):
     def _tracked_mean_weight(self, weights) -> tf.Tensor:
         """E|w| by the same bias-corrected average as τ's, this batch included."""
         memory = compat.value(self._tau_memory) * self.tau_decay
-        gain = (1 - self.tau_decay) / (1 - memory)
         mean = compat.value(self._mean_weight)
         batch = tf.reduce_mean(tf.abs(tf.cast(weights, tf.float32)))
-        mean += gain * (batch - mean)
+        mean += self._gain(memory) * (batch - mean)
         self._mean_weight.assign(mean)
         return mean
 
@@ -338,13 +337,16 @@ class ISModel(keras.Model):
         known = proposals.usable(scores) & tf.math.is_finite(estimate) & (estimate > 0)
         return tf.where(known, estimate, float("nan")), tf.reduce_max(weights)
 
+    def _gain(self, memory: tf.Tensor) -> tf.Tensor:
+        """How much the newest value counts in a bias-corrected average; memory is a^k."""
+        return (1 - self.tau_decay) / (1 - memory)
+
     def _updated_tau(self, tau, estimate):
         """τ ← τ + (1−a)/(1−a^k) (estimate − τ): the bias-corrected average, step k."""
         known = tf.math.is_finite(estimate)
         memory = compat.value(self._tau_memory)
         memory = tf.where(known, memory * self.tau_decay, memory)
-        gain = (1 - self.tau_decay) / (1 - memory)
-        tau = tf.where(known, tau + gain * (estimate - tau), tau)
+        tau = tf.where(known, tau + self._gain(memory) * (estimate - tau), tau)
         self.tau.assign(tau)
         self._tau_memory.assign(memory)
         return tau
