@@ -21,7 +21,7 @@ def strategy():
 def model_in(strategy, learning_rate=0.2, batch_norm=False):
     with strategy.scope():
         layers = [L.Dense(8, activation="relu")]
-        layers += [tfi.layers.BatchNormalization(momentum=0.9)] if batch_norm else []
+        layers += [tfi.layers.BatchNormalization(momentum=0.97)] if batch_norm else []
         net = keras.Sequential([keras.Input((2,)), *layers, L.Dense(4, activation="softmax")])
         model = tfi.ISModel(net)
         model.compile(
@@ -53,10 +53,10 @@ def fed(strategy, route, model, data, batch_size, presample_size, **kwargs):
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["", "batch norm"])
 @pytest.mark.parametrize("route", ROUTES)
 def test_training_under_a_strategy(strategy, route, batch_norm, blobs):
-    model = model_in(strategy, batch_norm=batch_norm)
+    model = model_in(strategy, learning_rate=0.1, batch_norm=batch_norm)
     data = fed(strategy, route, model, blobs, 16, 64, tau_threshold=1.1)
     before = model.evaluate(*blobs, batch_size=128, verbose=0)[0]
-    history = model.fit(data, steps_per_epoch=30, epochs=3, verbose=0).history
+    history = model.fit(data, steps_per_epoch=60, epochs=3, verbose=0).history
     assert model.evaluate(*blobs, batch_size=128, verbose=0)[0] < 0.7 * before
     assert 0 < history["importance"][-1] <= 1
     assert 0 < history["ess"][-1] <= 1
