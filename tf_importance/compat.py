@@ -73,6 +73,36 @@ def fetches_ahead(model: keras.Model) -> bool:
     return KERAS_3 and model.steps_per_execution > 1
 
 
+def make_train_function_direct(model: keras.Model) -> None:
+    """Spare a model's train function what it spends between steps, where a step is the same.
+
+    Keras 3 hands the logs of every step over as an Optional that Python then asks and opens:
+    0.1 to 0.2 ms a step. Where a step is one batch of a tf.data iterator on one replica, the
+    compiled step can return them directly; that pays for the logs that an ISModel adds.
+
+    Args:
+        model: a compiled model with the train function that Keras made.
+    """
+    strategy = model.distribute_strategy
+    several = model.steps_per_execution > 1 or strategy.num_replicas_in_sync > 1
+    if not KERAS_3 or model.run_eagerly or several:
+        return
+    generic = model.train_function
+    on_data = tf.function(
+        model.train_step, autograph=False, reduce_retracing=True, jit_compile=model.jit_compile
+    )
+    step_on_data = model._autoconvert_optionals(on_data)
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def step(iterator):
+        return step_on_data(iterator.get_next())
+
+    def function(iterator):
+        return (step if isinstance(iterator, tf.data.Iterator) else generic)(iterator)
+
+    model.train_function = function
+
+
 def logs_of_a_replica(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Logs that Keras reports as they are: Keras 2 adds up those of all replicas."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync

@@ -265,6 +265,12 @@ class ISModel(keras.Model):
         """
         self._counts.assign_add(tf.stack([drawn, uniform, fallbacks]))
 
+    def make_train_function(self, force=False):
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            compat.make_train_function_direct(self)
+        return self.train_function
+
     def train_step(self, data):
         """A Keras training step, then τ from the same forward pass."""
         _, labels, weights = keras.utils.unpack_x_y_sample_weight(data)

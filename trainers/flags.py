@@ -35,7 +35,7 @@ def define(values: flags.FlagValues) -> None:
     text(
         "sampling",
         "upper_bound",
-        f"How examples are chosen: {', '.join(sampling.NAMES)}. uniform is plain Keras.",
+        f"How examples are chosen: {', '.join(sampling.NAMES)}. uniform only measures tau.",
     )
     integer("batch_size", 32, "b, examples in a step.")
     integer("presample_size", None, "B, examples that are scored; default 4 batches.")

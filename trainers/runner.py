@@ -16,7 +16,7 @@ from trainers.evaluation import Evaluator
 from trainers.run_directory import RunDirectory
 from trainers.sampling import Sampled
 
-# Logs of an ISModel; a plain Keras model has none of them and reports null.
+# Logs of an ISModel, null before its first step.
 _IMPORTANCE_LOGS = ("tau", "ess", "importance", "max_weight", "fallbacks")
 
 

@@ -1,4 +1,4 @@
-"""How training examples are chosen: uniformly by plain Keras, or by importance."""
+"""How training examples are chosen: uniformly or by importance."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class Sampled(NamedTuple):
     """A compiled model and what to fit it to.
 
     Attributes:
-        model: the net itself for uniform sampling, else an ISModel around it.
+        model: an ISModel around the net, for either sampling: on uniform batches it is plain
+            Keras, and what a step costs beside its own computation is then the same for both.
         batches: what `model.fit` takes, without an end.
     """
 
-    model: keras.Model
+    model: tfi.ISModel
     batches: tf.data.Dataset
 
 
@@ -48,25 +49,24 @@ def sampled(settings: flags.FlagValues, net: keras.Model, examples: tf.data.Data
             "--repeatable needs --steps and no --time_budget: how many steps fit into a time "
             f"never repeats; got --steps={settings.steps}, --time_budget={settings.time_budget}."
         )
-    compiled = {
-        "optimizer": optimizers.build(
+    scorer = tfi.scorers.BY_NAME.get(settings.sampling, tfi.scorers.upper_bound)
+    model = tfi.ISModel(net, scorer=scorer)
+    model.compile(
+        optimizer=optimizers.build(
             settings.optimizer,
             settings.learning_rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         ),
-        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "metrics": ["accuracy"],
-        "jit_compile": settings.jit,
-    }
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=settings.jit,
+    )
     if settings.sampling == UNIFORM:
-        net.compile(**compiled)
         # One batch ahead, like importance_sample: a larger buffer would fill up for free
         # during evaluations, when the clock stands still.
         batches = examples.batch(settings.batch_size, drop_remainder=True).prefetch(1)
-        return Sampled(net, batches)
-    model = tfi.ISModel(net, scorer=tfi.scorers.BY_NAME[settings.sampling])
-    model.compile(**compiled)
+        return Sampled(model, batches)
     importance_sample = tfi.importance_sample(
         model,
         batch_size=settings.batch_size,
