@@ -1,9 +1,21 @@
 """Importance sampling for training deep nets in TensorFlow 2 and Keras."""
 
-from tf_importance import layers, proposals, scorers, variance
+from tf_importance import layers, proposals, robust, samplers, schedules, scorers, variance
+from tf_importance.history import history_sample
 from tf_importance.model import ISModel
 from tf_importance.presampling import importance_sample
 
 __version__ = "0.1.0"
 
-__all__ = ["ISModel", "importance_sample", "layers", "proposals", "scorers", "variance"]
+__all__ = [
+    "ISModel",
+    "history_sample",
+    "importance_sample",
+    "layers",
+    "proposals",
+    "robust",
+    "samplers",
+    "schedules",
+    "scorers",
+    "variance",
+]

@@ -29,6 +29,16 @@ def value(variable) -> tf.Tensor:
     return tf.convert_to_tensor(variable)
 
 
+def track(model: keras.Model, name: str, module: tf.Module | None) -> None:
+    """Make a module part of a model's checkpoints under a name, and not of its weights.
+
+    Keras 2 would count the variables of an attribute as weights of the model, Keras 3 not.
+    """
+    object.__setattr__(model, name, module)
+    if module is not None:
+        model._track_trackable(module, name, overwrite=True)
+
+
 def take_restored_epoch(model: keras.Model) -> int:
     """The epoch that a callback (BackupAndRestore) told `fit` to start from, once; 0 if none.
 

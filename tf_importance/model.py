@@ -11,7 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_importance import compat, epochs, layers, losses, proposals, scorers, variance
+from tf_importance import compat, epochs, layers, losses, proposals, samplers, scorers, variance
+from tf_importance.samplers import feedback, state
 from tf_importance.scorers import base, forward
 
 _SCORER_PREFIX = "tfi.scorers."
@@ -54,6 +55,12 @@ class ISModel(keras.Model):
     Under importance sampling `metrics` as well as `weighted_metrics` are weighted during
     training, so both estimate what uniform sampling would show. Evaluation is plain Keras.
 
+    Compiled with a sampler, it takes the batches of `history_sample`: the scores of the step's
+    forward pass go back to the sampler, `gain` joins the logs, and a learning rate of
+    `tfi.schedules.GainAdapted` follows it. A `tf.train.Checkpoint` of the model holds the
+    sampler's state, and so does a weights file, where it is loaded into a model compiled with a
+    sampler for as many examples.
+
     Args:
         net: any keras.Model, built or not. It stays usable by itself, with the same weights.
         scorer: what τ is measured with and `importance_sample` scores with by default. In
@@ -62,6 +69,7 @@ class ISModel(keras.Model):
         tau_decay: a in [0, 1), the decay of τ's average (a_τ in Algorithm 1).
     Attributes:
         tau: variable, the bias-corrected τ; 0 before the first step.
+        sampler: the one it is compiled with, or None.
     Raises:
         TypeError: net is not a keras.Model, or is an ISModel.
         ValueError: tau_decay is not in [0, 1).
@@ -104,6 +112,8 @@ class ISModel(keras.Model):
         self._expects_drawn = False
         self._weights_have_scale = False
         self._warned = False
+        self._feedback: feedback.Feedback | None = None
+        compat.track(self, "sampler", None)
         self._warn_of_batch_normalization()
 
     def _state(self, name: str, *, size: int | None = None, initial: float = 0.0):
@@ -123,12 +133,16 @@ class ISModel(keras.Model):
         return forward.run(self.net, inputs)
 
     @_signed_as(keras.Model.compile)
-    def compile(self, *args, **kwargs):
+    def compile(self, *args, sampler: samplers.Sampler | None = None, **kwargs):
         """As `keras.Model.compile`.
 
+        Args:
+            sampler: of `tfi.samplers`, what `history_sample` draws this model's batches by.
         Raises:
+            TypeError: sampler is none.
             ValueError: a loss divides by the sum of the weights (reduction
-                "mean_with_sample_weight"), which biases importance sampling.
+                "mean_with_sample_weight"), which biases importance sampling; or a sampler
+                under a strategy of several replicas.
         """
         given = _arguments(keras.Model.compile, self, *args, **kwargs)
         losses.refuse_biased_reductions(given["loss"])
@@ -141,6 +155,16 @@ class ISModel(keras.Model):
         super().compile(*args, **kwargs)
         names = getattr(self.net, "output_names", None)
         self.objective = losses.Objective(given["loss"], given["loss_weights"], names)
+        self._use(sampler)
+
+    def _use(self, sampler: samplers.Sampler | None) -> None:
+        """Give what the steps see to a sampler, and the gain to a learning rate that follows it."""
+        samplers.check(sampler, self.distribute_strategy.num_replicas_in_sync)
+        schedule = getattr(self.optimizer, "_learning_rate", None)
+        schedule = schedule if hasattr(schedule, "advance") else None
+        compat.track(self, "sampler", sampler)
+        compat.track(self, "_schedule", schedule if sampler is not None else None)
+        self._feedback = None if sampler is None else feedback.Feedback(sampler, schedule)
 
     def compile_from_config(self, config) -> None:
         """Compile as a saved model was; Keras does so only for its own `compile`."""
@@ -160,6 +184,8 @@ class ISModel(keras.Model):
                 version of Keras cannot multiply the two.
         """
         given = _arguments(keras.Model.fit, self, *args, **kwargs)
+        if self.sampler is not None:
+            given["callbacks"] = feedback.with_maintenance(given["callbacks"], self.sampler)
         spec = getattr(given["x"], "element_spec", None)
         weighted = isinstance(spec, tuple) and len(spec) == 3
         if given["class_weight"] is not None and weighted and compat.KERAS_3:
@@ -176,7 +202,7 @@ class ISModel(keras.Model):
         last, epoch = given["epochs"], given["initial_epoch"]
         varies = epochs.length_varies(given["x"], given["steps_per_epoch"])
         if not (varies and self._expects_drawn and epoch < last):
-            return super().fit(*args, **kwargs)
+            return super().fit(**given)
         if getattr(self.optimizer, "use_ema", False):
             raise ValueError(
                 "an optimizer with use_ema=True overwrites the weights at the end of each "
@@ -222,6 +248,21 @@ class ISModel(keras.Model):
         else:
             scorer = keras.saving.deserialize_keras_object(scorer, custom_objects)
         return cls(net, scorer=scorer, **config)
+
+    def save_own_variables(self, store) -> None:
+        """τ and counters, and the state of the sampler and of the schedule if there are any."""
+        super().save_own_variables(store)
+        state.save(self._remembered(), store)
+
+    def load_own_variables(self, store) -> None:
+        """The inverse; a sampler's state in the file is left out where there is no sampler."""
+        super().load_own_variables(state.without(store))
+        state.load(self._remembered(), store)
+
+    def _remembered(self) -> dict[str, tf.Module]:
+        """What is neither net nor optimizer and belongs into a resumed training, by name."""
+        modules = {"sampler": self.sampler, "schedule": getattr(self, "_schedule", None)}
+        return {name: module for name, module in modules.items() if module is not None}
 
     def build_from_config(self, config) -> None:
         """The net is built by its own config; there is nothing else to build."""
@@ -273,30 +314,47 @@ class ISModel(keras.Model):
 
     def train_step(self, data):
         """A Keras training step, then τ from the same forward pass."""
+        data, indices = samplers.split(data)
+        if indices is not None and self.sampler is None:
+            raise ValueError(
+                f"the dataset is one of history_sample, and model {self.name!r} is not compiled "
+                "with its sampler, which would learn nothing; call model.compile(…, sampler=sampler)."
+            )
         _, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         if not isinstance(weights, tf.Tensor) or weights.shape.rank != 1:
             weights = None
-        drawn = weights if self._expects_drawn else None
+        expects_drawn = self._expects_drawn or indices is not None
+        drawn = weights if expects_drawn else None
         if drawn is not None and self._weights_have_scale:
             drawn = tf.math.divide_no_nan(drawn, self._tracked_mean_weight(weights))
-        with layers.importance_weights(drawn), forward.recorded() as passes:
+        with (
+            layers.importance_weights(drawn),
+            feedback.drawn(indices),
+            forward.recorded() as passes,
+        ):
             logs = super().train_step(data)
         tau, monitors = compat.value(self.tau), compat.value(self._monitors)
         if self.objective.loss is not None and passes:
             try:
-                estimate, largest = self._estimate(labels, weights, passes[-1])
+                estimate, largest = self._estimate(labels, weights, passes[-1], expects_drawn)
             except losses.Unscorable:
                 # Keras trains on such a loss; importance sampling was refused at its start.
-                if self._expects_drawn:
+                if expects_drawn:
                     raise
             else:
                 tau = self._updated_tau(tau, estimate)
                 monitors = self._updated_monitors(monitors, estimate, largest)
         return {**logs, **self._logs(tau, monitors, data)}
 
+    def test_step(self, data):
+        """A Keras evaluation step; batches of `history_sample` count by their weights."""
+        return super().test_step(samplers.split(data)[0])
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         weights = sample_weight
         by_example = isinstance(weights, tf.Tensor) and weights.shape.rank == 1
+        if by_example and self._feedback is not None:
+            sample_weight = weights = self._feedback(self, x, y, weights)
         if by_example and self.objective.loss is not None:
             drawn = layers.current_weights() is not None
             mean_weight = compat.value(self._mean_weight) if drawn else None
@@ -326,7 +384,7 @@ class ISModel(keras.Model):
         self._mean_weight.assign(mean)
         return mean
 
-    def _estimate(self, labels, weights, passed: forward.Forward):
+    def _estimate(self, labels, weights, passed: forward.Forward, drawn: bool):
         """τ of this batch, NaN where its scores are unusable, and the largest weight."""
         scorer = self.scorer
         if not isinstance(scorer, base.OutputScorer):
@@ -334,7 +392,7 @@ class ISModel(keras.Model):
         scores = tf.stop_gradient(scorer.from_forward(self.objective, labels, passed))
         weights = tf.ones_like(scores) if weights is None else tf.cast(weights, scores.dtype)
         sizes = tf.abs(weights)
-        if self._expects_drawn:
+        if drawn:
             scale = compat.value(self._mean_weight) if self._weights_have_scale else 1.0
             estimate = variance.estimated_batch_increase(scores, sizes, scale)
         else:
@@ -380,6 +438,8 @@ class ISModel(keras.Model):
             "max_weight": maximum,
             "fallbacks": fallbacks,
         }
+        if self.sampler is not None:
+            logs |= self.sampler.logs()
         return compat.logs_of_a_replica(logs)
 
     def _warn_of_batch_normalization(self) -> None:

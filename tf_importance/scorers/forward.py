@@ -77,6 +77,12 @@ def recorded() -> Iterator[list[Forward]]:
         _forward.reset(token)
 
 
+def latest() -> Forward | None:
+    """The last pass that `recorded` has collected, None where there is none."""
+    passes = _forward.get()
+    return passes[-1] if passes else None
+
+
 def run(net: keras.Model, inputs) -> Any:
     """Call a net; inside `recorded`, note its outputs and their pre-activations."""
     passes = _forward.get()

@@ -1,0 +1,23 @@
+"""Samplers with memory: what earlier visits to an example saw decides how often it is drawn."""
+
+from tf_importance.samplers.base import Draw, Sampler, Visit, check, positive, split
+from tf_importance.samplers.oracle import Oracle
+from tf_importance.samplers.proportional import Proportional
+from tf_importance.samplers.rais import RAIS
+from tf_importance.samplers.rank_based import RankBased, selection_pressure
+from tf_importance.samplers.uniform import Uniform
+
+__all__ = [
+    "Draw",
+    "Oracle",
+    "Proportional",
+    "RAIS",
+    "RankBased",
+    "Sampler",
+    "Uniform",
+    "Visit",
+    "check",
+    "positive",
+    "selection_pressure",
+    "split",
+]

@@ -1,0 +1,51 @@
+"""The gain ratio, estimated while training (Johnson & Guestrin 2018, section 4.4)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_importance import variance
+
+
+class GainEstimator(tf.Module):
+    """r̂ of eq. 7 from exponential averages of its three moments.
+
+    The averages start at 0; their common factor 1 − (1−α)^t cancels in the ratio. Under
+    uniform weights r̂ is 1 exactly.
+
+    Args:
+        smoothing: α in (0, 1], the newest batch's share.
+    Attributes:
+        moments: [3] the averages of E‖g_U1‖², E‖g_R1‖² and E‖g_R‖².
+        ratio: variable, r̂; 1 at first.
+    Raises:
+        ValueError: smoothing is out of range.
+    """
+
+    def __init__(self, smoothing: float = 0.01) -> None:
+        super().__init__(name="gain")
+        if not 0 < smoothing <= 1:
+            raise ValueError(f"gain_smoothing must be in (0, 1]; got {smoothing}.")
+        self._smoothing = smoothing
+        self.moments = tf.Variable(tf.zeros([3]), trainable=False, name="moments")
+        self.ratio = tf.Variable(1.0, trainable=False, name="ratio")
+
+    def record(self, squares: tf.Tensor, weights: tf.Tensor, batch_square: tf.Tensor) -> tf.Tensor:
+        """Take up a batch; one that is not finite is left out.
+
+        Args:
+            squares: [b] ‖∇f_i‖². weights: [b] 1/(n p_i).
+            batch_square: ‖g_R‖², of the batch's weighted mean gradient.
+        Returns:
+            r̂.
+        """
+        uniform = tf.reduce_mean(weights * squares)
+        importance = tf.reduce_mean(weights**2 * squares)
+        newest = tf.stack([uniform, importance, tf.cast(batch_square, tf.float32)])
+        known = tf.reduce_all(tf.math.is_finite(newest))
+        moments = tf.convert_to_tensor(self.moments)
+        averaged = moments + self._smoothing * (newest - moments)
+        moments = tf.where(known, averaged, moments)
+        self.moments.assign(moments)
+        ratio = variance.gain_ratio(moments[0], moments[1], moments[2], tf.size(squares))
+        return self.ratio.assign(ratio)

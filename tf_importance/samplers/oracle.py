@@ -1,0 +1,116 @@
+"""O-SGD: importance sampling by the exact norms of all examples (Johnson & Guestrin, section 3)."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from tf_importance import compat, losses, proposals, scorers, variance
+from tf_importance.samplers.base import Draw, Sampler, uniform_points
+
+
+class Oracle(Sampler):
+    """Draw by p_i = ‖∇f_i‖ / Σ_j ‖∇f_j‖ of the net as it is now  (Proposition 3.1).
+
+    Before each batch all n examples are passed forward and backward, so this is a yardstick for
+    small nets and not a way to train. The gain ratio is exact too, eq. 6 by eq. 5: ‖∇f̄‖² and
+    ‖∇F‖² are computed in the same passes, regularization included in F. All of it in inference
+    mode. Where no norm is positive, or one is not finite, examples are drawn uniformly.
+
+    Args:
+        num_examples: n.
+        model: the compiled ISModel in training.
+        scorer: exact norms, `(model, x, y) -> [b]`.
+        scored_at_once: examples in one forward pass.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        model: keras.Model,
+        *,
+        scorer: scorers.Scorer = scorers.gradient_norm,
+        scored_at_once: int = 512,
+    ) -> None:
+        super().__init__(num_examples)
+        self._chunk = scored_at_once
+        # In functions: as attributes, model and scorer would become part of its checkpoints.
+        self._model = lambda: model
+        self._scorer = lambda x, y: scorer(model, x, y)
+
+    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+        if self._gather is None:
+            raise ValueError(
+                "Oracle scores all examples, and needs to know them: draw by a dataset of "
+                "tfi.history_sample(source, sampler, …)."
+            )
+        norms, gradients = self._exact()
+        self.gain.ratio.assign(self._exact_gain(norms, gradients, size))
+        proposal = proposals.normalize(tf.cast(norms, tf.float64))
+        ends = tf.cumsum(proposal)
+        points = uniform_points(size, number, seed) * ends[-1]
+        indices = tf.searchsorted(ends, tf.minimum(points, ends[-1] * (1 - 2.0**-50)), side="right")
+        weights = tf.gather(proposals.importance_weights(proposal), indices)
+        return Draw(tf.cast(indices, tf.int64), tf.cast(weights, tf.float32))
+
+    def record_gain(self, squares, weights, batch_square) -> tf.Tensor:
+        self.steps.assign_add(1)
+        return tf.identity(self.gain.ratio)
+
+    def _exact(self) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """All norms [n], and the gradient of the mean loss, a tensor for each variable."""
+        model, n, chunk = self._model(), self.num_examples, self._chunk
+        variables = [compat.value(variable) for variable in model.trainable_variables]
+        chunks = -(-n // chunk)
+
+        def body(number, norms, gradients):
+            indices = tf.range(number * chunk, tf.minimum((number + 1) * chunk, n))
+            inputs, labels = self._gather(tf.cast(indices, tf.int64))
+            scores = tf.cast(self._scorer(inputs, labels), tf.float32)
+            newest = _summed_gradient(model, inputs, labels)
+            added = [mine + other for mine, other in zip(gradients, newest)]
+            return number + 1, norms.write(number, scores), added
+
+        norms = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=[None])
+        zeros = [tf.zeros_like(variable) for variable in variables]
+        _, norms, gradients = tf.while_loop(
+            lambda number, *_: number < chunks, body, (0, norms, zeros), parallel_iterations=1
+        )
+        return tf.ensure_shape(norms.concat(), [n]), [gradient / n for gradient in gradients]
+
+    def _exact_gain(self, norms, gradients, size: int) -> tf.Tensor:
+        mean_square = _square(gradients)
+        objective_square = _square(
+            [mine + other for mine, other in zip(gradients, _penalty_gradient(self._model()))]
+        )
+        ratio = variance.exact_gain_ratio(norms, mean_square, objective_square, size)
+        return tf.where(proposals.usable(norms) & tf.math.is_finite(ratio), ratio, 1.0)
+
+
+def _summed_gradient(model, inputs, labels) -> list[tf.Tensor]:
+    with tf.GradientTape() as tape:
+        outputs = model(inputs, training=False)
+        loss = tf.reduce_sum(losses.per_example_losses(model.objective, labels, outputs))
+    return _dense(tape, loss, model.trainable_variables)
+
+
+def _penalty_gradient(model) -> list[tf.Tensor]:
+    """Of the regularization losses, which are functions of the weights alone."""
+    with tf.GradientTape() as tape:
+        penalties = [tf.cast(penalty, tf.float32) for penalty in model.losses]
+        total = tf.add_n(penalties) if penalties else tf.constant(0.0)
+    return _dense(tape, total, model.trainable_variables)
+
+
+def _dense(tape: tf.GradientTape, target, variables) -> list[tf.Tensor]:
+    gradients = tape.gradient(target, variables)
+    return [
+        tf.zeros(variable.shape)
+        if gradient is None
+        else tf.cast(tf.convert_to_tensor(gradient), tf.float32)
+        for gradient, variable in zip(gradients, variables)
+    ]
+
+
+def _square(gradients: list[tf.Tensor]) -> tf.Tensor:
+    return tf.add_n([tf.reduce_sum(gradient**2) for gradient in gradients])

@@ -1,0 +1,81 @@
+"""Proportional prioritization (Schaul, Quan, Antonoglou & Silver 2016, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import tensorflow as tf
+
+from tf_importance.samplers.base import Draw, Sampler, Visit, once_each, uniform_points
+from tf_importance.samplers.sum_tree import SumTree
+
+
+class Proportional(Sampler):
+    """Draw by the score of the last visit: P(i) = p_i^α / Σ_k p_k^α, p_i = |δ_i| + ε  (eq. 1).
+
+    Weights are (1/(n P(i)))^β (section 3.4). β = 1 corrects fully and is unbiased; Schaul et
+    al. anneal β from 0.4 or 0.5 to 1, and below 1 the mean of weighted gradients leans towards
+    the examples drawn often, by the factor (n P(i))^(1−β).
+
+    An example that was never visited has the largest priority seen so far (line 6 of their
+    Algorithm 1), and follows it while it grows: so all are seen early. A visit without a
+    usable score leaves the priority as it is.
+
+    Args:
+        num_examples: n.
+        alpha: α ≥ 0; 0 is uniform. Theirs is 0.6.
+        beta: β, a number in [0, 1], or a Keras schedule of the number of batches drawn, such as
+            `keras.optimizers.schedules.PolynomialDecay(0.4, steps, 1.0)`. Theirs starts at 0.4.
+        epsilon: ε > 0, in the scores' units: keeps every example in reach.
+        normalize: divide the weights by the largest of the batch, as they do "for stability";
+            biased even at β = 1, and the mean of the weights is then not 1.
+        gain_smoothing: as in `Sampler`.
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        alpha: float = 0.6,
+        beta: float | keras.optimizers.schedules.LearningRateSchedule = 1.0,
+        *,
+        epsilon: float = 1e-6,
+        normalize: bool = False,
+        gain_smoothing: float = 0.01,
+    ) -> None:
+        super().__init__(num_examples, gain_smoothing)
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha must be finite and not negative; got {alpha}.")
+        if not callable(beta) and not 0 <= beta <= 1:
+            raise ValueError(f"beta must be in [0, 1], or a Keras schedule; got {beta}.")
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"epsilon must be positive and finite; got {epsilon}.")
+        self._alpha, self._epsilon, self._normalize = alpha, epsilon, normalize
+        # In a function: what a tf.Module holds as an attribute becomes part of checkpoints.
+        self._beta = beta if callable(beta) else lambda number: tf.constant(beta, tf.float32)
+        # Columns: p^α of a visited example, and 1 for one that waits for its first visit.
+        self.tree = SumTree(self.num_examples, 2, initial=[0.0, 1.0])
+        self.largest = tf.Variable(1.0, trainable=False, name="largest")
+
+    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+        mixing = tf.stack([1.0, tf.convert_to_tensor(self.largest)])
+        drawn = self.tree.draw(uniform_points(size, number, seed), tf.cast(mixing, tf.float64))
+        beta = tf.cast(self._beta(number), tf.float64)
+        weights = (1 / (self.num_examples * drawn.probabilities)) ** beta
+        if self._normalize:
+            weights /= tf.reduce_max(weights)
+        return Draw(drawn.indices, tf.cast(weights, tf.float32))
+
+    def update(self, visit: Visit) -> tf.Tensor:
+        scores, usable, _ = once_each(visit)
+        priorities = (scores + self._epsilon) ** self._alpha
+        # A power of a large score may overflow.
+        usable &= tf.math.is_finite(priorities)
+        visited = tf.stack([priorities, tf.zeros_like(priorities)], axis=1)
+        before = self.tree.leaves(visit.indices)
+        self.tree.update(visit.indices, tf.where(usable[:, tf.newaxis], visited, before))
+        seen = tf.reduce_max(tf.where(usable, priorities, 0.0))
+        self.largest.assign(tf.maximum(tf.convert_to_tensor(self.largest), seen))
+        return tf.ones_like(visit.scores)

@@ -1,0 +1,300 @@
+"""RAIS, robust approximate importance sampling (Johnson & Guestrin 2018, section 4)."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_importance import robust
+from tf_importance.samplers import history_features, sum_tree
+from tf_importance.samplers.base import (
+    Draw,
+    Sampler,
+    Visit,
+    once_each,
+    passing,
+    positive,
+    uniform_points,
+)
+from tf_importance.samplers.visits import RecentVisits
+
+# An example's estimate is at least this share of the mean norm: nothing falls out of reach.
+_SMALLEST_ESTIMATE = 1e-3
+_ROWS_AT_ONCE = 1 << 16
+
+
+class RAIS(Sampler):
+    """Draw by the proposal that is best for the worst gradient norms which one must expect.
+
+    v_i = ⟨c, s_i⟩ + k⟨d, s_i⟩ (Proposition 4.1), s_i the features of the example's earlier
+    norms, c and d learned from recent visits, (PT). The first two sums and k change at every
+    step for the visited examples only, so that a draw takes O(b log n).
+
+    * The first pass, and what follows until c and d are first there, takes the examples
+      uniformly without replacement; the paper takes them "sequentially".
+    * c and d are trained in a thread after every ⌈|D|/|M|⌉ steps, the first time once
+      n + |D| examples have been visited, while steps go on. They take effect half a period
+      later, always: the thread is waited for if need be, so that runs repeat and a restored
+      run goes on exactly. By then it has put the n leaves of the new tree together; the main
+      thread copies them.
+    * A loss whose norm is surprising, Q > τ and v above its estimate, is scaled for this one
+      step until Q = τ.
+    * No estimate is taken below 1/1000 of the mean norm. So an example that looks finished
+      is still drawn now and then, and the estimate stays unbiased.
+
+    Where the sum of all v is 0 or not finite, examples are drawn uniformly. A visit without a
+    usable score is not remembered.
+
+    Args:
+        num_examples: n.
+        training_set_size: |D|, visits that c and d are trained on.
+        gain_smoothing: α of the gain ratio's averages.
+        outlier_threshold: τ; infinite for no protection.
+        features: side features, an [n] or [n, m] array of finite numbers ≥ 0, such as one-hot
+            classes; beside those of the history and the bias.
+    Raises:
+        ValueError: an argument is out of range, or features do not fit.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        training_set_size: int = 20_000,
+        gain_smoothing: float = 0.01,
+        outlier_threshold: float = 100.0,
+        features=None,
+    ) -> None:
+        super().__init__(num_examples, gain_smoothing)
+        self._training_set_size = positive("training_set_size", training_set_size)
+        if not outlier_threshold > 0:
+            raise ValueError(f"outlier_threshold must be positive; got {outlier_threshold}.")
+        self._outlier_threshold = outlier_threshold
+        side = _side_features(features, self.num_examples)
+        self.side = None if side is None else tf.constant(side)
+        count = history_features.COUNT + (0 if side is None else side.shape[1]) + 1
+        empty = tf.fill([self.num_examples, history_features.LENGTH], history_features.EMPTY)
+        self.history = _variable(empty, "history")
+        self.tree = sum_tree.SumTree(self.num_examples, 2)
+        # Rows c and d; both 0 until they are trained.
+        self.uncertainty_set = _variable(tf.zeros([2, count]), "uncertainty_set")
+        totals = np.zeros([count])
+        totals[-1] = num_examples
+        if side is not None:
+            totals[-1 - side.shape[1] : -1] = side.sum(axis=0, dtype=np.float64)
+        self.feature_totals = _variable(tf.constant(totals, tf.float64), "feature_totals")
+        self.recent = RecentVisits(2 * self._training_set_size, count)
+        # A training of c and d that has begun and not taken effect; step -1 if there is none.
+        self.training_step = _variable(tf.constant(-1, tf.int64), "training_step")
+        self.training_visits = _variable(tf.constant(0, tf.int64), "training_visits")
+        self.training_totals = _variable(tf.zeros([count], tf.float64), "training_totals")
+        self.outliers = _variable(tf.constant(0.0), "outliers")
+        self._worker = _Worker()
+        self._next_check = 0
+        self._period_number: int | None = None
+
+    def check_batch_size(self, batch_size: int) -> None:
+        if 2 * batch_size > self._training_set_size:
+            raise ValueError(
+                "training_set_size must be at least two batches; got "
+                f"{self._training_set_size} for batches of {batch_size}."
+            )
+
+    # Drawing ------------------------------------------------------------------------------
+
+    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+        # Mixed over the totals that were read here; see SumTree.draw on concurrent updates.
+        estimated, uncertain = tf.unstack(self.tree.total())
+        k = robust.robustness(self.num_examples, uncertain)
+        total = estimated + k * uncertain
+        return tf.cond(
+            tf.math.is_finite(total) & (total > 0),
+            lambda: self._drawn(uniform_points(size, number, seed), k),
+            lambda: passing(number * size, size, self.num_examples, seed),
+        )
+
+    def _drawn(self, points: tf.Tensor, k: tf.Tensor) -> Draw:
+        drawn = self.tree.draw(points, tf.stack([tf.ones_like(k), k]))
+        weights = 1 / (self.num_examples * drawn.probabilities)
+        return Draw(drawn.indices, tf.cast(weights, tf.float32))
+
+    # Remembering --------------------------------------------------------------------------
+
+    def update(self, visit: Visit) -> tf.Tensor:
+        self.check_batch_size(visit.indices.shape[0] or 1)
+        norms, usable, share = once_each(visit)
+        old = tf.gather(self.history, visit.indices)
+        new = tf.where(usable[:, tf.newaxis], history_features.pushed(old, norms), old)
+        side = None if self.side is None else tf.gather(self.side, visit.indices)
+        # Both at once: a step counts its operations rather than their sizes.
+        both = None if side is None else tf.concat([side, side], axis=0)
+        features = _features(tf.concat([old, new], axis=0), both)
+        before, after = tf.split(features, 2)
+        c_and_d = tf.convert_to_tensor(self.uncertainty_set)
+        products = tf.linalg.matmul(features, c_and_d, transpose_b=True)
+        products, leaves = tf.split(products, 2)
+        estimates, uncertainties = tf.unstack(products, axis=1)
+        scales = robust.outlier_scales(
+            estimates, uncertainties, tf.where(usable, norms, 0.0), self._outlier_threshold
+        )
+        self.history.scatter_nd_update(visit.indices[:, tf.newaxis], new)
+        self.tree.update(visit.indices, leaves)
+        changes = tf.cast(after - before, tf.float64) * tf.cast(share, tf.float64)[:, tf.newaxis]
+        self.feature_totals.assign_add(tf.reduce_sum(changes, axis=0))
+        weights = tf.where(usable, visit.weights, 0.0)
+        self.recent.add(visit.indices, before, norms, weights)
+        self.outliers.assign(tf.reduce_mean(tf.cast(scales < 1, tf.float32)))
+        return scales
+
+    # Training c and d -----------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Take up a training of c and d that a checkpoint was made in the midst of."""
+        self._worker.discard()
+        self._next_check, self._period_number = 0, None
+        if int(self.training_step.numpy()) >= 0:
+            self._start()
+
+    def end(self) -> None:
+        self._worker.discard()
+
+    def maintain(self, updates: int, model) -> None:
+        del model
+        if updates < self._next_check:
+            return
+        batch_size = int(self.recent.count.numpy()) // max(updates, 1)
+        if batch_size == 0:
+            return
+        period = -(-self._training_set_size // batch_size)
+        begun = int(self.training_step.numpy())
+        if self._period_number is None:
+            self._period_number = max(updates - 1, begun) // period
+        if begun >= 0 and updates >= begun + -(-period // 2):
+            self._install()
+            begun = -1
+        if begun < 0 and updates // period > self._period_number:
+            self._period_number = updates // period
+            begun = self._begin_training(updates)
+        following = (updates // period + 1) * period
+        self._next_check = following if begun < 0 else min(following, begun + -(-period // 2))
+
+    def _begin_training(self, updates: int) -> int:
+        """The step at which it begins, -1 as long as visits are too few."""
+        visits = int(self.recent.count.numpy())
+        if visits < self.num_examples + self._training_set_size:
+            return -1
+        self.training_step.assign(updates)
+        self.training_visits.assign(visits)
+        self.training_totals.assign(self.feature_totals)
+        self._start()
+        return updates
+
+    def _start(self) -> None:
+        means = self.training_totals.numpy() / self.num_examples
+        end = int(self.training_visits.numpy())
+        data = self.recent.before(end, self._training_set_size, means)
+        c_and_d = self.uncertainty_set.numpy().astype(np.float64)
+        start = robust.UncertaintySet(*c_and_d) if c_and_d.any() else None
+        self._worker.start(lambda stopped: self._trained(data, start, stopped))
+
+    def _trained(self, data, start, stopped: Callable[[], bool]) -> _Trained | None:
+        """In the thread: c, d, and the levels of the tree that they make."""
+        found = robust.train(data, start, _SMALLEST_ESTIMATE)
+        if found is None:
+            return None
+        c_and_d = np.stack(found).astype(np.float32)
+        leaves = np.zeros([self.num_examples, 2], np.float32)
+        for first in range(0, self.num_examples, _ROWS_AT_ONCE):
+            if stopped():
+                return None
+            last = min(first + _ROWS_AT_ONCE, self.num_examples)
+            leaves[first:last] = self._leaves(tf.range(first, last, dtype=tf.int64), c_and_d)
+        return _Trained(c_and_d, sum_tree.levels_of(leaves))
+
+    def _leaves(self, indices: tf.Tensor, c_and_d) -> tf.Tensor:
+        """⟨c, s_i⟩ and ⟨d, s_i⟩ of examples as they are remembered: [b, 2]."""
+        side = None if self.side is None else tf.gather(self.side, indices)
+        features = _features(tf.gather(self.history, indices), side)
+        return tf.linalg.matmul(features, c_and_d, transpose_b=True)
+
+    def _install(self) -> None:
+        """The new c, d and tree take effect.
+
+        While the thread read the histories some of them changed: what was visited since its
+        start is computed anew, so that the result does not depend on who was faster.
+        """
+        trained = self._worker.result()
+        if trained is not None:
+            self.uncertainty_set.assign(trained.c_and_d)
+            self.tree.assign(trained.levels)
+            visited = tf.constant(self.recent.indices_since(int(self.training_visits.numpy())))
+            self.tree.update(visited, self._leaves(visited, trained.c_and_d))
+        self.training_step.assign(-1)
+
+    def logs(self) -> dict[str, tf.Tensor]:
+        return {**super().logs(), "outliers": tf.identity(self.outliers)}
+
+
+class _Trained(NamedTuple):
+    """What the thread hands over: rows c and d, and the levels of the new tree."""
+
+    c_and_d: np.ndarray
+    levels: list[np.ndarray]
+
+
+class _Worker:
+    """Does one thing at a time in a thread."""
+
+    def __init__(self) -> None:
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rais")
+        self._future: concurrent.futures.Future | None = None
+        self._stopped = threading.Event()
+
+    def start(self, work: Callable[[Callable[[], bool]], _Trained | None]) -> None:
+        """Begin; `work` gets a function that says whether nobody waits for it any more."""
+        self._stopped = stopped = threading.Event()
+        self._future = self._pool.submit(work, stopped.is_set)
+
+    def result(self) -> _Trained | None:
+        """Wait for what was begun; an error in the thread is raised here."""
+        future, self._future = self._future, None
+        return None if future is None else future.result()
+
+    def discard(self) -> None:
+        self._stopped.set()
+        self._future = None
+
+
+def _features(history: tf.Tensor, side: tf.Tensor | None) -> tf.Tensor:
+    """s_i: of the history, the side features, and the bias as the last: [b, K]."""
+    parts = [history_features.of_history(history), tf.ones_like(history[:, :1])]
+    if side is not None:
+        parts.insert(1, side)
+    return tf.concat(parts, axis=1)
+
+
+def _variable(initial, name: str) -> tf.Variable:
+    return tf.Variable(initial, trainable=False, name=name)
+
+
+def _side_features(features, num_examples: int) -> np.ndarray | None:
+    if features is None:
+        return None
+    values = np.asarray(features, np.float32)
+    values = values[:, np.newaxis] if values.ndim == 1 else values
+    if values.ndim != 2 or len(values) != num_examples:
+        raise ValueError(
+            f"features must have a row for each of the {num_examples} examples, shape [n] or "
+            f"[n, m]; got shape {np.shape(features)}."
+        )
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError(
+            "features must be finite and not negative, since the estimates ⟨c, s⟩ and ⟨d, s⟩ "
+            f"have c, d ≥ 0; got values from {values.min()} to {values.max()}. Shift them, or "
+            "give their positive and negative parts."
+        )
+    return values

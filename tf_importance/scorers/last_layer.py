@@ -1,0 +1,140 @@
+"""The gradient of the last layer's weights: of each example and of the batch, exact and cheap.
+
+The gain ratio compares second moments of per-example gradients with that of the batch's, so all
+must be taken of the same weights. For the last layer no backward pass is needed: with δ_i the
+gradient at its pre-activations and h_i its input, the example's gradient is h_i δ_iᵀ for the
+kernel and δ_i for the bias.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_importance import losses
+from tf_importance.scorers import forward
+from tf_importance.scorers.upper_bound import closed_form_deltas, taped_deltas
+
+_SUMS = ("BiasAdd", "Add", "AddV2")
+_PASSED_ON = ("Identity", "Cast")
+
+
+class Dense(NamedTuple):
+    """A dense layer as seen in the graph.
+
+    Attributes:
+        inputs: [b, d] h. kernel: [d, k], as it was read.
+        has_bias: whether a bias was added.
+    """
+
+    inputs: tf.Tensor
+    kernel: tf.Tensor
+    has_bias: bool
+
+
+class GradientSquares(NamedTuple):
+    """Squared norms of gradients by the last layer's weights.
+
+    Attributes:
+        per_example: [b] ‖∇f_i‖².
+        batch: scalar, ‖mean_i(w_i ∇f_i) + ∇penalty‖².
+    """
+
+    per_example: tf.Tensor
+    batch: tf.Tensor
+
+
+def gradient_squares(
+    net: keras.Model, objective: losses.Objective, labels, passed: forward.Forward, weights
+) -> GradientSquares:
+    """‖∇f_i‖² = (‖h_i‖² + 1)‖δ_i‖², and the same of the weighted mini-batch gradient.
+
+    Where the last layer is not dense, or its input is out of sight (eager mode), h is left out
+    and the gradients are those of a bias alone. Several outputs add up. A penalty on a dense
+    kernel counts in the batch's gradient, as λw does in RAIS's g_R.
+
+    Args:
+        net: the net that made the pass. objective: the compiled loss.
+        labels: nest of [b, …]. passed: the forward pass. weights: [b].
+    """
+    heads = [forward.Head(tf.cast(z, tf.float32), act) for z, act in passed.heads]
+    passed_in_float32 = forward.Forward(passed.outputs, heads)
+    deltas = closed_form_deltas(objective, labels, passed_in_float32)
+    originals = [head.preactivation for head in passed.heads]
+    if deltas is None or len(deltas) != len(originals):
+        deltas = taped_deltas(objective, labels, passed_in_float32)
+    squares = [_of_output(net, z, delta, weights) for z, delta in zip(originals, deltas)]
+    parts = zip(*squares)
+    return GradientSquares(*(tf.stop_gradient(tf.add_n(list(part))) for part in parts))
+
+
+def _of_output(net, preactivation, delta, weights) -> GradientSquares:
+    size = tf.shape(weights)[0]
+    delta = tf.reshape(delta, [size, -1])
+    weighted = delta * weights[:, tf.newaxis] / tf.cast(size, tf.float32)
+    delta_squares = tf.reduce_sum(delta**2, axis=1)
+    bias = tf.reduce_sum(tf.reduce_sum(weighted, axis=0) ** 2)
+    dense = seen_dense(preactivation)
+    if dense is None:
+        return GradientSquares(delta_squares, bias)
+    inputs = tf.cast(dense.inputs, tf.float32)
+    kernel = tf.linalg.matmul(inputs, weighted, transpose_a=True) + _penalty_gradient(net, dense)
+    one = 1.0 if dense.has_bias else 0.0
+    per_example = delta_squares * (tf.reduce_sum(inputs**2, axis=1) + one)
+    return GradientSquares(per_example, tf.reduce_sum(kernel**2) + one * bias)
+
+
+def seen_dense(preactivation: tf.Tensor) -> Dense | None:
+    """h and the kernel of z = h W (+ b), read off the graph; None where that is not what made z.
+
+    Args:
+        preactivation: [b, k] z.
+    """
+    if tf.executing_eagerly() or preactivation.shape.rank != 2:
+        return None
+    operation = _source(preactivation)
+    has_bias = operation.type in _SUMS
+    if has_bias:
+        operation = _source(operation.inputs[0])
+    if operation.type != "MatMul" or operation.inputs[1].shape.rank != 2:
+        return None
+    if operation.get_attr("transpose_a") or operation.get_attr("transpose_b"):
+        return None
+    return Dense(operation.inputs[0], operation.inputs[1], has_bias)
+
+
+def _source(tensor: tf.Tensor) -> tf.Operation:
+    """The operation that made a tensor, past those that hand it on."""
+    operation = tensor.op
+    while operation.type in _PASSED_ON:
+        operation = operation.inputs[0].op
+    return operation
+
+
+def _penalty_gradient(net, dense: Dense) -> tf.Tensor | float:
+    """The gradient of the kernel's own regularizer; 0 where it has none."""
+    regularizer = _regularizer(net, dense.kernel)
+    if regularizer is None:
+        return 0.0
+    kernel = tf.cast(dense.kernel, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        penalty = regularizer(kernel)
+    return tape.gradient(penalty, kernel)
+
+
+def _regularizer(net, kernel: tf.Tensor):
+    """The regularizer of the layer whose kernel was read."""
+    read = _source(kernel)
+    if read.type != "ReadVariableOp":
+        return None
+    handles = {id(inside): outside for outside, inside in read.graph.captures}
+    handle = handles.get(id(read.inputs[0]))
+    for layer in net._flatten_layers():
+        own = getattr(layer, "kernel", None)
+        variable = getattr(own, "value", own)
+        if handle is not None and getattr(variable, "handle", None) is handle:
+            return getattr(layer, "kernel_regularizer", None)
+    return None
