@@ -29,6 +29,12 @@ def value(variable) -> tf.Tensor:
     return tf.convert_to_tensor(variable)
 
 
+def handle(variable) -> tf.Tensor | None:
+    """The resource handle of a Keras 3 or TensorFlow variable, None for anything else."""
+    inner = variable if isinstance(variable, tf.Variable) else getattr(variable, "value", None)
+    return getattr(inner, "handle", None)
+
+
 def track(model: keras.Model, name: str, module: tf.Module | None) -> None:
     """Make a module part of a model's checkpoints under a name, and not of its weights.
 
@@ -37,6 +43,12 @@ def track(model: keras.Model, name: str, module: tf.Module | None) -> None:
     object.__setattr__(model, name, module)
     if module is not None:
         model._track_trackable(module, name, overwrite=True)
+
+
+def learning_rate(optimizer):
+    """What an optimizer was given as its learning rate; legacy ones keep it elsewhere."""
+    name = "_learning_rate" if hasattr(optimizer, "_learning_rate") else "learning_rate"
+    return getattr(optimizer, name, None)
 
 
 def take_restored_epoch(model: keras.Model) -> int:

@@ -108,7 +108,7 @@ def _arrays(source: tuple) -> tuple[int, Callable]:
     def gather(indices):
         return tf.nest.map_structure(lambda tensor: tf.gather(tensor, indices), tensors)
 
-    return lengths.pop(), gather
+    return len(flat[0]), gather
 
 
 def _random_access(source: Any) -> tuple[int, Callable]:

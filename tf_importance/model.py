@@ -160,7 +160,7 @@ class ISModel(keras.Model):
     def _use(self, sampler: samplers.Sampler | None) -> None:
         """Give what the steps see to a sampler, and the gain to a learning rate that follows it."""
         samplers.check(sampler, self.distribute_strategy.num_replicas_in_sync)
-        schedule = getattr(self.optimizer, "_learning_rate", None)
+        schedule = compat.learning_rate(self.optimizer)
         schedule = schedule if hasattr(schedule, "advance") else None
         compat.track(self, "sampler", sampler)
         compat.track(self, "_schedule", schedule if sampler is not None else None)
@@ -317,8 +317,9 @@ class ISModel(keras.Model):
         data, indices = samplers.split(data)
         if indices is not None and self.sampler is None:
             raise ValueError(
-                f"the dataset is one of history_sample, and model {self.name!r} is not compiled "
-                "with its sampler, which would learn nothing; call model.compile(…, sampler=sampler)."
+                f"the dataset is one of history_sample, and model {self.name!r} is compiled "
+                "without its sampler, which would learn nothing; give "
+                "model.compile(…, sampler=sampler)."
             )
         _, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         if not isinstance(weights, tf.Tensor) or weights.shape.rank != 1:

@@ -8,11 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-Schedule = keras.optimizers.schedules.LearningRateSchedule
-
 
 @keras.saving.register_keras_serializable(package="tf_importance")
-class GainAdapted(Schedule, tf.Module):
+class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
     """η = r̂ · schedule(t̂), t̂ ← t̂ + r̂  (Johnson & Guestrin 2018, sections 3.2 and 4.4).
 
     With this learning rate a step of gain ratio r̂ makes as much expected progress as r̂ uniform
@@ -37,7 +35,7 @@ class GainAdapted(Schedule, tf.Module):
 
     def __init__(self, schedule) -> None:
         tf.Module.__init__(self, name="gain_adapted")
-        Schedule.__init__(self)
+        keras.optimizers.schedules.LearningRateSchedule.__init__(self)
         self._rate = _as_schedule(schedule)
         # In a function: Keras's own schedules are not trackable, and this one is.
         self._given = lambda: schedule
@@ -62,7 +60,7 @@ class GainAdapted(Schedule, tf.Module):
 
     def get_config(self) -> dict[str, Any]:
         given = self._given()
-        if isinstance(given, Schedule):
+        if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
             given = keras.saving.serialize_keras_object(given)
         return {"schedule": given}
 
@@ -76,7 +74,8 @@ class GainAdapted(Schedule, tf.Module):
 
 def _as_schedule(schedule):
     """A schedule as a function of the step, a number as a constant one."""
-    if isinstance(schedule, Schedule) and not isinstance(schedule, GainAdapted):
+    is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
+    if is_schedule and not isinstance(schedule, GainAdapted):
         return lambda step: schedule(step)
     number = isinstance(schedule, (int, float, np.number)) and not isinstance(schedule, bool)
     if not number:

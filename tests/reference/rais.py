@@ -53,8 +53,7 @@ def size_of(c, d, data) -> float:
 def constraint(c, d, data) -> float:
     """The left side of (PT)'s constraint, term by term."""
     terms = [
-        w * (c @ s - v) ** 2 / (d @ s)
-        for s, v, w in zip(data.features, data.norms, data.weights)
+        w * (c @ s - v) ** 2 / (d @ s) for s, v, w in zip(data.features, data.norms, data.weights)
     ]
     return float(np.mean(terms))
 

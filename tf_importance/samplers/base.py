@@ -132,6 +132,20 @@ class Sampler(tf.Module):
         """Tell the sampler how to get examples, should it want to score some itself."""
         self._gather = gather
 
+    @property
+    def gather(self) -> Gather:
+        """How to get examples, for a sampler that scores some itself.
+
+        Raises:
+            ValueError: nobody has told.
+        """
+        if self._gather is None:
+            raise ValueError(
+                f"{type(self).__name__} scores examples itself, and needs to know them: draw by a "
+                "dataset of tfi.history_sample(source, sampler, …)."
+            )
+        return self._gather
+
     def check_batch_size(self, batch_size: int) -> None:
         """Raise a ValueError for a batch size that the sampler cannot work with."""
 

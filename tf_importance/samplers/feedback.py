@@ -57,7 +57,8 @@ class Feedback:
         squares = last_layer.gradient_squares(
             model.net, model.objective, labels, passed, drawn_with * scales
         )
-        ratio = self._sampler.record_gain(squares.per_example * scales**2, drawn_with, squares.batch)
+        scaled = squares.per_example * scales**2
+        ratio = self._sampler.record_gain(scaled, drawn_with, squares.batch)
         if self._schedule is not None:
             self._schedule.advance(ratio)
         return weights * tf.cast(scales, weights.dtype)
@@ -102,8 +103,6 @@ class Maintenance(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None) -> None:
         self._sampler.end()
-
-
 
 
 def with_maintenance(callbacks, sampler: Sampler):

@@ -39,11 +39,6 @@ class Oracle(Sampler):
         self._scorer = lambda x, y: scorer(model, x, y)
 
     def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
-        if self._gather is None:
-            raise ValueError(
-                "Oracle scores all examples, and needs to know them: draw by a dataset of "
-                "tfi.history_sample(source, sampler, …)."
-            )
         norms, gradients = self._exact()
         self.gain.ratio.assign(self._exact_gain(norms, gradients, size))
         proposal = proposals.normalize(tf.cast(norms, tf.float64))
@@ -65,7 +60,7 @@ class Oracle(Sampler):
 
         def body(number, norms, gradients):
             indices = tf.range(number * chunk, tf.minimum((number + 1) * chunk, n))
-            inputs, labels = self._gather(tf.cast(indices, tf.int64))
+            inputs, labels = self.gather(tf.cast(indices, tf.int64))
             scores = tf.cast(self._scorer(inputs, labels), tf.float32)
             newest = _summed_gradient(model, inputs, labels)
             added = [mine + other for mine, other in zip(gradients, newest)]

@@ -103,21 +103,17 @@ class RankBased(Sampler):
     def maintain(self, updates: int, model) -> None:
         if self._recompute_every is None or updates // self._recompute_every == self._recomputed_at:
             return
-        if self._gather is None:
-            raise ValueError(
-                "RankBased(recompute_every=…) scores all examples, and needs to know them: train "
-                "on a dataset of tfi.history_sample(source, sampler, …)."
-            )
         self._recomputed_at = updates // self._recompute_every
         rescore = self._rescore(model)
         for start in range(0, self.num_examples, _SCORED_AT_ONCE):
-            rescore(tf.range(start, min(start + _SCORED_AT_ONCE, self.num_examples), dtype=tf.int64))
+            end = min(start + _SCORED_AT_ONCE, self.num_examples)
+            rescore(tf.range(start, end, dtype=tf.int64))
         self._sort()
 
     def _rescore(self, model):
         """A function that scores the examples at indices [b] by a model; made once for each."""
         if self._rescored is None or self._rescored[0]() is not model:
-            gather = self._gather
+            gather = self.gather
 
             @tf.function(autograph=False, reduce_retracing=True)
             def rescore(indices):

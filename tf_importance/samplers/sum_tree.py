@@ -89,6 +89,8 @@ class SumTree(tf.Module):
             indices: [b] integers. leaves: [b, columns] non-negative and finite.
         """
         nodes, values = tf.cast(indices, tf.int64), tf.cast(leaves, tf.float32)
+        # Between the last leaf and the end of its row there is room for wrong ones.
+        tf.debugging.assert_less(nodes, tf.constant(self.size, tf.int64), "index out of range")
         for level, parents in zip(self.levels, [*self.levels[1:], None]):
             level.scatter_nd_update(_places(nodes), values)
             if parents is not None:

@@ -23,9 +23,7 @@ class RecentVisits(tf.Module):
         self._capacity = capacity
         # Features, norm, weight in one row: a scatter costs the same, wide or narrow.
         self.rows = tf.Variable(tf.zeros([capacity, features + 2]), trainable=False, name="rows")
-        self.indices = tf.Variable(
-            tf.zeros([capacity], tf.int64), trainable=False, name="visited"
-        )
+        self.indices = tf.Variable(tf.zeros([capacity], tf.int64), trainable=False, name="visited")
         self.count = tf.Variable(0, dtype=tf.int64, trainable=False, name="count")
 
     def add(self, indices, features, norms, weights) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_importance import losses
+from tf_importance import compat, losses
 from tf_importance.scorers import forward
 from tf_importance.scorers.upper_bound import closed_form_deltas, taped_deltas
 
@@ -130,11 +130,9 @@ def _regularizer(net, kernel: tf.Tensor):
     read = _source(kernel)
     if read.type != "ReadVariableOp":
         return None
-    handles = {id(inside): outside for outside, inside in read.graph.captures}
-    handle = handles.get(id(read.inputs[0]))
+    handles = {inside.name: outside for outside, inside in read.graph.captures}
+    handle = handles.get(read.inputs[0].name)
     for layer in net._flatten_layers():
-        own = getattr(layer, "kernel", None)
-        variable = getattr(own, "value", own)
-        if handle is not None and getattr(variable, "handle", None) is handle:
+        if handle is not None and compat.handle(getattr(layer, "kernel", None)) is handle:
             return getattr(layer, "kernel_regularizer", None)
     return None

@@ -1,0 +1,186 @@
+"""RAIS against its transcription: features, proposals, training of c and d while steps go on."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tests.reference import rais as reference
+from tf_importance import robust
+from tf_importance.samplers import Visit, history_features
+
+N, BATCH, SIZE = 30, 6, 48
+PERIOD = SIZE // BATCH
+NORMS = np.random.default_rng(0).gamma(1.0, 1.0, N) + 0.05
+SIDE = np.random.default_rng(1).random([N, 2])
+
+
+def run(sampler, steps, seed=0, start=0, memory=None):
+    """Steps by the sampler's own draws; every example's norms by its visits, in `memory`."""
+    draw = tf.function(lambda: sampler.draw(BATCH, seed), autograph=False)
+    traced = tf.function(
+        lambda i, w, s: (
+            sampler.update(Visit(i, w, s)),
+            sampler.record_gain(s**2, w, tf.reduce_mean(s) ** 2),
+        ),
+        autograph=False,
+    )
+    memory = [[] for _ in range(N)] if memory is None else memory
+    sampler.begin()
+    sampler.maintain(start, None)
+    draws = []
+    for number in range(start, start + steps):
+        indices, weights = (part.numpy() for part in draw())
+        norms = NORMS[indices] * np.exp(0.3 * np.sin(number * (1 + indices)))
+        traced(indices, weights, tf.constant(norms, tf.float32))
+        for index in set(indices):
+            memory[index].append(norms[list(indices).index(index)])
+        sampler.maintain(number + 1, None)
+        draws.append((indices, weights))
+    return draws, memory
+
+
+@pytest.mark.parametrize("visits", [0, 1, 2, 3, 4, 5, 9, 16, 40])
+def test_features_are_moving_averages_variances_and_deviations(visits):
+    norms = np.random.default_rng(visits).gamma(1.0, 1.0, visits)
+    history = tf.fill([1, history_features.LENGTH], history_features.EMPTY)
+    for norm in norms:
+        history = history_features.pushed(history, tf.constant([norm], tf.float32))
+    found = history_features.of_history(history)[0]
+    np.testing.assert_allclose(found, reference.features(norms)[:-1], rtol=1e-4, atol=1e-6)
+
+
+def test_equal_norms_have_no_variance_however_large():
+    history = tf.fill([1, history_features.LENGTH], 12345.678)
+    assert np.all(history_features.of_history(history)[0, 5:].numpy() == 0)
+
+
+@pytest.mark.parametrize("side", [None, SIDE])
+def test_the_proposal_is_proposition_4_1_of_all_that_was_seen(side):
+    sampler = tfi.samplers.RAIS(N, SIZE, features=side)
+    draws, memory = run(sampler, 5 * PERIOD)
+    c, d = sampler.uncertainty_set.numpy().astype(np.float64)
+    assert c.any(), "c and d must have been trained by now"
+    rows = SIDE if side is not None else np.zeros([N, 0])
+    features = np.stack([reference.features(*pair) for pair in zip(memory, rows)])
+    p = reference.proposal(features, c, d)
+    indices, weights = sampler.draw(500, 9)
+    np.testing.assert_allclose(1 / (N * weights.numpy()), p[indices.numpy()], rtol=1e-4)
+    np.testing.assert_allclose(sampler.feature_totals, features.sum(axis=0), rtol=1e-4)
+    # Negative control: features of a visit less give another proposal.
+    older = np.stack([reference.features(norms[:-1], row) for norms, row in zip(memory, rows)])
+    wrong = reference.proposal(older, c, d)
+    assert np.abs(wrong / p - 1).max() > 0.01
+
+
+def test_the_first_pass_has_every_example_once_and_weights_stay_1_until_c_and_d_are_there():
+    sampler = tfi.samplers.RAIS(N, SIZE)
+    draws, _ = run(sampler, 5 * PERIOD)
+    first = np.concatenate([indices for indices, _ in draws[: N // BATCH]])
+    assert sorted(first) == list(range(N))
+    uniform = [bool(np.all(weights == 1)) for _, weights in draws]
+    # n + |D| visits after 13 steps; the next multiple of the period is 16; effect 4 later.
+    assert uniform.index(False) == 16 + PERIOD // 2
+    assert not any(uniform[16 + PERIOD // 2 :])
+
+
+def test_training_sees_the_last_visits_as_they_were_and_all_features():
+    seen = []
+    original = robust.train
+    sampler = tfi.samplers.RAIS(N, SIZE)
+
+    def spy(data, *rest):
+        seen.append(data)
+        return original(data, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(robust, "train", spy)
+        draws, _ = run(sampler, 20)
+    (data,) = seen
+    memory = [[] for _ in range(N)]
+    rows = []
+    for number, (indices, weights) in enumerate(draws[:16]):
+        norms = NORMS[indices] * np.exp(0.3 * np.sin(number * (1 + indices)))
+        rows += [
+            (*reference.features(memory[i]), norm, w) for i, norm, w in zip(indices, norms, weights)
+        ]
+        for index in set(indices):
+            memory[index].append(norms[list(indices).index(index)])
+    expected = np.array(rows[-SIZE:])
+    np.testing.assert_allclose(data.features, expected[:, :-2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(data.norms, expected[:, -2], rtol=1e-5)
+    np.testing.assert_allclose(data.weights, expected[:, -1])
+    means = np.mean([reference.features(norms) for norms in memory], axis=0)
+    np.testing.assert_allclose(data.mean_features, means, rtol=1e-4)
+
+
+def test_steps_go_on_while_c_and_d_are_trained_and_its_speed_changes_nothing(monkeypatch):
+    draws = []
+    original = robust.train
+    for seconds in (0.0, 0.2):
+        threads = set()
+
+        def slow(*arguments, seconds=seconds, threads=threads):
+            threads.add(threading.current_thread())
+            time.sleep(seconds)
+            return original(*arguments)
+
+        monkeypatch.setattr(robust, "train", slow)
+        draws.append(run(tfi.samplers.RAIS(N, SIZE), 4 * PERIOD)[0])
+        assert threads and threading.main_thread() not in threads
+    for mine, theirs in zip(*draws):
+        np.testing.assert_array_equal(mine[0], theirs[0])
+        np.testing.assert_array_equal(mine[1], theirs[1])
+
+
+@pytest.mark.parametrize("stop", [3, 16, 18, 20])
+def test_restored_at_any_step_it_goes_on_bit_for_bit(stop, tmp_path):
+    """Before, in the midst of and after a training of c and d."""
+    whole, _ = run(tfi.samplers.RAIS(N, SIZE), 34)
+    sampler = tfi.samplers.RAIS(N, SIZE)
+    run(sampler, stop)
+    path = tf.train.Checkpoint(sampler=sampler).save(str(tmp_path / "at"))
+    other = tfi.samplers.RAIS(N, SIZE)
+    tf.train.Checkpoint(sampler=other).restore(path).assert_consumed()
+    rest, _ = run(other, 34 - stop, start=stop)
+    for mine, theirs in zip(rest, whole[stop:]):
+        np.testing.assert_array_equal(mine[0], theirs[0])
+        np.testing.assert_array_equal(mine[1], theirs[1])
+
+
+def test_an_error_in_the_thread_reaches_the_training():
+    def broken(*_):
+        raise ArithmeticError("singular")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(robust, "train", broken)
+        with pytest.raises(ArithmeticError, match="singular"):
+            run(tfi.samplers.RAIS(N, SIZE), 30)
+
+
+def test_outliers_are_scaled_for_one_step_and_remembered_as_they_were():
+    sampler = tfi.samplers.RAIS(N, SIZE, outlier_threshold=9.0)
+    _, memory = run(sampler, 5 * PERIOD)
+    c, d = sampler.uncertainty_set.numpy().astype(np.float64)
+    features = np.stack([reference.features(norms) for norms in memory])
+    indices, norms = np.arange(4), np.array([1.0, 1e3, 1.0, 0.0])
+    scales = sampler.update(
+        Visit(tf.constant(indices), tf.ones([4]), tf.constant(norms, tf.float32))
+    ).numpy()
+    surprise = (features[:4] @ c - norms * scales) ** 2 / (features[:4] @ d)
+    assert scales[1] < 1 and surprise[1] == pytest.approx(9.0, rel=1e-3)
+    assert float(sampler.history[1, 0]) == 1e3
+    assert float(sampler.outliers) >= 0.25
+
+
+def test_the_draw_stays_in_reach_of_examples_that_look_finished():
+    sampler = tfi.samplers.RAIS(N, SIZE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "NORMS", np.where(np.arange(N) < 3, 0.0, NORMS))
+        run(sampler, 8 * PERIOD)
+    indices, weights = (part.numpy() for part in sampler.draw(200_000, 1))
+    assert {0, 1, 2} <= set(indices)
+    assert weights.max() < 3000

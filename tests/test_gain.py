@@ -1,0 +1,177 @@
+"""The gain ratio: gradients of the last layer, eq. 7, and the exact ratio on a small net."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tf_importance import losses, variance
+from tf_importance.samplers.gain import GainEstimator
+from tf_importance.scorers import forward, last_layer
+
+L = keras.layers
+RNG = np.random.default_rng(0)
+N, CLASSES = 24, 3
+X = RNG.normal(size=(N, 4)).astype(np.float32)
+Y = RNG.integers(CLASSES, size=N).astype(np.int32)
+WEIGHTS = RNG.gamma(1.0, 1.0, N).astype(np.float32)
+L2 = keras.regularizers.L2(0.05)
+
+
+class OwnNet(keras.Model):
+    """Ends in a dense layer that is no layer of a functional graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = L.Dense(5, activation="tanh")
+        self.last = L.Dense(CLASSES, kernel_regularizer=L2)
+
+    def call(self, inputs):
+        return self.last(self.hidden(inputs))
+
+
+def sequential(*layers):
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+NETS = {
+    "logits": (lambda: sequential(L.Dense(5, "tanh"), L.Dense(CLASSES)), True),
+    "softmax": (lambda: sequential(L.Dense(CLASSES, "softmax", kernel_regularizer=L2)), False),
+    "no_bias": (lambda: sequential(L.Dense(5), L.Dense(CLASSES, use_bias=False)), True),
+    "own": (OwnNet, True),
+}
+
+
+def compiled(make, from_logits, scorer=tfi.scorers.upper_bound):
+    keras.utils.set_random_seed(1)
+    model = tfi.ISModel(make(), scorer=scorer)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    model(X[:1])
+    return model
+
+
+def squares_of(model, weights, function=tf.function):
+    @function
+    def squares():
+        with forward.recorded() as passes:
+            model(X, training=True)
+            return last_layer.gradient_squares(
+                model.net, model.objective, Y, passes[-1], tf.constant(weights)
+            )
+
+    return squares()
+
+
+def gradient(model, rows, weights, variables, penalty=False):
+    """∇ of the weighted mean loss by a tape, flat."""
+    with tf.GradientTape() as tape:
+        values = losses.per_example_losses(model.objective, Y[rows], model(X[rows], training=True))
+        total = tf.reduce_mean(values * weights)
+        if penalty and model.losses:
+            total += tf.add_n(model.losses)
+    parts = tape.gradient(total, variables)
+    return np.concatenate([np.ravel(tf.convert_to_tensor(part)) for part in parts])
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_last_layer_gradients_are_those_of_a_tape(name):
+    model = compiled(*NETS[name])
+    found = squares_of(model, WEIGHTS)
+    variables = model.net.layers[-1].trainable_variables
+    each = [gradient(model, [i], [1.0], variables) for i in range(N)]
+    np.testing.assert_allclose(found.per_example, [g @ g for g in each], rtol=1e-3)
+    batch = gradient(model, np.arange(N), WEIGHTS, variables, penalty=True)
+    assert float(found.batch) == pytest.approx(batch @ batch, rel=1e-3)
+
+
+def test_where_the_last_layer_is_out_of_sight_the_gradient_is_a_biass():
+    model = compiled(*NETS["logits"])
+    found = squares_of(model, WEIGHTS, function=lambda f: f)
+    bias = model.net.layers[-1].trainable_variables[1:]
+    each = [gradient(model, [i], [1.0], bias) for i in range(N)]
+    np.testing.assert_allclose(found.per_example, [g @ g for g in each], rtol=1e-3)
+    batch = gradient(model, np.arange(N), WEIGHTS, bias)
+    assert float(found.batch) == pytest.approx(batch @ batch, rel=1e-3)
+
+
+def test_the_estimator_is_equation_7_of_exponential_averages():
+    estimator, moments, batch = GainEstimator(0.1), np.zeros(3), 6
+    for _ in range(30):
+        squares, weights = RNG.gamma(1.0, 1.0, [2, batch])
+        square = RNG.gamma(1.0, 1.0)
+        found = estimator.record(
+            *(tf.constant(part, tf.float32) for part in (squares, weights, square))
+        )
+        newest = [np.mean(weights * squares), np.mean(weights**2 * squares), square]
+        moments = 0.9 * moments + 0.1 * np.array(newest)
+        expected = 1 + (moments[0] - moments[1]) / moments[2] / batch
+        assert float(found) == pytest.approx(max(expected, 1 / batch), rel=1e-4)
+
+
+def test_uniform_weights_have_gain_1_and_bad_batches_are_left_out():
+    estimator, ones = GainEstimator(0.5), tf.ones([4])
+    assert float(estimator.record(ones * 3, ones, tf.constant(0.1))) == 1
+    before = estimator.moments.numpy()
+    for bad in (np.nan, np.inf):
+        assert float(estimator.record(ones * bad, ones, tf.constant(0.1))) == 1
+        assert float(estimator.record(ones, ones, tf.constant(bad))) == 1
+    np.testing.assert_array_equal(estimator.moments, before)
+    assert float(GainEstimator(0.5).record(ones * 0, ones, tf.constant(0.0))) == 1
+
+
+def exact_second_moment(gradients, p, batch, penalty):
+    """E‖g‖² of eq. 4 by its definition: variance of a mean plus the square of the mean."""
+    weighted = gradients / (N * p[:, None])
+    mean = gradients.mean(axis=0)
+    variance = np.sum(p * np.sum((weighted - mean) ** 2, axis=1))
+    return variance / batch + np.sum((mean + penalty) ** 2)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_the_oracles_gain_is_exact(batch):
+    model = compiled(*NETS["softmax"])
+    oracle = tfi.samplers.Oracle(N, model, scored_at_once=10)
+    oracle.attach(lambda indices: (tf.gather(X, indices), tf.gather(Y, indices)))
+    oracle.draw(batch, 0)
+    variables = model.trainable_variables
+    each = np.stack([gradient(model, [i], [1.0], variables) for i in range(N)])
+    penalty = gradient(model, np.arange(N), 1.0, variables, True) - each.mean(axis=0)
+    norms = np.linalg.norm(each, axis=1)
+    moments = [
+        exact_second_moment(each, p, batch, penalty)
+        for p in (np.full(N, 1 / N), norms / norms.sum())
+    ]
+    assert float(oracle.gain.ratio) == pytest.approx(moments[0] / moments[1], rel=1e-3)
+    assert float(oracle.gain.ratio) > 1.01
+
+
+@pytest.mark.slow
+def test_the_estimated_gain_converges_to_the_exact_one():
+    """A net of one layer: its last layer is all of it. The learning rate is 0."""
+    batch = 8
+    model = compiled(*NETS["softmax"])
+    sampler = tfi.samplers.Proportional(N, alpha=1.0, gain_smoothing=1e-3)
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    model.compile(keras.optimizers.SGD(0.0), loss, sampler=sampler)
+    batches = tfi.history_sample((X, Y), sampler, batch, seed=0).repeat()
+    model.fit(batches, steps_per_epoch=4000, verbose=0)
+    variables = model.trainable_variables
+    each = np.stack([gradient(model, [i], [1.0], variables) for i in range(N)])
+    penalty = gradient(model, np.arange(N), 1.0, variables, True) - each.mean(axis=0)
+    scores = np.asarray(model.scorer(model, X, Y), np.float64)
+    p = scores / scores.sum()
+    moments = [exact_second_moment(each, q, batch, penalty) for q in (np.full(N, 1 / N), p)]
+    exact = moments[0] / moments[1]
+    assert float(sampler.gain.ratio) == pytest.approx(exact, abs=0.1 * (exact - 1))
+    # Negative control: without the batch's own gradient in it, the gain would be larger.
+    uniform, importance, _ = sampler.gain.moments.numpy()
+    assert uniform / importance - exact > 0.1 * (exact - 1)
+
+
+def test_exact_gain_is_at_least_1_and_1_without_gradients():
+    norms = tf.constant([1.0, 5.0, 0.1])
+    assert float(variance.exact_gain_ratio(norms, 0.5, 0.5, 4)) > 1
+    assert float(variance.exact_gain_ratio(tf.ones([3]), 0.5, 0.5, 4)) == 1
+    assert float(variance.exact_gain_ratio(tf.zeros([3]), 0.0, 0.0, 4)) == 1

@@ -1,0 +1,324 @@
+"""The remembered way end to end: sources, steps, checkpoints, and what is refused."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+
+L = keras.layers
+BATCH = 16
+SAMPLERS = {
+    "uniform": tfi.samplers.Uniform,
+    "proportional": tfi.samplers.Proportional,
+    "rank_based": lambda n: tfi.samplers.RankBased(n, 5.0, sort_every=4, recompute_every=9),
+    "rais": lambda n: tfi.samplers.RAIS(n, training_set_size=128),
+    "oracle": None,
+}
+LOSS = "sparse_categorical_crossentropy"
+
+
+def net_of(normalized=False):
+    layers = [keras.Input((2,)), L.Dense(8, activation="relu")]
+    layers += [tfi.layers.BatchNormalization()] if normalized else []
+    return keras.Sequential([*layers, L.Dense(4, activation="softmax")])
+
+
+def built(normalized=True) -> tfi.ISModel:
+    model = tfi.ISModel(net_of(normalized))
+    model(tf.zeros([1, 2]))
+    return model
+
+
+def compiled(make=tfi.samplers.RAIS, n=512, rate=0.1, normalized=True, **kwargs) -> tfi.ISModel:
+    keras.utils.set_random_seed(0)
+    model = built(normalized)
+    sampler = make(n) if make is not None else tfi.samplers.Oracle(n, model)
+    optimizer = keras.optimizers.SGD(tfi.schedules.GainAdapted(rate), momentum=0.9)
+    model.compile(optimizer, LOSS, metrics=["accuracy"], sampler=sampler, **kwargs)
+    return model
+
+
+def state(model) -> list[np.ndarray]:
+    """All of it: weights, optimizer, sampler, schedule, τ."""
+    optimizer = model.optimizer.variables
+    optimizer = optimizer() if callable(optimizer) else optimizer
+    schedule = model._schedule.variables
+    parts = [*model.weights, *optimizer, *model.sampler.variables, *schedule]
+    return [np.array(tf.convert_to_tensor(part)) for part in parts]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_training_works_and_logs_the_gain(name, blobs):
+    if name == "oracle":
+        blobs = tuple(part[:64] for part in blobs)
+    model = compiled(SAMPLERS[name], len(blobs[0]))
+    before = model.evaluate(*blobs, verbose=0)[0]
+    batches = tfi.history_sample(blobs, model.sampler, BATCH, seed=0)
+    logs = model.fit(batches, epochs=3, verbose=0).history
+    assert len(batches) == len(blobs[0]) // BATCH
+    assert model.evaluate(*blobs, verbose=0)[0] < before
+    assert len(logs["gain"]) == 3 and np.all(np.isfinite(logs["gain"]))
+    gain = float(model._schedule.gain)
+    assert gain == pytest.approx(logs["gain"][-1])
+    steps = int(model.sampler.steps)
+    assert steps == 3 * len(batches) == int(model.sampler.draws)
+    if name == "uniform":
+        assert gain == 1 and float(model._schedule.following) == steps
+    if name == "oracle":
+        assert logs["gain"][-1] >= 1
+
+
+def test_uniform_sampling_with_gain_adapted_is_plain_keras(blobs):
+    """To the last digit, fed the same batches."""
+    model = compiled(tfi.samplers.Uniform)
+    batches = tfi.history_sample(blobs, model.sampler, BATCH, seed=0)
+    copy = tfi.samplers.Uniform(512)
+    plain = keras.models.clone_model(model.net)
+    plain.set_weights(model.net.get_weights())
+    plain.compile(keras.optimizers.SGD(0.1, momentum=0.9), LOSS)
+    same = tfi.history_sample(blobs, copy, BATCH, seed=0).map(lambda x, y, drawn: (x, y))
+    model.fit(batches, epochs=2, verbose=0)
+    plain.fit(same, epochs=2, verbose=0)
+    for mine, theirs in zip(model.net.get_weights(), plain.get_weights()):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name, stop", [("rais", 45), ("rais", 51), ("proportional", 20)])
+def test_killed_and_resumed_mid_epoch_it_goes_on_bit_for_bit(name, stop, blobs, tmp_path):
+    """Same indices, weights and parameters; for RAIS also while c and d are being trained."""
+
+    def batches(model):
+        return tfi.history_sample(blobs, model.sampler, BATCH, seed=3).repeat()
+
+    class Save(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == stop - 1:
+                checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.model.optimizer)
+                self.path = checkpoint.save(str(tmp_path / "at"))
+
+    whole, save = compiled(SAMPLERS[name]), Save()
+    whole.fit(batches(whole), steps_per_epoch=70, verbose=0, callbacks=[save])
+    resumed = compiled(SAMPLERS[name])
+    if hasattr(resumed.optimizer, "build"):
+        resumed.optimizer.build(resumed.trainable_variables)
+    checkpoint = tf.train.Checkpoint(model=resumed, optimizer=resumed.optimizer)
+    checkpoint.restore(save.path).assert_existing_objects_matched()
+    resumed.fit(batches(resumed), steps_per_epoch=70 - stop, verbose=0)
+    for mine, theirs in zip(state(whole)[:-6], state(resumed)[:-6]):
+        if mine.shape != (3,):  # The epoch's counters, which start anew.
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_runs_of_a_seed_repeat_and_of_others_not(blobs):
+    weights = []
+    for seed in (1, 1, 2):
+        model = compiled(SAMPLERS["proportional"])
+        model.fit(tfi.history_sample(blobs, model.sampler, BATCH, seed=seed), verbose=0)
+        weights.append(model.net.get_weights()[0])
+    np.testing.assert_array_equal(weights[0], weights[1])
+    assert not np.array_equal(weights[0], weights[2])
+
+
+def test_weights_files_hold_the_samplers_state(blobs, tmp_path):
+    model = compiled(SAMPLERS["rais"])
+    model.fit(tfi.history_sample(blobs, model.sampler, BATCH, seed=0), epochs=2, verbose=0)
+    model.save_weights(str(tmp_path / "at.weights.h5"))
+    other = compiled(SAMPLERS["rais"])
+    other.load_weights(str(tmp_path / "at.weights.h5"))
+    for mine, theirs in zip(model.sampler.variables, other.sampler.variables):
+        np.testing.assert_array_equal(mine, theirs)
+    assert float(other._schedule.following) == float(model._schedule.following) > 0
+    plain = built()
+    plain.load_weights(str(tmp_path / "at.weights.h5"))
+    wrong = compiled(SAMPLERS["rais"], n=100)
+    with pytest.raises(ValueError, match="another number of examples"):
+        wrong.load_weights(str(tmp_path / "at.weights.h5"))
+    wrong = compiled(SAMPLERS["uniform"])
+    with pytest.raises(ValueError, match="another sampler than Uniform"):
+        wrong.load_weights(str(tmp_path / "at.weights.h5"))
+
+
+def test_the_sampler_is_no_weight_of_the_model(blobs):
+    assert len(compiled().weights) == len(built().weights)
+
+
+def test_a_weights_file_without_a_sampler_leaves_it_fresh(blobs, tmp_path):
+    built().save_weights(str(tmp_path / "at.weights.h5"))
+    model = compiled(SAMPLERS["rais"])
+    model.load_weights(str(tmp_path / "at.weights.h5"))
+    assert int(model.sampler.steps) == 0
+
+
+def test_a_checkpoint_of_another_sampler_is_refused(blobs, tmp_path):
+    path = tf.train.Checkpoint(model=compiled(SAMPLERS["rais"])).save(str(tmp_path / "at"))
+    with pytest.raises(ValueError, match="[Ss]hape"):
+        tf.train.Checkpoint(model=compiled(SAMPLERS["rais"], n=100)).restore(path)
+
+
+# Sources ------------------------------------------------------------------------------------
+
+
+class Rows:
+    """Random access in the way of an array_record or TFDS data source."""
+
+    def __init__(self, x, y, as_dict):
+        self._x, self._y, self._as_dict = x, y, as_dict
+
+    def __len__(self):
+        return len(self._x)
+
+    def __getitem__(self, index):
+        x, y = self._x[index], self._y[index]
+        return {"image": x, "label": y, "id": b"7"} if self._as_dict else (x, y)
+
+
+class Rowwise(Rows):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+    def __getitem__(self, index):
+        assert isinstance(index, int)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("kind", [Rows, Rowwise])
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_random_access_gives_the_same_batches_as_arrays(kind, as_dict, blobs):
+    samplers = [tfi.samplers.Uniform(512) for _ in range(2)]
+    sources = [blobs, kind(*blobs, as_dict)]
+    pairs = zip(*(tfi.history_sample(s, m, BATCH, seed=0) for s, m in zip(sources, samplers)))
+    for one, other in pairs:
+        for mine, theirs in zip(tf.nest.flatten(one), tf.nest.flatten(other)):
+            np.testing.assert_array_equal(mine, theirs)
+            assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
+
+
+def test_batches_are_the_examples_at_the_indices_with_static_shapes(blobs):
+    x, y = blobs
+    source = ({"a": x, "b": (x[:, 0], np.arange(512))}, y)
+    batches = tfi.history_sample(source, tfi.samplers.Uniform(512), BATCH, seed=0)
+    assert batches.element_spec[0]["a"].shape == (BATCH, 2)
+    inputs, labels, drawn = next(iter(batches))
+    np.testing.assert_array_equal(inputs["a"], x[drawn["index"].numpy()])
+    np.testing.assert_array_equal(inputs["b"][1], drawn["index"])
+    np.testing.assert_array_equal(labels, y[drawn["index"].numpy()])
+    assert drawn["weight"].dtype == tf.float32
+
+
+def test_augmentation_goes_behind_it(blobs):
+    model = compiled(SAMPLERS["rais"])
+    batches = tfi.history_sample(blobs, model.sampler, BATCH, seed=0)
+    batches = batches.map(lambda x, y, drawn: (x + 0.01, y, drawn)).repeat()
+    model.fit(batches, steps_per_epoch=60, verbose=0)
+    assert model.sampler.uncertainty_set.numpy().any()
+
+
+def test_evaluation_takes_its_batches_by_their_weights(blobs):
+    model = compiled(SAMPLERS["uniform"])
+    batches = tfi.history_sample(blobs, tfi.samplers.Uniform(512), BATCH, seed=0)
+    np.testing.assert_allclose(
+        model.evaluate(batches, verbose=0), model.evaluate(*blobs, verbose=0), rtol=1e-4
+    )
+
+
+def test_without_a_seed_it_runs_as_well(blobs):
+    model = compiled(SAMPLERS["rais"])
+    model.fit(tfi.history_sample(blobs, model.sampler, BATCH), epochs=3, verbose=0)
+    assert model.sampler.uncertainty_set.numpy().any()
+
+
+@pytest.mark.parametrize("options", [{"steps_per_execution": 4}, {"run_eagerly": True}])
+def test_options_of_compile(options, blobs):
+    model = compiled(SAMPLERS["rais"], **options)
+    batches = tfi.history_sample(blobs, model.sampler, BATCH, seed=0).repeat()
+    model.fit(batches, steps_per_epoch=60, verbose=0)
+    assert model.sampler.uncertainty_set.numpy().any()
+    assert int(model.sampler.steps) == 60
+
+
+@pytest.mark.parametrize("scorer", [tfi.scorers.loss, tfi.scorers.gradient_norm])
+def test_scores_are_the_models_scorers(scorer, blobs):
+    keras.utils.set_random_seed(0)
+    model = tfi.ISModel(net_of(), scorer=scorer)
+    sampler = tfi.samplers.Proportional(512, alpha=1.0, epsilon=1e-30)
+    model.compile(keras.optimizers.SGD(0.0), LOSS, sampler=sampler)
+    model.fit(tfi.history_sample(blobs, sampler, BATCH, seed=0), verbose=0, steps_per_epoch=1)
+    x, y, drawn = next(iter(tfi.history_sample(blobs, tfi.samplers.Uniform(512), 512)))
+    leaves = sampler.tree.leaves(drawn["index"]).numpy()
+    visited = leaves[:, 1] == 0
+    assert visited.sum() >= BATCH - 2
+    np.testing.assert_allclose(leaves[visited, 0], scorer(model, x, y)[visited], rtol=1e-4)
+
+
+def test_rank_based_scores_all_examples_anew_when_it_is_due(blobs):
+    model = compiled(lambda n: tfi.samplers.RankBased(n, recompute_every=5), rate=1e-9)
+    batches = tfi.history_sample(blobs, model.sampler, BATCH, seed=0)
+    model.fit(batches, steps_per_epoch=4, verbose=0)
+    assert np.isinf(model.sampler.scores).sum() > 400
+    model.fit(batches, steps_per_epoch=1, verbose=0)
+    expected = model.scorer(model, *blobs)
+    np.testing.assert_allclose(model.sampler.scores, expected, rtol=0.05, atol=1e-3)
+
+
+# What is refused ----------------------------------------------------------------------------
+
+
+def test_what_has_no_random_access_is_refused(blobs):
+    dataset = tf.data.Dataset.from_tensor_slices(blobs)
+    for source in (dataset, iter([1, 2]), (pair for pair in zip(*blobs))):
+        with pytest.raises(TypeError, match="tfds.data_source.*__len__ and __getitem__|access"):
+            tfi.history_sample(source, tfi.samplers.Uniform(512))
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ((np.zeros([5, 2]), np.zeros(4)), r"shapes \[\(5, 2\), \(4,\)\]"),
+        ((np.zeros([0, 2]), np.zeros(0)), r"shapes \[\(0, 2\), \(0,\)\]"),
+        ((np.zeros([5, 2]), np.zeros(5), np.ones(5)), "tuple of 3.*weights"),
+        ([3.0, 4.0], "got an example 3.0"),
+        ([], "length 0"),
+        ((np.zeros([5, 2]), np.zeros(5)), "num_examples=512, and the source has 5"),
+    ],
+)
+def test_a_wrong_source_is_refused_with_what_came(source, message):
+    with pytest.raises(ValueError, match=message):
+        tfi.history_sample(source, tfi.samplers.Uniform(512))
+
+
+def test_wrong_samplers_and_sizes_are_refused(blobs):
+    with pytest.raises(TypeError, match="tfi.samplers; got 'rais'"):
+        tfi.history_sample(blobs, "rais")
+    with pytest.raises(ValueError, match="batch_size must be a positive integer; got 0"):
+        tfi.history_sample(blobs, tfi.samplers.Uniform(512), 0)
+    with pytest.raises(ValueError, match="128 for batches of 100"):
+        tfi.history_sample(blobs, SAMPLERS["rais"](512), 100)
+    model = tfi.ISModel(net_of())
+    with pytest.raises(TypeError, match="sampler must be one of tfi.samplers, or None; got 7"):
+        model.compile("sgd", LOSS, sampler=7)
+
+
+def test_a_model_without_the_sampler_is_told_so(blobs):
+    model = tfi.ISModel(net_of())
+    model.compile("sgd", LOSS)
+    with pytest.raises(ValueError, match="sampler=sampler"):
+        model.fit(tfi.history_sample(blobs, tfi.samplers.Uniform(512), 16), verbose=0)
+
+
+def test_several_replicas_are_refused():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = tfi.ISModel(net_of())
+        with pytest.raises(ValueError, match="one replica.*strategy of 2"):
+            model.compile("sgd", LOSS, sampler=tfi.samplers.Uniform(512))
+
+
+def test_a_sampler_that_must_score_needs_a_source():
+    model = tfi.ISModel(net_of())
+    model.compile("sgd", LOSS)
+    with pytest.raises(ValueError, match="history_sample"):
+        tfi.samplers.Oracle(5, model).draw(2, 0)
+    with pytest.raises(ValueError, match="history_sample"):
+        tfi.samplers.RankBased(5, recompute_every=1).maintain(1, model)

@@ -1,0 +1,120 @@
+"""The learning rate that follows the gain, for any schedule and optimizer."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tf_importance.schedules import GainAdapted
+
+Schedules = keras.optimizers.schedules
+SCHEDULES = {
+    "constant": 0.25,
+    "integer": 1,
+    "exponential": Schedules.ExponentialDecay(0.5, 3, 0.5, staircase=True),
+    "piecewise": Schedules.PiecewiseConstantDecay([2, 5], [1.0, 0.1, 0.01]),
+    "cosine": Schedules.CosineDecay(0.3, 10),
+}
+GAINS = [1.0, 1.5, 2.0, 0.5, 3.25]
+
+
+def plain(schedule, step) -> float:
+    return float(schedule(step)) if callable(schedule) else float(schedule)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_rate_is_the_gain_times_the_schedule_at_the_effective_step(name):
+    adapted, effective = GainAdapted(SCHEDULES[name]), 0.0
+    for gain in GAINS:
+        adapted.advance(tf.constant(gain))
+        expected = gain * plain(SCHEDULES[name], effective)
+        assert float(adapted(123)) == pytest.approx(expected, rel=1e-6)
+        effective += gain
+        assert float(adapted.following) == effective
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_with_gain_1_it_is_the_schedule(name):
+    adapted = GainAdapted(SCHEDULES[name])
+    for step in range(8):
+        adapted.advance(1.0)
+        assert float(adapted(step)) == pytest.approx(plain(SCHEDULES[name], step), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, -2.0])
+def test_a_bad_gain_counts_as_1(bad):
+    adapted = GainAdapted(0.25)
+    adapted.advance(bad)
+    assert float(adapted(0)) == 0.25 and float(adapted.following) == 1
+
+
+def test_millions_of_steps_are_counted_exactly():
+    adapted = GainAdapted(0.25)
+    adapted.following.assign(2.0**30)
+    adapted.advance(1.25)
+    assert float(adapted.following) == 2**30 + 1.25
+
+
+OPTIMIZERS = {
+    "SGD": lambda rate: keras.optimizers.SGD(rate),
+    "Adam": lambda rate: keras.optimizers.Adam(rate),
+}
+if importlib.util.find_spec("tensorflow_addons") is not None:
+    import tensorflow_addons as tfa
+
+    OPTIMIZERS["RectifiedAdam"] = lambda rate: tfa.optimizers.RectifiedAdam(rate)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer_steps_by_it(name, blobs):
+    """A run at gain 1 is the run without it, and a larger gain goes further."""
+
+    def trained(rate, gain=None):
+        keras.utils.set_random_seed(0)
+        net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, activation="softmax")])
+        start = net.get_weights()[0]
+        model = tfi.ISModel(net)
+        sampler = tfi.samplers.Uniform(512)
+        if gain is not None:
+            sampler.record_gain = lambda *_: tf.constant(gain)
+        model.compile(OPTIMIZERS[name](rate), "sparse_categorical_crossentropy", sampler=sampler)
+        batches = tfi.history_sample(blobs, sampler, 64, seed=0)
+        model.fit(batches, steps_per_epoch=3, verbose=0)
+        return net.get_weights()[0] - start
+
+    by_itself = trained(0.01)
+    np.testing.assert_allclose(trained(GainAdapted(0.01)), by_itself, rtol=1e-4, atol=1e-7)
+    faster = trained(GainAdapted(0.01), gain=2.0)
+    np.testing.assert_allclose(faster, trained(0.02), rtol=1e-4, atol=1e-7)
+    assert np.linalg.norm(faster) > 1.2 * np.linalg.norm(by_itself)
+
+
+@pytest.mark.parametrize("name", ["constant", "exponential"])
+def test_config_and_checkpoint(name, tmp_path):
+    adapted = GainAdapted(SCHEDULES[name])
+    for gain in GAINS:
+        adapted.advance(gain)
+    copy = Schedules.deserialize(Schedules.serialize(adapted), {"GainAdapted": GainAdapted})
+    path = tf.train.Checkpoint(schedule=adapted).save(str(tmp_path / "at"))
+    tf.train.Checkpoint(schedule=copy).restore(path).assert_consumed()
+    assert float(copy(0)) == float(adapted(0))
+    copy.advance(1.0)
+    adapted.advance(1.0)
+    assert float(copy(0)) == float(adapted(0))
+
+
+@pytest.mark.parametrize("bad", ["linear", None, True, lambda step: 0.1, [0.1]])
+def test_what_is_no_schedule_is_refused(bad):
+    with pytest.raises(TypeError, match="a number or a keras.optimizers.schedules.*got"):
+        GainAdapted(bad)
+    with pytest.raises(TypeError):
+        GainAdapted(GainAdapted(0.1))
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, np.nan, np.inf])
+def test_a_wrong_learning_rate_is_refused(bad):
+    with pytest.raises(ValueError, match="positive and finite; got"):
+        GainAdapted(bad)
