@@ -10,12 +10,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 import tensorflow as tf
 
 # Of the mean feature, in units of the bias: keeps ⟨d, s⟩, by which (PT) divides, above 0.
 _SMALLEST_UNCERTAINTY = 1e-6
-_ITERATIONS = 300
+_ITERATIONS = 100
+_TOLERANCE = 1e-5
+_SMALLEST_STEP = 1e-6
+_AT_THE_BOUND = 1e-9
+_RIDGE = 1e-5
 
 
 class UncertaintySet(NamedTuple):
@@ -102,8 +105,8 @@ def train(
     With A(d) the mean of ⟨d, s_i⟩ and B(c, d) the constraint's left side: scaling d by t
     scales A by t and B by 1/t, so that the optimum has B = 1 and minimizes A·B. So does
     A + B, whose minimum along a ray of d is 2√(AB), and which is convex without constraint.
-    L-BFGS-B minimizes it, in units in which the mean norm and all mean features are 1; then d
-    is scaled to B = 1.
+    Newton's method with projection minimizes it, in units in which the mean norm and all mean
+    features are 1; then d is scaled to B = 1.
 
     Args:
         data: the training set. Its last feature is the bias, 1 for every example.
@@ -123,16 +126,8 @@ def train(
         first = np.concatenate([start.c * units / unit, start.d * units / unit**2])
     lower = np.zeros(2 * size)
     lower[size - 1], lower[-1] = smallest_estimate, _SMALLEST_UNCERTAINTY
-    found = scipy.optimize.minimize(
-        objective,
-        np.maximum(first, lower),
-        args=(scaled,),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(bound, None) for bound in lower],
-        options={"maxiter": _ITERATIONS, "ftol": 1e-9, "gtol": 1e-7, "maxcor": 2 * size},
-    )
-    c, d = np.split(found.x, 2)
+    found = _minimized(scaled, np.maximum(first, lower), lower)
+    c, d = np.split(found, 2)
     tight = constraint(c, d, scaled)
     return UncertaintySet(c * unit / units, d * tight * unit**2 / units)
 
@@ -143,23 +138,76 @@ def constraint(c: np.ndarray, d: np.ndarray, data: TrainingSet) -> float:
     return float(np.mean(data.weights * residuals**2 / (data.features @ d)))
 
 
-def objective(parameters: np.ndarray, data: TrainingSet) -> tuple[float, np.ndarray]:
-    """A(d) + B(c, d) of `train` and its gradient.
+def objective(parameters: np.ndarray, data: TrainingSet) -> float:
+    """A(d) + B(c, d) of `train`.
 
     Args:
         parameters: [2K] c and d.
         data: the training set.
-    Returns:
-        Value and [2K] gradient.
     """
     c, d = np.split(parameters, 2)
-    residuals = data.features @ c - data.norms
-    shares = residuals / (data.features @ d)
-    pulls = data.weights * shares / len(residuals)
-    value = data.mean_features @ d + pulls @ residuals
-    by_c = 2 * data.features.T @ pulls
-    by_d = data.mean_features - data.features.T @ (pulls * shares)
-    return float(value), np.concatenate([by_c, by_d])
+    return float(data.mean_features @ d) + constraint(c, d, data)
+
+
+def derivatives(parameters: np.ndarray, data: TrainingSet) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient [2K] and Hessian [2K, 2K] of `objective`.
+
+    With x_j = (s̃_j, −(r_j/q_j) s̃_j), r the residual and q = ⟨d, s̃⟩, B has the gradient
+    mean_j w̃_j (2 r_j/q_j s̃_j, −(r_j/q_j)² s̃_j) and the Hessian mean_j 2 w̃_j/q_j x_j x_jᵀ,
+    which shows that it is convex.
+    """
+    c, d = np.split(parameters, 2)
+    uncertainties = data.features @ d
+    shares = (data.features @ c - data.norms) / uncertainties
+    weights = data.weights / len(shares)
+    by_c = data.features.T @ (2 * weights * shares)
+    by_d = data.mean_features - data.features.T @ (weights * shares**2)
+    # In one float32 product: its rounding changes the way and not the goal.
+    roots = np.sqrt(2 * weights / uncertainties).astype(np.float32)[:, np.newaxis]
+    rooted = data.features.astype(np.float32) * roots
+    x = np.concatenate([rooted, -shares.astype(np.float32)[:, np.newaxis] * rooted], axis=1)
+    return np.concatenate([by_c, by_d]), (x.T @ x).astype(np.float64)
+
+
+def _minimized(data: TrainingSet, point: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """argmin objective over parameters ≥ lower, by projected Newton steps (Bertsekas 1982)."""
+    point = _scaled_along_its_ray(point, lower, data)
+    value = objective(point, data)
+    for _ in range(_ITERATIONS):
+        gradient, hessian = derivatives(point, data)
+        step = _newton_step(point - lower, gradient, hessian)
+        size = 1.0
+        while size > _SMALLEST_STEP:
+            moved = _scaled_along_its_ray(np.maximum(point + size * step, lower), lower, data)
+            reached = objective(moved, data)
+            if reached < value:
+                break
+            size /= 4
+        else:
+            break
+        finished = value - reached < _TOLERANCE * value
+        point, value = moved, reached
+        if finished:
+            break
+    return point
+
+
+def _newton_step(room: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """−H⁻¹g over the parameters that are not held at their bounds; `room` is the way to them."""
+    free = (room > _AT_THE_BOUND) | (gradient < 0)
+    step = np.where(free, 0.0, -gradient)
+    inner = hessian[np.ix_(free, free)]
+    # Moving averages of like lengths are nearly the same feature.
+    inner[np.diag_indices_from(inner)] *= 1 + _RIDGE
+    step[free] = -np.linalg.lstsq(inner, gradient[free], rcond=None)[0]
+    return step
+
+
+def _scaled_along_its_ray(point: np.ndarray, lower: np.ndarray, data: TrainingSet) -> np.ndarray:
+    """The same c, and the best multiple of d: the one at which A = B."""
+    c, d = np.split(point, 2)
+    best = np.sqrt(constraint(c, d, data) / (data.mean_features @ d))
+    return np.maximum(np.concatenate([c, best * d]), lower)
 
 
 def _scaled(data: TrainingSet) -> tuple[TrainingSet, float, np.ndarray] | None:

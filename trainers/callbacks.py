@@ -92,6 +92,11 @@ class LearningRate(keras.callbacks.Callback):
         self._tick = -1
         self.current = initial
 
+    @property
+    def effective_step(self) -> float:
+        """Uniform steps that make as much progress as the steps made."""
+        return float(self._course.step)
+
     def on_train_batch_begin(self, batch, logs=None) -> None:
         tick = int(self._course.progress * _LEARNING_RATES_PER_RUN)
         if tick == self._tick:
@@ -100,6 +105,27 @@ class LearningRate(keras.callbacks.Callback):
         learning_rate = self._initial * self._schedule(self._course.progress)
         if learning_rate != self.current or tick == 0:
             self.model.optimizer.learning_rate = self.current = learning_rate
+
+
+class StepwiseRate(LearningRate):
+    """Leaves the learning rate to the optimizer's own schedule, and reports it."""
+
+    def on_train_batch_begin(self, batch, logs=None) -> None:
+        """The optimizer knows."""
+
+    @property
+    def current(self) -> float:
+        optimizer = getattr(self.model, "optimizer", None)
+        return self._initial if optimizer is None else float(optimizer.learning_rate)
+
+    @current.setter
+    def current(self, value: float) -> None:
+        """It starts at the initial rate."""
+
+    @property
+    def effective_step(self) -> float:
+        following = getattr(getattr(self.model, "_schedule", None), "following", None)
+        return float(self._course.step if following is None else following)
 
 
 class Evaluate(keras.callbacks.Callback):

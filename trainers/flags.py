@@ -57,6 +57,16 @@ def define(values: flags.FlagValues) -> None:
         "0.4:0.2,0.8:0.04 (times 0.2 from 40% on). Follows the wall clock under --time_budget, "
         "else the steps; with both, whichever is further.",
     )
+    text(
+        "step_schedule",
+        "none",
+        "Learning rate by steps, in place of --schedule: constant, inverse_sqrt:OFFSET "
+        "or per_epoch:FACTOR.",
+    )
+    switch("follow_gain", help="Let the learning rate and its --step_schedule follow the gain.")
+    number("alpha", 0.6, "Exponent of the scores, for --sampling=proportional.")
+    number("beta", 1.0, "Exponent of the weights, for proportional and rank_based; 1: unbiased.")
+    number("selection_pressure", 100.0, "First over last in draws, for --sampling=rank_based.")
     number("time_budget", None, "Seconds of training; evaluations are not counted.")
     integer("steps", None, "Number of steps.")
     integer("evaluations", 20, "Evaluations over the budget.")

@@ -17,7 +17,7 @@ import keras
 from absl import app, flags
 
 from reports import curves
-from trainers import augmentation, datasets, nets, runner
+from trainers import datasets, nets, runner
 from trainers import flags as trainer_flags
 from trainers.evaluation import Evaluator
 from trainers.sampling import Sampled, sampled
@@ -34,9 +34,7 @@ def train(settings: flags.FlagValues) -> tuple[pathlib.Path, keras.Model]:
     keras.utils.set_random_seed(settings.seed)
     data = datasets.load(settings.dataset, settings.data_dir)
     net = nets.build(settings.net, data.image_shape, data.num_classes)
-    examples = data.train.shuffle(data.num_train, settings.seed).repeat()
-    examples = examples.apply(augmentation.augmented(settings.augment, settings.seed))
-    prepared: Sampled = sampled(settings, net, examples)
+    prepared: Sampled = sampled(settings, net, data)
     on_train = Evaluator(net, datasets.fixed_subset(data, settings.train_examples))
     path = runner.fit(settings, prepared, on_train, Evaluator(net, data.test))
     return path, prepared.model

@@ -17,7 +17,7 @@ from trainers.run_directory import RunDirectory
 from trainers.sampling import Sampled
 
 # Logs of an ISModel, null before its first step.
-_IMPORTANCE_LOGS = ("tau", "ess", "importance", "max_weight", "fallbacks")
+_IMPORTANCE_LOGS = ("tau", "ess", "importance", "max_weight", "fallbacks", "gain", "outliers")
 
 
 def fit(
@@ -40,9 +40,8 @@ def fit(
     if not settings.out:
         raise ValueError("give --out, the directory for the run's results.")
     course = callbacks.Course(Budget(settings.time_budget, settings.steps))
-    learning_rate = callbacks.LearningRate(
-        course, settings.learning_rate, schedules.parse(settings.schedule)
-    )
+    kind = callbacks.LearningRate if settings.step_schedule == "none" else callbacks.StepwiseRate
+    learning_rate = kind(course, settings.learning_rate, schedules.parse(settings.schedule))
     directory = RunDirectory(settings.out, trainer_flags.of_run(settings))
     recorder = _Recorder(directory, course, learning_rate, sampled.model, on_train, on_test)
     recorder.restore()
@@ -106,8 +105,10 @@ class _Recorder:
             "train_loss": train.loss,
             "test_loss": test.loss,
             "test_error": test.error,
+            "objective": train.loss + _penalties(self._model),
             **{name: _as_float(logs.get(name)) for name in _IMPORTANCE_LOGS},
             "learning_rate": self._learning_rate.current,
+            "effective_step": self._learning_rate.effective_step,
         }
         self._directory.append(row)
         with self._writer.as_default(step=self._course.step):
@@ -118,6 +119,11 @@ class _Recorder:
         self._step.assign(self._course.step)
         self._seconds.assign(self._course.seconds)
         self._checkpoints.save()
+
+
+def _penalties(model) -> float:
+    """The sum of the regularization losses."""
+    return float(sum(float(tf.convert_to_tensor(penalty)) for penalty in model.losses))
 
 
 def _as_float(value: Any) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import keras
@@ -9,10 +10,10 @@ import tensorflow as tf
 from absl import flags
 
 import tf_importance as tfi
-from trainers import optimizers
+from trainers import augmentation, datasets, optimizers, remembered, step_schedules
 
 UNIFORM = "uniform"
-NAMES = (UNIFORM, *sorted(tfi.scorers.BY_NAME))
+NAMES = (UNIFORM, *sorted(tfi.scorers.BY_NAME), *remembered.BY_NAME)
 
 
 class Sampled(NamedTuple):
@@ -28,13 +29,13 @@ class Sampled(NamedTuple):
     batches: tf.data.Dataset
 
 
-def sampled(settings: flags.FlagValues, net: keras.Model, examples: tf.data.Dataset) -> Sampled:
+def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data) -> Sampled:
     """Compile a classifier and batch its examples as the flags say.
 
     Args:
         settings: the trainer's flags.
         net: ends in logits.
-        examples: endless, shuffled, unbatched dataset of (input, label).
+        data: the data set.
     Returns:
         Model and batches.
     Raises:
@@ -51,10 +52,17 @@ def sampled(settings: flags.FlagValues, net: keras.Model, examples: tf.data.Data
         )
     scorer = tfi.scorers.BY_NAME.get(settings.sampling, tfi.scorers.upper_bound)
     model = tfi.ISModel(net, scorer=scorer)
-    model.compile(
+    rate = step_schedules.parse(
+        settings.step_schedule,
+        settings.learning_rate,
+        -(-data.num_train // settings.batch_size),
+        settings.follow_gain,
+    )
+    compile_model = functools.partial(
+        model.compile,
         optimizer=optimizers.build(
             settings.optimizer,
-            settings.learning_rate,
+            settings.learning_rate if rate is None else rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         ),
@@ -62,6 +70,15 @@ def sampled(settings: flags.FlagValues, net: keras.Model, examples: tf.data.Data
         metrics=["accuracy"],
         jit_compile=settings.jit,
     )
+    if settings.sampling in remembered.BY_NAME:
+        # The oracle scores by the compiled loss.
+        compile_model()
+        sampler = remembered.sampler(settings, data, model)
+        compile_model(sampler=sampler)
+        return Sampled(model, remembered.batches(settings, data, sampler))
+    compile_model()
+    examples = data.train.shuffle(data.num_train, settings.seed).repeat()
+    examples = examples.apply(augmentation.augmented(settings.augment, settings.seed))
     if settings.sampling == UNIFORM:
         # One batch ahead, like importance_sample: a larger buffer would fill up for free
         # during evaluations, when the clock stands still.

@@ -21,7 +21,7 @@ def points(size, seed=0):
     return tf.constant(np.random.default_rng(seed).random(size))
 
 
-@pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 4096, 4097, 10_000])
+@pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 1024, 1025, 10_000])
 def test_draws_follow_the_leaves(size):
     leaves = np.random.default_rng(size).gamma(0.5, 1.0, size).astype(np.float32)
     leaves[: size // 3] = 0

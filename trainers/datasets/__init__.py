@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core.download import download_manager
 
-from trainers.datasets import digits
+from trainers.datasets import digits, rotated_mnist
 
 # The largest value of a pixel, by which images are scaled to [0, 1].
 LARGEST_PIXEL = {
@@ -18,8 +18,12 @@ LARGEST_PIXEL = {
     "fashion_mnist": 255,
     "cifar10": 255,
     "cifar100": 255,
+    "rotated_mnist": 255,
+    "svhn_cropped": 255,
 }
-_BUILDERS = {"digits": digits.Digits}
+_BUILDERS = {"digits": digits.Digits, "rotated_mnist": rotated_mnist.RotatedMnist}
+# Where the papers train on more than the split "train".
+_TRAIN_SPLITS = {"svhn_cropped": "train+extra"}
 
 
 class Data(NamedTuple):
@@ -70,10 +74,11 @@ def load(name: str, data_dir: str | None = None) -> Data:
         examples = builder.as_dataset(split=part, as_supervised=True)
         return examples.map(scaled, num_parallel_calls=tf.data.AUTOTUNE).cache()
 
+    train = _TRAIN_SPLITS.get(name, "train")
     return Data(
-        train=split("train"),
+        train=split(train),
         test=split("test"),
-        num_train=builder.info.splits["train"].num_examples,
+        num_train=builder.info.splits[train].num_examples,
         image_shape=builder.info.features["image"].shape,
         num_classes=builder.info.features["label"].num_classes,
     )

@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 import keras
 
-from trainers.nets import cnn, linear, mlp, wide_resnet
+from trainers.nets import (
+    cnn,
+    lenet,
+    linear,
+    mlp,
+    preactivation_resnet,
+    rotation_cnn,
+    wide_resnet,
+)
 
 NETS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
     "linear": linear.linear,
@@ -14,6 +22,9 @@ NETS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
     "wide_mlp": mlp.wide_mlp,
     "cnn": cnn.cnn,
     "wide_resnet": wide_resnet.wide_resnet,
+    "lenet": lenet.lenet,
+    "rotation_cnn": rotation_cnn.rotation_cnn,
+    "resnet18": preactivation_resnet.resnet18,
 }
 
 

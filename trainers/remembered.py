@@ -1,0 +1,87 @@
+"""Samplers with memory by name, and what a model fitted by them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import tf_importance as tfi
+from trainers import augmentation, datasets
+
+# Largest number of visits that RAIS learns from (Johnson & Guestrin 2018, section 6).
+_TRAINING_SET_SIZE = 20_000
+
+
+class Arrays(NamedTuple):
+    """Training examples in memory.
+
+    Attributes:
+        images: [n, height, width, channels] float32. labels: [n] int32.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def _rais(settings, size: int, model) -> tfi.samplers.Sampler:
+    # A data set smaller than |D| would wait for several passes.
+    return tfi.samplers.RAIS(size, min(_TRAINING_SET_SIZE, max(size, 2 * settings.batch_size)))
+
+
+def _proportional(settings, size: int, model) -> tfi.samplers.Sampler:
+    return tfi.samplers.Proportional(size, alpha=settings.alpha, beta=settings.beta)
+
+
+def _rank_based(settings, size: int, model) -> tfi.samplers.Sampler:
+    return tfi.samplers.RankBased(size, settings.selection_pressure, beta=settings.beta)
+
+
+def _oracle(settings, size: int, model) -> tfi.samplers.Sampler:
+    return tfi.samplers.Oracle(size, model)
+
+
+BY_NAME: dict[str, Callable[..., tfi.samplers.Sampler]] = {
+    "rais": _rais,
+    "proportional": _proportional,
+    "rank_based": _rank_based,
+    "oracle": _oracle,
+}
+
+
+def sampler(settings: flags.FlagValues, data: datasets.Data, model) -> tfi.samplers.Sampler:
+    """The sampler that --sampling names, for the training examples of a data set."""
+    return BY_NAME[settings.sampling](settings, data.num_train, model)
+
+
+def batches(
+    settings: flags.FlagValues, data: datasets.Data, drawn_by: tfi.samplers.Sampler
+) -> tf.data.Dataset:
+    """Endless batches that a sampler draws, augmented as the flags say."""
+    seed = settings.seed if settings.repeatable else None
+    drawn = tfi.history_sample(in_memory(data), drawn_by, settings.batch_size, seed=seed).repeat()
+    augment = augmentation.by_name(settings.augment)
+    if augment is None:
+        return drawn
+
+    def augmented(images, labels, how):
+        # By the number of the batch, so that a resumed run has the same changes.
+        number = tf.cast(drawn_by.draws, tf.int32)
+        seeds = tf.random.stateless_uniform(
+            [settings.batch_size, 2], [settings.seed, number], None, None, tf.int32
+        )
+        changed = tf.map_fn(lambda pair: augment(*pair), (images, seeds), tf.float32)
+        return tf.ensure_shape(changed, images.shape), labels, how
+
+    options = tf.data.Options()
+    options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
+    return drawn.map(augmented).with_options(options)
+
+
+def in_memory(data: datasets.Data) -> Arrays:
+    """All training examples as arrays."""
+    parts = list(data.train.batch(1024).as_numpy_iterator())
+    return Arrays(*(np.concatenate(part) for part in zip(*parts)))
