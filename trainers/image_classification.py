@@ -5,7 +5,8 @@
         --flagfile=configs/image_classification/mnist_upper_bound.cfg
 
 --out then holds metrics.jsonl (a line for each evaluation), run.json (flags, versions, commit),
-curves.png, saved_model/ (the net alone), tensorboard/ and checkpoints/. The same command
+curves.png, saved_model/ (the net alone), tensorboard/ and checkpoints/; with RAIS priorities.npz,
+the examples drawn most and least often. The same command
 continues a run that was killed, from its last evaluation.
 """
 
@@ -17,7 +18,7 @@ import keras
 from absl import app, flags
 
 from reports import curves
-from trainers import datasets, nets, runner
+from trainers import datasets, nets, remembered, runner
 from trainers import flags as trainer_flags
 from trainers.evaluation import Evaluator
 from trainers.sampling import Sampled, sampled
@@ -37,6 +38,7 @@ def train(settings: flags.FlagValues) -> tuple[pathlib.Path, keras.Model]:
     prepared: Sampled = sampled(settings, net, data)
     on_train = Evaluator(net, datasets.fixed_subset(data, settings.train_examples))
     path = runner.fit(settings, prepared, on_train, Evaluator(net, data.test))
+    remembered.write_priorities(path / "priorities.npz", prepared.model, data)
     return path, prepared.model
 
 

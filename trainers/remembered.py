@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from absl import flags
 import tf_importance as tfi
 from trainers import augmentation, datasets
 
+_SHOWN = 40
 # Largest number of visits that RAIS learns from (Johnson & Guestrin 2018, section 6).
 _TRAINING_SET_SIZE = 20_000
 
@@ -85,3 +87,29 @@ def in_memory(data: datasets.Data) -> Arrays:
     """All training examples as arrays."""
     parts = list(data.train.batch(1024).as_numpy_iterator())
     return Arrays(*(np.concatenate(part) for part in zip(*parts)))
+
+
+def write_priorities(path: pathlib.Path, model: tfi.ISModel, data: datasets.Data) -> None:
+    """Write the examples that were trained on most and least often, where the sampler counts them.
+
+    The file holds images, labels, visits, and `confused`, the likeliest class but the label by
+    the trained net, `least` of the examples first.
+
+    Args:
+        path: of the npz file. model: fitted. data: what it was fitted to.
+    """
+    visits = getattr(model.sampler, "visits", None)
+    if visits is None:
+        return
+    order = np.argsort(visits.numpy(), kind="stable")
+    chosen = np.concatenate([order[:_SHOWN], order[-_SHOWN:]])
+    images, labels = (part[chosen] for part in in_memory(data))
+    logits = np.array(model.net(images, training=False), np.float32)
+    logits[np.arange(len(labels)), labels] = -np.inf
+    np.savez_compressed(
+        path,
+        images=images,
+        labels=labels,
+        visits=visits.numpy()[chosen],
+        confused=logits.argmax(axis=1),
+    )

@@ -43,7 +43,7 @@ def fit(
     kind = callbacks.LearningRate if settings.step_schedule == "none" else callbacks.StepwiseRate
     learning_rate = kind(course, settings.learning_rate, schedules.parse(settings.schedule))
     directory = RunDirectory(settings.out, trainer_flags.of_run(settings))
-    recorder = _Recorder(directory, course, learning_rate, sampled.model, on_train, on_test)
+    recorder = _Recorder(directory, course, learning_rate, sampled, on_train, on_test)
     recorder.restore()
     if course.progress >= 1:
         logging.warning("The run in %s is complete; nothing is left to do.", directory.path)
@@ -67,7 +67,9 @@ def fit(
 class _Recorder:
     """Evaluates, and writes the row, TensorBoard's scalars and the checkpoint."""
 
-    def __init__(self, directory, course, learning_rate, model, on_train, on_test) -> None:
+    def __init__(self, directory, course, learning_rate, sampled, on_train, on_test) -> None:
+        model = sampled.model
+        self._steps_per_epoch = sampled.steps_per_epoch
         self._directory = directory
         self._course = course
         self._learning_rate = learning_rate
@@ -108,6 +110,7 @@ class _Recorder:
             "objective": train.loss + _penalties(self._model),
             **{name: _as_float(logs.get(name)) for name in _IMPORTANCE_LOGS},
             "learning_rate": self._learning_rate.current,
+            "epoch": self._course.step / self._steps_per_epoch,
             "effective_step": self._learning_rate.effective_step,
         }
         self._directory.append(row)

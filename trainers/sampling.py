@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import keras
@@ -23,10 +24,12 @@ class Sampled(NamedTuple):
         model: an ISModel around the net, for either sampling: on uniform batches it is plain
             Keras, and what a step costs beside its own computation is then the same for both.
         batches: what `model.fit` takes, without an end.
+        steps_per_epoch: n/b, steps that train on as many examples as there are.
     """
 
     model: tfi.ISModel
     batches: tf.data.Dataset
+    steps_per_epoch: float
 
 
 def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data) -> Sampled:
@@ -52,10 +55,11 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data) -
         )
     scorer = tfi.scorers.BY_NAME.get(settings.sampling, tfi.scorers.upper_bound)
     model = tfi.ISModel(net, scorer=scorer)
+    steps_per_epoch = data.num_train / settings.batch_size
     rate = step_schedules.parse(
         settings.step_schedule,
         settings.learning_rate,
-        -(-data.num_train // settings.batch_size),
+        math.ceil(steps_per_epoch),
         settings.follow_gain,
     )
     compile_model = functools.partial(
@@ -75,7 +79,7 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data) -
         compile_model()
         sampler = remembered.sampler(settings, data, model)
         compile_model(sampler=sampler)
-        return Sampled(model, remembered.batches(settings, data, sampler))
+        return Sampled(model, remembered.batches(settings, data, sampler), steps_per_epoch)
     compile_model()
     examples = data.train.shuffle(data.num_train, settings.seed).repeat()
     examples = examples.apply(augmentation.augmented(settings.augment, settings.seed))
@@ -83,7 +87,7 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data) -
         # One batch ahead, like importance_sample: a larger buffer would fill up for free
         # during evaluations, when the clock stands still.
         batches = examples.batch(settings.batch_size, drop_remainder=True).prefetch(1)
-        return Sampled(model, batches)
+        return Sampled(model, batches, steps_per_epoch)
     importance_sample = tfi.importance_sample(
         model,
         batch_size=settings.batch_size,
@@ -93,7 +97,7 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data) -
         seed=settings.seed if settings.repeatable else None,
         jit_compile=settings.jit,
     )
-    return Sampled(model, examples.apply(importance_sample))
+    return Sampled(model, examples.apply(importance_sample), steps_per_epoch)
 
 
 def threshold(text: str) -> float | str:

@@ -19,8 +19,8 @@ needs_addons = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow_addons") is None, reason="needs TensorFlow Addons"
 )
 _KEYS = (
-    "step seconds train_loss test_loss test_error tau ess importance max_weight fallbacks "
-    "learning_rate"
+    "step seconds train_loss test_loss test_error objective tau ess importance max_weight "
+    "fallbacks gain outliers learning_rate epoch effective_step"
 ).split()
 _CONFIGS = sorted(pathlib.Path("configs/image_classification").glob("*.cfg"))
 

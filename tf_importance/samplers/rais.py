@@ -57,6 +57,10 @@ class RAIS(Sampler):
         outlier_threshold: τ; infinite for no protection.
         features: side features, an [n] or [n, m] array of finite numbers ≥ 0, such as one-hot
             classes; beside those of the history and the bias.
+    Attributes:
+        visits: variable, [n] how often each example was trained on.
+        uncertainty_set: variable, [2, K] rows c and d; 0 until they are trained.
+        outliers: variable, the share of outliers in the last batch.
     Raises:
         ValueError: an argument is out of range, or features do not fit.
     """
@@ -93,6 +97,7 @@ class RAIS(Sampler):
         self.training_visits = _variable(tf.constant(0, tf.int64), "training_visits")
         self.training_totals = _variable(tf.zeros([count], tf.float64), "training_totals")
         self.outliers = _variable(tf.constant(0.0), "outliers")
+        self.visits = _variable(tf.zeros([self.num_examples], tf.int32), "visits")
         self._worker = _Worker()
         self._next_check = 0
         self._period_number: int | None = None
@@ -147,6 +152,8 @@ class RAIS(Sampler):
         self.feature_totals.assign_add(tf.reduce_sum(changes, axis=0))
         weights = tf.where(usable, visit.weights, 0.0)
         self.recent.add(visit.indices, before, norms, weights)
+        ones = tf.ones_like(visit.indices, tf.int32)
+        self.visits.scatter_nd_add(visit.indices[:, tf.newaxis], ones)
         self.outliers.assign(tf.reduce_mean(tf.cast(scales < 1, tf.float32)))
         return scales
 

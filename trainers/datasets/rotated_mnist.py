@@ -50,18 +50,22 @@ class RotatedMnist(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         given = _manual_files(dl_manager)
         if given is not None:
-            return {split: _examples(*_read(path)) for split, path in given.items()}
+            return {split: self._generate_examples(*_read(path)) for split, path in given.items()}
         images, labels = mnist(self._data_dir_root)
         order = np.random.default_rng(_SEED).permutation(len(images))
         parts = {"train": order[:TRAIN_SIZE], "test": order[TRAIN_SIZE : TRAIN_SIZE + TEST_SIZE]}
         angles = np.random.default_rng(_SEED + 1).uniform(0, 360, len(images))
         return {
-            split: _rotated_examples(images[part], labels[part], angles[part])
+            split: self._generate_examples(images[part], labels[part], angles[part])
             for split, part in parts.items()
         }
 
-    def _generate_examples(self, *_):
-        raise NotImplementedError("the splits are generators themselves")
+    def _generate_examples(
+        self, images: np.ndarray, labels: np.ndarray, angles: np.ndarray | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, (image, label) in enumerate(zip(images, labels)):
+            image = image if angles is None else rotated(image, angles[number])
+            yield number, {"image": image, "label": int(label)}
 
 
 def mnist(data_dir) -> tuple[np.ndarray, np.ndarray]:
@@ -75,16 +79,6 @@ def rotated(image: np.ndarray, degrees: float) -> np.ndarray:
     """An image [28, 28, 1] uint8 turned about its centre, by bilinear interpolation."""
     turned = scipy.ndimage.rotate(image[..., 0].astype(np.float32), degrees, reshape=False, order=1)
     return np.clip(np.rint(turned), 0, 255).astype(np.uint8)[..., np.newaxis]
-
-
-def _rotated_examples(images, labels, angles) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, (image, label, angle) in enumerate(zip(images, labels, angles)):
-        yield number, {"image": rotated(image, angle), "label": int(label)}
-
-
-def _examples(images, labels) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, (image, label) in enumerate(zip(images, labels)):
-        yield number, {"image": image, "label": int(label)}
 
 
 def _read(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,255 @@
+"""What a draw and its feedback cost, as ratios: python -m benchmarks.samplers
+
+In one process and interleaved, b = 128 from n = 10⁴ … 10⁷ examples in memory:
+
+(a) draw and update of `Proportional` and `RAIS`, against `numpy.random.choice(p=…)` with the same
+    update, and against cpprb's prioritized buffer (PyPI) and Reverb where they are installed.
+(b) growth: the exponent g of time ∝ n^g between the smallest and the largest n.
+(c) RAIS: seconds of a training of c and d, and of the copy by which the new tree takes effect.
+(d) overhead: a step of fit on batches that RAIS draws / on batches that `Uniform` draws, and on
+    batches of an ordinary dataset, on the small CNN, c and d being trained meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import importlib
+import importlib.util
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import tf_importance as tfi
+from benchmarks import measure
+from tf_importance.samplers import Visit, sum_tree
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("sizes", ["10000", "100000", "1000000", "10000000"], "Values of n.")
+flags.DEFINE_integer("batch_size", 128, "b.")
+flags.DEFINE_integer("rounds", 7, "Rounds; each times every variant once.")
+flags.DEFINE_integer("calls", 50, "Draws and updates of one timing.")
+flags.DEFINE_integer("steps", 160, "Training steps of one timing of (d).")
+flags.DEFINE_integer("examples", 20_000, "Training examples of (d).")
+flags.DEFINE_string("out", "runs/benchmarks/samplers.json", "Where the result goes.")
+
+L = keras.layers
+
+
+def ours(sampler: tfi.samplers.Sampler) -> Callable[[], object]:
+    """A draw and the update by its scores, as one graph."""
+    b = FLAGS.batch_size
+    scores = tf.random.uniform([b], 0.1, 1.0)
+
+    @tf.function(autograph=False)
+    def draw_and_update():
+        indices, weights = sampler.draw(b, 0)
+        return sampler.update(Visit(indices, weights, scores))
+
+    return draw_and_update
+
+
+def proportional(n: int) -> Callable[[], object]:
+    sampler = tfi.samplers.Proportional(n)
+    return ours(sampler)
+
+
+def rais(n: int) -> Callable[[], object]:
+    sampler = tfi.samplers.RAIS(n)
+    # As after the training of c and d: the tree is full, and drawn from.
+    rng = np.random.default_rng(0)
+    sampler.uncertainty_set.assign(rng.random([2, 12]))
+    leaves = rng.random([n, 2], np.float32)
+    sampler.tree.assign(sum_tree.levels_of(leaves))
+    return ours(sampler)
+
+
+def numpy_choice(n: int) -> Callable[[], object]:
+    rng = np.random.default_rng(0)
+    priorities = rng.random(n)
+    b = FLAGS.batch_size
+
+    def draw_and_update():
+        p = priorities / priorities.sum()
+        indices = rng.choice(n, b, p=p)
+        priorities[indices] = rng.random(b)
+        return 1 / (n * p[indices])
+
+    return draw_and_update
+
+
+def cpprb(n: int) -> Callable[[], object] | None:
+    if importlib.util.find_spec("cpprb") is None:
+        return None
+    module = importlib.import_module("cpprb")
+    buffer = module.PrioritizedReplayBuffer(n, {"index": {"dtype": np.int64}})
+    rng = np.random.default_rng(0)
+    for start in range(0, n, 100_000):
+        index = np.arange(start, min(start + 100_000, n))
+        buffer.add(index=index, priorities=rng.random(len(index)))
+    b = FLAGS.batch_size
+
+    def draw_and_update():
+        sample = buffer.sample(b, beta=1.0)
+        buffer.update_priorities(sample["indexes"], rng.random(b))
+        return sample["weights"]
+
+    return draw_and_update
+
+
+def reverb(n: int) -> Callable[[], object] | None:
+    if n > 1_000_000 or importlib.util.find_spec("reverb") is None:
+        return None
+    module = importlib.import_module("reverb")
+    selector = module.selectors.Prioritized(0.6)
+    table = module.Table("t", selector, module.selectors.Fifo(), n, module.rate_limiters.MinSize(1))
+    server = module.Server([table], port=None)
+    client = module.Client(f"localhost:{server.port}")
+    rng = np.random.default_rng(0)
+    for index in range(n):
+        client.insert([np.int64(index)], {"t": float(rng.random())})
+    b = FLAGS.batch_size
+
+    def draw_and_update():
+        keys = [sample[0].info.key for sample in client.sample("t", b)]
+        client.mutate_priorities("t", {key: float(rng.random()) for key in keys})
+        return server
+
+    return draw_and_update
+
+
+SAMPLERS = {
+    "proportional": proportional,
+    "rais": rais,
+    "numpy_choice": numpy_choice,
+    "cpprb": cpprb,
+    "reverb": reverb,
+}
+
+
+def costs() -> dict:
+    """(a) and (b)."""
+    seconds: dict[str, dict[int, float]] = {name: {} for name in SAMPLERS}
+    for size in map(int, FLAGS.sizes):
+        print(f"== n = {size}")
+        made = {name: make(size) for name, make in SAMPLERS.items()}
+        variants = {
+            name: lambda call=call: measure.call_seconds(call, FLAGS.calls)
+            for name, call in made.items()
+            if call is not None
+        }
+        rounds = measure.interleaved(variants, FLAGS.rounds, print)
+        for name in variants:
+            seconds[name][size] = statistics.median(one[name] for one in rounds)
+    return {
+        name: {
+            "milliseconds": {size: round(1e3 * value, 4) for size, value in found.items()},
+            "growth_exponent": _exponent(found),
+            "speedup_over_numpy": {
+                size: round(seconds["numpy_choice"][size] / value, 2)
+                for size, value in found.items()
+            },
+        }
+        for name, found in seconds.items()
+        if found
+    }
+
+
+def _exponent(seconds: dict[int, float]) -> float | None:
+    sizes = sorted(seconds)
+    if len(sizes) < 2:
+        return None
+    low, high = sizes[0], sizes[-1]
+    return round(math.log(seconds[high] / seconds[low]) / math.log(high / low), 3)
+
+
+def trainings() -> dict:
+    """(c)"""
+    found = {}
+    for size in map(int, FLAGS.sizes):
+        sampler = tfi.samplers.RAIS(size)
+        rng = np.random.default_rng(0)
+        sampler.history.assign(rng.random([size, 16], np.float32))
+        sampler.recent.rows.assign(rng.random(sampler.recent.rows.shape, np.float32))
+        sampler.feature_totals.assign(np.full(12, size / 2))
+        # A period of 157 steps of 128; the training begins with the first multiple of it.
+        steps = -(-(size + 40_000) // (157 * 128)) * 157
+        sampler.recent.count.assign(steps * 128)
+        sampler.begin()
+        sampler.maintain(steps - 1, None)
+        start = time.perf_counter()
+        sampler.maintain(steps, None)
+        sampler._worker._future.result()
+        trained = time.perf_counter()
+        sampler.maintain(steps + 79, None)
+        installed = time.perf_counter()
+        found[size] = {
+            "thread_seconds": round(trained - start, 4),
+            "main_thread_seconds": round(installed - trained, 5),
+        }
+        print(size, found[size])
+    return found
+
+
+def cnn() -> keras.Model:
+    """As in `benchmarks.step_cost`."""
+    convolutions = [L.Conv2D(16, 3, activation="relu"), L.MaxPooling2D(), L.Conv2D(32, 3)]
+    top = [L.ReLU(), L.MaxPooling2D(), L.Flatten(), L.Dense(64, activation="relu"), L.Dense(10)]
+    return keras.Sequential([keras.Input((28, 28, 1)), *convolutions, *top])
+
+
+def compiled(sampler: tfi.samplers.Sampler | None) -> tfi.ISModel:
+    model = tfi.ISModel(cnn())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1e-3), loss, metrics=["accuracy"], sampler=sampler)
+    return model
+
+
+def overhead() -> dict:
+    """(d)"""
+    n, b = FLAGS.examples, FLAGS.batch_size
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(n, 28, 28, 1)).astype(np.float32), rng.integers(10, size=n)
+    models = {
+        "rais": compiled(tfi.samplers.RAIS(n)),
+        "uniform": compiled(tfi.samplers.Uniform(n)),
+        "ordinary": compiled(None),
+    }
+    ordinary = tf.data.Dataset.from_tensor_slices(data).repeat().shuffle(4096).batch(b).prefetch(1)
+    batches = {
+        name: tfi.history_sample(data, model.sampler, b).repeat() if model.sampler else ordinary
+        for name, model in models.items()
+    }
+    # Until c and d are there, RAIS draws as uniformly as the others.
+    models["rais"].fit(batches["rais"], steps_per_epoch=3 * n // b + 160, verbose=0)
+    assert models["rais"].sampler.uncertainty_set.numpy().any()
+    variants = {
+        name: lambda name=name: measure.fit_seconds(models[name], batches[name], FLAGS.steps)
+        for name in models
+    }
+    rounds = measure.interleaved(variants, FLAGS.rounds, print)
+    return {
+        "rais_to_uniform": measure.summary([r["rais"] / r["uniform"] for r in rounds]),
+        "rais_to_ordinary": measure.summary([r["rais"] / r["ordinary"] for r in rounds]),
+        "milliseconds": round(1e3 * statistics.median(r["uniform"] for r in rounds), 3),
+    }
+
+
+def main(_) -> None:
+    result = {"batch_size": FLAGS.batch_size, "draw_and_update": costs()}
+    result |= {"training_of_c_and_d": trainings(), "overhead": overhead()}
+    print(result)
+    measure.write(FLAGS.out, result)
+    print(f"written to {FLAGS.out}")
+
+
+if __name__ == "__main__":
+    app.run(main)
