@@ -134,8 +134,8 @@ def train(
 
 def constraint(c: np.ndarray, d: np.ndarray, data: TrainingSet) -> float:
     """B = mean_j w̃_j Q_cd(s̃_j, ṽ_j), the left side of (PT)'s constraint."""
-    residuals = data.features @ c - data.norms
-    return float(np.mean(data.weights * residuals**2 / (data.features @ d)))
+    residuals, uncertainties = _against(c, d, data)
+    return float(tf.reduce_mean(data.weights * residuals**2 / uncertainties))
 
 
 def objective(parameters: np.ndarray, data: TrainingSet) -> float:
@@ -146,7 +146,7 @@ def objective(parameters: np.ndarray, data: TrainingSet) -> float:
         data: the training set.
     """
     c, d = np.split(parameters, 2)
-    return float(data.mean_features @ d) + constraint(c, d, data)
+    return float(np.dot(data.mean_features, d)) + constraint(c, d, data)
 
 
 def derivatives(parameters: np.ndarray, data: TrainingSet) -> tuple[np.ndarray, np.ndarray]:
@@ -157,16 +157,27 @@ def derivatives(parameters: np.ndarray, data: TrainingSet) -> tuple[np.ndarray, 
     which shows that it is convex.
     """
     c, d = np.split(parameters, 2)
-    uncertainties = data.features @ d
-    shares = (data.features @ c - data.norms) / uncertainties
-    weights = data.weights / len(shares)
-    by_c = data.features.T @ (2 * weights * shares)
-    by_d = data.mean_features - data.features.T @ (weights * shares**2)
+    residuals, uncertainties = _against(c, d, data)
+    shares = residuals / uncertainties
+    weights = data.weights / len(data.norms)
+    pulls = tf.stack([2 * weights * shares, weights * shares**2], axis=1)
+    by_c, pulled = tf.linalg.matmul(data.features, pulls, transpose_a=True).numpy().T
+    roots = tf.sqrt(2 * weights / uncertainties)
+    rooted = tf.cast(data.features * roots[:, tf.newaxis], tf.float32)
     # In one float32 product: its rounding changes the way and not the goal.
-    roots = np.sqrt(2 * weights / uncertainties).astype(np.float32)[:, np.newaxis]
-    rooted = data.features.astype(np.float32) * roots
-    x = np.concatenate([rooted, -shares.astype(np.float32)[:, np.newaxis] * rooted], axis=1)
-    return np.concatenate([by_c, by_d]), (x.T @ x).astype(np.float64)
+    x = tf.concat([rooted, -tf.cast(shares, tf.float32)[:, tf.newaxis] * rooted], axis=1)
+    hessian = tf.linalg.matmul(x, x, transpose_a=True).numpy().astype(np.float64)
+    return np.concatenate([by_c, data.mean_features - pulled]), hessian
+
+
+def _against(c: np.ndarray, d: np.ndarray, data: TrainingSet) -> tuple[tf.Tensor, tf.Tensor]:
+    """⟨c, s̃⟩ − ṽ and ⟨d, s̃⟩: [D] each.
+
+    By TensorFlow: the threads of NumPy's BLAS would wait for each other while steps go on.
+    """
+    products = tf.linalg.matmul(data.features, np.stack([c, d], axis=1))
+    estimates, uncertainties = tf.unstack(products, axis=1)
+    return estimates - data.norms, uncertainties
 
 
 def _minimized(data: TrainingSet, point: np.ndarray, lower: np.ndarray) -> np.ndarray:
@@ -220,4 +231,5 @@ def _scaled(data: TrainingSet) -> tuple[TrainingSet, float, np.ndarray] | None:
     units = weights @ features / total
     # A feature that is always 0 has no unit and no use.
     units = np.where(units > 0, units, 1.0)
-    return TrainingSet(features / units, norms / unit, weights, means / units), unit, units
+    scaled = (tf.constant(part) for part in (features / units, norms / unit, weights))
+    return TrainingSet(*scaled, mean_features=means / units), unit, units
