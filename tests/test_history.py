@@ -229,13 +229,22 @@ def test_without_a_seed_it_runs_as_well(blobs):
     assert model.sampler.uncertainty_set.numpy().any()
 
 
-@pytest.mark.parametrize("options", [{"steps_per_execution": 4}, {"run_eagerly": True}])
+@pytest.mark.parametrize(
+    "options", [{"steps_per_execution": 4}, {"run_eagerly": True}, {"jit_compile": True}]
+)
 def test_options_of_compile(options, blobs):
     model = compiled(SAMPLERS["rais"], **options)
     batches = tfi.history_sample(blobs, model.sampler, BATCH, seed=0).repeat()
-    model.fit(batches, steps_per_epoch=60, verbose=0)
+    model.fit(batches, steps_per_epoch=52, verbose=0)
     assert model.sampler.uncertainty_set.numpy().any()
-    assert int(model.sampler.steps) == 60
+    assert int(model.sampler.steps) == 52
+
+
+@pytest.mark.parametrize("name", ["proportional", "rank_based"])
+def test_samplers_compile_by_xla(name, blobs):
+    model = compiled(SAMPLERS[name], jit_compile=True)
+    model.fit(tfi.history_sample(blobs, model.sampler, BATCH, seed=0), steps_per_epoch=9, verbose=0)
+    assert int(model.sampler.steps) == 9
 
 
 @pytest.mark.parametrize("scorer", [tfi.scorers.loss, tfi.scorers.gradient_norm])

@@ -231,5 +231,5 @@ def _scaled(data: TrainingSet) -> tuple[TrainingSet, float, np.ndarray] | None:
     units = weights @ features / total
     # A feature that is always 0 has no unit and no use.
     units = np.where(units > 0, units, 1.0)
-    scaled = (tf.constant(part) for part in (features / units, norms / unit, weights))
-    return TrainingSet(*scaled, mean_features=means / units), unit, units
+    features, norms, weights = map(tf.constant, (features / units, norms / unit, weights))
+    return TrainingSet(features, norms, weights, means / units), unit, units

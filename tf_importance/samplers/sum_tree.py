@@ -53,7 +53,10 @@ class SumTree(tf.Module):
 
     def leaves(self, indices: tf.Tensor) -> tf.Tensor:
         """The leaves at indices [b]: [b, columns]."""
-        return tf.gather_nd(self.levels[0], _places(tf.cast(indices, tf.int64)))
+        nodes = tf.cast(indices, tf.int64)
+        # Not gather_nd, which XLA does not have for variables.
+        rows = tf.gather(self.levels[0], nodes // FANOUT)
+        return tf.gather(rows, nodes % FANOUT, batch_dims=1)
 
     def draw(self, points: tf.Tensor, mixing: tf.Tensor) -> Drawn:
         """Draw a leaf for each point, by p_i = ⟨leaf_i, mixing⟩ / ⟨total, mixing⟩.
