@@ -223,6 +223,18 @@ def test_evaluation_takes_its_batches_by_their_weights(blobs):
     )
 
 
+def test_plain_data_in_between_leave_the_sampler_alone(blobs):
+    model = compiled(SAMPLERS["rais"])
+    batches = tfi.history_sample(blobs, model.sampler, BATCH, seed=0).repeat()
+    model.fit(batches, steps_per_epoch=9, verbose=0)
+    before = [variable.numpy() for variable in model.sampler.variables]
+    model.fit(*blobs, batch_size=BATCH, verbose=0)
+    for one, other in zip(before, model.sampler.variables):
+        np.testing.assert_array_equal(one, other)
+    model.fit(batches, steps_per_epoch=45, verbose=0)
+    assert model.sampler.uncertainty_set.numpy().any()
+
+
 def test_without_a_seed_it_runs_as_well(blobs):
     model = compiled(SAMPLERS["rais"])
     model.fit(tfi.history_sample(blobs, model.sampler, BATCH), epochs=3, verbose=0)

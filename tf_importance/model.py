@@ -184,9 +184,9 @@ class ISModel(keras.Model):
                 version of Keras cannot multiply the two.
         """
         given = _arguments(keras.Model.fit, self, *args, **kwargs)
-        if self.sampler is not None:
-            given["callbacks"] = feedback.with_maintenance(given["callbacks"], self.sampler)
         spec = getattr(given["x"], "element_spec", None)
+        if self.sampler is not None and samplers.is_drawn(spec):
+            given["callbacks"] = feedback.with_maintenance(given["callbacks"], self.sampler)
         weighted = isinstance(spec, tuple) and len(spec) == 3
         if given["class_weight"] is not None and weighted and compat.KERAS_3:
             raise ValueError(

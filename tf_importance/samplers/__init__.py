@@ -1,6 +1,6 @@
 """Samplers with memory: what earlier visits to an example saw decides how often it is drawn."""
 
-from tf_importance.samplers.base import Draw, Sampler, Visit, check, positive, split
+from tf_importance.samplers.base import Draw, Sampler, Visit, check, is_drawn, positive, split
 from tf_importance.samplers.oracle import Oracle
 from tf_importance.samplers.proportional import Proportional
 from tf_importance.samplers.rais import RAIS
@@ -17,6 +17,7 @@ __all__ = [
     "Uniform",
     "Visit",
     "check",
+    "is_drawn",
     "positive",
     "selection_pressure",
     "split",

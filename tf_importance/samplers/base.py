@@ -222,9 +222,14 @@ def check(sampler: Any, replicas: int) -> None:
         )
 
 
+def is_drawn(data) -> bool:
+    """Whether a batch, or the element_spec of a dataset, is one of `history_sample`."""
+    has_dict = isinstance(data, tuple) and len(data) == 3 and isinstance(data[2], dict)
+    return has_dict and {"weight", "index"} == set(data[2])
+
+
 def split(data) -> tuple[Any, tf.Tensor | None]:
     """A batch as (x, y, weight) and, where `history_sample` made it, the indices [b]."""
-    is_drawn = isinstance(data, tuple) and len(data) == 3 and isinstance(data[2], dict)
-    if not (is_drawn and {"weight", "index"} == set(data[2])):
+    if not is_drawn(data):
         return data, None
     return (*data[:2], data[2]["weight"]), data[2]["index"]
