@@ -121,5 +121,5 @@ def test_an_augmentation_changes_images_repeatably_and_keeps_labels(name):
 
 
 def test_an_unknown_augmentation_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'mixup'; known are none, flip_crop, tfa:rotate"):
+    with pytest.raises(ValueError, match="'mixup'; known are none, flip_crop, turn, tfa:rotate"):
         augmentation.augmented("mixup", seed=0)
