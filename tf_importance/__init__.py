@@ -3,7 +3,16 @@
 from tf_importance import layers, proposals, scorers, variance
 from tf_importance.model import ISModel
 from tf_importance.presampling import importance_sample
+from tf_importance.scorers.norms import per_example_gradient_norms
 
 __version__ = "0.1.0"
 
-__all__ = ["ISModel", "importance_sample", "layers", "proposals", "scorers", "variance"]
+__all__ = [
+    "ISModel",
+    "importance_sample",
+    "layers",
+    "per_example_gradient_norms",
+    "proposals",
+    "scorers",
+    "variance",
+]
