@@ -3,6 +3,7 @@
 # Importing a family registers its handlers.
 from tf_importance.scorers.norms import (  # noqa: F401
     activations,
+    addons,
     convolutional,
     dense,
     embedding,

@@ -176,7 +176,8 @@ class Convolution(contributions.Contribution):
         for window in windows:
             # One window at a time.
             with tf.control_dependencies([patches]):
-                patches += pixels[(slice(None), slice(None), *window, *window)]
+                shift = (slice(None), slice(None), *window, *window)
+                patches += pixels[shift]
         deltas = contributions.gram_matrix(_points(self.deltas, groups, outputs))
         products = tf.reshape(patches, tf.shape(deltas)) * deltas
         return tf.maximum(tf.reduce_sum(products, axis=[1, 2, 3]), 0)

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import compat, losses
-from tf_importance.scorers.norms import contributions, fallback, plan, recording
+from tf_importance.scorers.norms import contributions, fallback, independence, plan, recording
 
 MEMORY_LIMIT = 2**26
 
@@ -63,6 +63,7 @@ def per_example_gradient_norms(
     objective = _objective(model, loss)
     if memory_limit <= 0:
         raise ValueError(f"memory_limit must be a positive number of bytes; got {memory_limit}.")
+    independence.require(model, x)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         recorder = recording.Recorder(tape, wanted)
         with recording.intercepted(plan.handlers(model, wanted), recorder):
@@ -159,7 +160,7 @@ def _checked_variables(model: keras.Model, variables: Iterable[Any] | None) -> l
     """The variables whose gradients are wanted, each once."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"model must be a keras.Model; got {model!r}.")
-    if not model.built or not model.weights:
+    if not getattr(model, "net", model).built or not model.weights:
         raise ValueError(
             f"model {model.name!r} is not built, so its variables are not known; call it on a "
             "batch first."

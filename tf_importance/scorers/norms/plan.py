@@ -10,7 +10,7 @@ import keras
 from tf_importance.scorers.norms import fallback, registry
 from tf_importance.scorers.norms.recording import Handler
 
-FALLBACK = "one example at a time"
+_BY_EXAMPLE = "one example at a time"
 
 
 class Row(NamedTuple):
@@ -54,7 +54,7 @@ def coverage(model: keras.Model) -> Coverage:
     for layer, own in _layers(model, model.trainable_variables):
         if own:
             entry = _entry(layer, model)
-            method = FALLBACK if entry is None else entry.method
+            method = _BY_EXAMPLE if entry is None else entry.method
             rows.append(Row(layer.name, type(layer).__name__, len(own), method, entry is None))
     return Coverage(rows)
 

@@ -47,6 +47,7 @@ class Recorder:
         self.strays: set[int] = set()
         self._tape = tape
         self._names = {id(variable.handle): id(variable) for variable in variables}
+        self.is_unattended = False
         self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         self._frames: list[tuple[tf.GradientTape, set[int]]] = []
         self._steps: tuple[Any, ...] = ()
@@ -86,6 +87,20 @@ class Recorder:
         if not self._is_out_of_reach(output):
             self._tape.watch(output)
         return output
+
+    def wanted(self, layer: keras.layers.Layer) -> list[Any]:
+        """Variables of a layer and the layers inside it that gradients are wanted of."""
+        names = set(self._names.values())
+        return [variable for variable in layer.weights if id(variable) in names]
+
+    @contextlib.contextmanager
+    def unattended(self) -> Iterator[None]:
+        """Within: layers inside the one at hand run without their handlers."""
+        before, self.is_unattended = self.is_unattended, True
+        try:
+            yield
+        finally:
+            self.is_unattended = before
 
     @contextlib.contextmanager
     def folding(self, steps) -> Iterator[None]:
@@ -137,6 +152,8 @@ def intercepted(
 def _handled(layer, call: Callable, handler: Handler, recorder: Recorder) -> Callable:
     @functools.wraps(call)
     def handled(*args, **kwargs):
+        if recorder.is_unattended:
+            return call(*args, **kwargs)
         with recorder.watching():
             return handler(layer, call, recorder, *args, **kwargs)
 

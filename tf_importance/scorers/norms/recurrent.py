@@ -1,7 +1,7 @@
 """Recurrent layers: the same matrices at every time step.
 
-What the product with the inputs adds to the gates has, for all time steps, a gradient that holds all
-that the gradients of both matrices are made of.
+What the product with the inputs adds to the gates has, for all time steps, a gradient that holds
+all that the gradients of both matrices are made of.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import keras
 import tensorflow as tf
 
 from tf_importance import compat
+from tf_importance.scorers.norms import fallback
 from tf_importance.scorers.norms.contributions import Contribution, Direct, Outer
 from tf_importance.scorers.norms.dense import matrix, unbroadcast
 from tf_importance.scorers.norms.recording import Recorder, replaced
-from tf_importance.scorers.norms.registry import register
+from tf_importance.scorers.norms.registry import entry_of, register
 
 L = keras.layers
 
@@ -58,13 +59,19 @@ def _simple_step(cell, inputs, states, kernel, _) -> Step:
 
 def _lstm_step(cell, inputs, states, kernel, _) -> Step:
     state, carry = states
-    gates = tf.split(inputs + tf.matmul(state, kernel), 4, axis=-1)
-    entered, forgotten, shown = (
-        _activated(cell.recurrent_activation, gates[index]) for index in (0, 1, 3)
-    )
-    carry = forgotten * carry + entered * _activated(cell.activation, gates[2])
-    output = shown * _activated(cell.activation, carry)
+    output, carry = lstm_states(cell, inputs + tf.matmul(state, kernel), carry)
     return Step(output, [output, carry], state)
+
+
+def lstm_states(cell, gates, carry, normalize=lambda carry: carry) -> tuple[tf.Tensor, tf.Tensor]:
+    """Hidden state and carry of an LSTM from its gates' pre-activations [B, 4 · units]."""
+    entering, forgetting, candidate, showing = tf.split(gates, 4, axis=-1)
+    entering, forgetting, showing = (
+        _activated(cell.recurrent_activation, gate) for gate in (entering, forgetting, showing)
+    )
+    carry = forgetting * carry + entering * _activated(cell.activation, candidate)
+    carry = normalize(carry)
+    return showing * _activated(cell.activation, carry), carry
 
 
 def _gru_step(cell, inputs, states, kernel, bias) -> Step:
@@ -171,8 +178,8 @@ class _Loop:
     held, and going back costs no more than Keras's loops do with what they hold.
 
     Args:
-        step: (sequences [B, n], states) -> products with the inputs [B, gates · units], and a
-            function of these and the states that gives the `Step`.
+        multiply: [B, n] inputs of a step -> their products [B, gates · units].
+        step: (products, states) -> `Step`.
         sequences: [T, B, n]. mask: [T, B, 1], False where a step keeps its states, or None.
         zero_outputs: give zeros for such a step, in place of the output before.
     """
@@ -276,9 +283,8 @@ def _run(layer, cell, record: Recorder, sequences, states, mask) -> _Ran:
         sizes = tf.nest.flatten(cell.state_size)
         states = [tf.zeros([tf.shape(sequences)[1], size], sequences.dtype) for size in sizes]
     zero_outputs = getattr(layer, "zero_output_for_mask", False)
-    loop = _Loop(
-        functools.partial(_of_inputs, weights), step, tf.stop_gradient(sequences), mask, zero_outputs
-    )
+    multiply = functools.partial(_of_inputs, weights)
+    loop = _Loop(multiply, step, tf.stop_gradient(sequences), mask, zero_outputs)
     # Of all steps at once, for their gradient: the values that the loop uses are its own.
     products = record.watch(_of_inputs(weights, sequences))
     ran = loop(products, states)
@@ -290,17 +296,28 @@ def _suits(layer) -> bool:
     return not layer.stateful and not getattr(layer, "time_major", False)
 
 
+def _unrolled(layer, call, record: Recorder, cells, sequences, **kwargs):
+    """Each time step by itself; the whole loop by the fallback where that cannot be."""
+    registered = all(entry_of(cell) is not None for cell in cells)
+    if registered and sequences.shape[1] is not None:
+        with replaced(layer, unroll=True):
+            return call(sequences, **kwargs)
+    with record.unattended():
+        generic = fallback.handler(record.wanted(layer))
+        return generic(layer, call, record, sequences, **kwargs)
+
+
 @register(L.SimpleRNN, L.LSTM, L.GRU, L.RNN, method="gates of all time steps", suits=_suits)
 def _recurrent(layer, call, record: Recorder, sequences, initial_state=None, mask=None, **kwargs):
-    """Cells that are not Keras's own are called, and noted, once for each time step."""
+    """Of Keras's cells in one loop; cells that somebody registered note each time step."""
     if isinstance(sequences, (list, tuple)):
         # Keras 2 hands initial states over among the inputs.
         sequences, *initial_state = sequences
     cells = list(getattr(layer.cell, "cells", [layer.cell]))
     known = all(type(cell) in _EQUATIONS for cell in cells)
     if not known or (len(cells) > 1 and (layer.return_state or initial_state is not None)):
-        with replaced(layer, unroll=True):
-            return call(sequences, initial_state=initial_state, mask=mask, **kwargs)
+        kwargs |= {"initial_state": initial_state, "mask": mask}
+        return _unrolled(layer, call, record, cells, sequences, **kwargs)
     states = None
     if initial_state is not None:
         states = [tf.cast(state, sequences.dtype) for state in tf.nest.flatten(initial_state)]
