@@ -132,7 +132,8 @@ def twice(shape, layer):
 
 def transformer():
     inputs = keras.Input((6, 4))
-    hidden = L.LayerNormalization()(inputs + L.MultiHeadAttention(2, 3)(inputs, inputs))
+    attended = L.MultiHeadAttention(2, 3)(inputs, inputs)
+    hidden = L.LayerNormalization()(L.Add()([inputs, attended]))
     return keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling1D()(hidden)))
 
 

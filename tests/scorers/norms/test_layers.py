@@ -91,7 +91,7 @@ def test_embeddings_are_never_dense():
     assert_exact(function(x, y), model, x, y, 1e-5)
     graph = function.get_concrete_function(x, y).graph
     sizes = [out.shape.num_elements() or 0 for op in graph.get_operations() for out in op.outputs]
-    assert max(sizes) == 5000 * 8
+    assert max(sizes) <= 5000 * 8
 
 
 @needs_addons
