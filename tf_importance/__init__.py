@@ -4,6 +4,7 @@ from tf_importance import layers, proposals, robust, samplers, schedules, scorer
 from tf_importance.history import history_sample
 from tf_importance.model import ISModel
 from tf_importance.presampling import importance_sample
+from tf_importance.scorers.norms import per_example_gradient_norms
 
 __version__ = "0.1.0"
 
@@ -12,6 +13,7 @@ __all__ = [
     "history_sample",
     "importance_sample",
     "layers",
+    "per_example_gradient_norms",
     "proposals",
     "robust",
     "samplers",

@@ -51,6 +51,26 @@ def learning_rate(optimizer):
     return getattr(optimizer, name, None)
 
 
+def layers_named(*names: str) -> list[type]:
+    """Keras's layers of these names, those that this version has."""
+    return [getattr(keras.layers, name) for name in names if hasattr(keras.layers, name)]
+
+
+def compiled_loss(model: keras.Model) -> tuple[Any, Any]:
+    """The loss and loss weights that a model was compiled with; (None, None) without any."""
+    if not KERAS_3:
+        compiled = getattr(model, "compiled_loss", None)
+        return getattr(model, "loss", None), getattr(compiled, "_user_loss_weights", None)
+    if not getattr(model, "compiled", False):
+        return None, None
+    return model.loss, model._compile_loss and model._compile_loss._user_loss_weights
+
+
+def tensorflow_variable(variable) -> tf.Variable:
+    """The variable itself, for a tape to watch."""
+    return variable.value if KERAS_3 else variable
+
+
 def take_restored_epoch(model: keras.Model) -> int:
     """The epoch that a callback (BackupAndRestore) told `fit` to start from, once; 0 if none.
 

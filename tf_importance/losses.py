@@ -143,7 +143,8 @@ def elementwise(term: Term) -> tf.Tensor:
 
 def per_example(term: Term) -> tf.Tensor:
     """ℓ_i of one term, such that mean_i(w_i ℓ_i) is Keras's reduced, weighted loss: [B]."""
-    values = tf.cast(elementwise(term), tf.float32)
+    values = elementwise(term)
+    values = values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
     mask = _joint_mask(term.mask, values)
     sums = term.loss.reduction in _SUMS
     if mask is not None:
@@ -165,7 +166,7 @@ def per_example_losses(objective: Objective, labels, outputs) -> tf.Tensor:
         objective: the compiled loss.
         labels, outputs: nests of [B, …] tensors.
     Returns:
-        [B] float32.
+        [B] float32; float64 where that is what the losses are.
     """
     return tf.add_n([per_example(term) for term in terms(objective, labels, outputs)])
 

@@ -1,0 +1,152 @@
+"""What exact gradient norms cost, as ratios: python -m benchmarks.gradient_norms [--nets=…]
+
+For each net, in one process and interleaved, all compiled:
+
+(a) time: norms of B examples / forward and backward pass of the same batch.
+(b) loop: one example at a time, by `tf.map_fn` / norms.
+(c) vectorized_map: of the gradient of one example / norms.
+
+And in processes of their own, since memory has no undo:
+
+(d) memory: peak resident memory that norms add / that forward and backward pass add.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import tf_importance as tfi
+from benchmarks import measure, nets
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("nets", list(nets.NETS), "Nets to measure.")
+flags.DEFINE_integer("batch_size", 128, "B, examples in a batch.")
+flags.DEFINE_integer("rounds", 7, "Rounds; each times every variant once.")
+flags.DEFINE_float("seconds", 1.0, "Least time of one timing; one call at least.")
+flags.DEFINE_list("slow", ["loop", "vectorized_map"], "Which of the slow ways to time.")
+flags.DEFINE_integer("slow_rounds", 2, "Rounds for the slow ways, which take many times as long.")
+flags.DEFINE_string("only_memory", None, "For a process of its own: net/variant.")
+flags.DEFINE_string("out", "runs/benchmarks/gradient_norms.json", "Where the result goes.")
+
+
+def compiled(name: str) -> tuple[keras.Model, tf.Tensor, tf.Tensor]:
+    """A compiled net and a batch for it."""
+    keras.utils.set_random_seed(0)
+    net = nets.NETS[name]()
+    net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    rng = np.random.default_rng(0)
+    shape = (FLAGS.batch_size, *net.input_shape[1:])
+    if net.inputs[0].dtype in ("int32", tf.int32):
+        x = rng.integers(nets.VOCABULARY, size=shape).astype(np.int32)
+    else:
+        x = rng.normal(size=shape).astype(np.float32)
+    return net, tf.constant(x), tf.constant(rng.integers(10, size=FLAGS.batch_size))
+
+
+def variants(name: str) -> dict[str, Callable[[], object]]:
+    """The ways to go over one batch."""
+    net, x, y = compiled(name)
+
+    def backward():
+        with tf.GradientTape() as tape:
+            loss = net.loss(y, net(x, training=False))
+        return tape.gradient(loss, net.trainable_variables)
+
+    def norm(example):
+        one_x, one_y = (part[tf.newaxis] for part in example)
+        with tf.GradientTape() as tape:
+            loss = net.loss(one_y, net(one_x, training=False))
+        gradients = tape.gradient(loss, net.trainable_variables)
+        return tf.linalg.global_norm([tf.convert_to_tensor(g) for g in gradients])
+
+    ways = {
+        "backward": backward,
+        "norms": lambda: tfi.per_example_gradient_norms(net, x, y),
+        "loop": lambda: tf.map_fn(norm, (x, y), fn_output_signature=tf.float32),
+        "vectorized_map": lambda: tf.vectorized_map(norm, (x, y)),
+    }
+    return {way: tf.function(function, autograph=False) for way, function in ways.items()}
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Seconds per call of a function."""
+    start, calls = time.perf_counter(), 0
+    while not calls or time.perf_counter() - start < FLAGS.seconds:
+        # Waits for the result, which the next call may otherwise overlap with.
+        tf.nest.map_structure(np.asarray, tf.nest.flatten(function())[-1])
+        calls += 1
+    return (time.perf_counter() - start) / calls
+
+
+def times(name: str) -> dict:
+    """(a), (b), (c)"""
+    ways = variants(name)
+    timed = {way: (lambda way=way: seconds(ways[way])) for way in ("backward", "norms")}
+    rounds = measure.interleaved(timed, FLAGS.rounds, print)
+    result = {"time": measure.summary([r["norms"] / r["backward"] for r in rounds])}
+    for way in FLAGS.slow:
+        try:
+            timed = {each: (lambda each=each: seconds(ways[each])) for each in ("norms", way)}
+            rounds = measure.interleaved(timed, FLAGS.slow_rounds, print)
+        except (ValueError, NotImplementedError, tf.errors.OpError) as error:
+            result[way] = f"fails: {type(error).__name__}"
+            continue
+        result[way] = measure.summary([r[way] / r["norms"] for r in rounds])
+    return result
+
+
+def peak_megabytes() -> float:
+    """Most resident memory so far; unlike `getrusage`, not inherited from the parent."""
+    with open("/proc/self/status") as status:
+        peak = next(line for line in status if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 2**10
+
+
+def memory(name: str) -> dict:
+    """(d)"""
+    peaks = {}
+    for way in ("nothing", "backward", "norms"):
+        flag = [f"--only_memory={name}/{way}", f"--batch_size={FLAGS.batch_size}"]
+        command = [sys.executable, "-m", "benchmarks.gradient_norms", *flag]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peaks[way] = json.loads(output.splitlines()[-1])
+    added = {way: peaks[way] - peaks["nothing"] for way in ("backward", "norms")}
+    ratio = round(added["norms"] / max(added["backward"], 1), 3)
+    return {"memory": ratio, "megabytes": {way: round(mb) for way, mb in added.items()}}
+
+
+def main(_) -> None:
+    if FLAGS.only_memory:
+        name, way = FLAGS.only_memory.split("/")
+        if way == "nothing":
+            compiled(name)
+        else:
+            function = variants(name)[way]
+            for _ in range(3):
+                function()
+        print(peak_megabytes())
+        return
+    result: dict = {"batch_size": FLAGS.batch_size}
+    for name in FLAGS.nets:
+        print(f"== {name}")
+        result[name] = times(name) | memory(name)
+        print(result[name])
+        measure.write(FLAGS.out, result)
+    print(f"written to {FLAGS.out}")
+
+
+if __name__ == "__main__":
+    app.run(main)
