@@ -3,7 +3,7 @@
     python -m trainers.compare --flagfile=configs/main.cfg
     python -m trainers.compare --flagfile=configs/main.cfg --grid=0.05,0.1,0.2 --out=runs/grid
 
-A curve is a flagfile of `trainers.image_classification`. --out then holds table.md, table.csv,
+A curve is a flagfile of the trainer that --task names. --out then holds table.md, table.csv,
 comparison.png, and each run in CURVE/SEED. Curves take turns, in the opposite order with every
 other seed, so that a slow minute of the machine does not fall on one of them alone.
 """
@@ -20,9 +20,16 @@ import keras
 from absl import app, flags
 
 from reports import curves
+from trainers import fine_tuning, image_classification, sequence_classification
 from trainers import flags as trainer_flags
-from trainers import image_classification
 
+_TASKS = {
+    "image_classification": image_classification.train,
+    "fine_tuning": fine_tuning.train,
+    "sequence_classification": sequence_classification.train,
+}
+
+_TASK = flags.DEFINE_enum("task", "image_classification", list(_TASKS), "The trainer.")
 _CURVES = flags.DEFINE_list("curves", None, "Flagfiles, one for each curve.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each curve.", lower_bound=1)
 _TIME_BUDGET = flags.DEFINE_float(
@@ -93,7 +100,7 @@ def run(variant: Variant, seed: int) -> curves.Run:
         overrides.append(f"--time_budget={_TIME_BUDGET.value}")
     print(f"\n{variant.label}, seed {seed}", flush=True)
     keras.backend.clear_session()
-    path, _ = image_classification.train(settings(variant, *overrides))
+    path, _ = _TASKS[_TASK.value](settings(variant, *overrides))
     return curves.read(path, variant.label)
 
 

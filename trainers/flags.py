@@ -12,9 +12,10 @@ from typing import Any
 
 from absl import flags, logging
 
-from trainers import augmentation, datasets, nets, sampling
+from trainers import augmentation, datasets, nets, sampling, variance_reduction
 
 _OUT = "out"
+_DRY_RUN = "dry_run"
 
 
 def define(values: flags.FlagValues) -> None:
@@ -28,10 +29,16 @@ def define(values: flags.FlagValues) -> None:
     number = functools.partial(flags.DEFINE_float, flag_values=values)
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     switch = functools.partial(flags.DEFINE_boolean, default=False, flag_values=values)
-    text("dataset", "digits", f"Data set: {', '.join(datasets.LARGEST_PIXEL)}.")
+    text("dataset", "digits", f"Data set: {', '.join(datasets.SOURCES)}.")
     text("data_dir", None, "Where TFDS keeps data; default $TFDS_DATA_DIR.")
     text("augment", "none", f"Random changes of images: {', '.join(augmentation.BY_NAME)}.")
     text("net", "mlp", f"Net: {', '.join(nets.NETS)}.")
+    text(
+        "weights",
+        "none",
+        "What fine-tuning starts from: none, a .keras file whose last layer is replaced, or for "
+        "resnet50 imagenet or a file of keras.applications.",
+    )
     text(
         "sampling",
         "upper_bound",
@@ -46,10 +53,19 @@ def define(values: flags.FlagValues) -> None:
         "presample_break_even, always or never.",
     )
     text("resampling", "multinomial", "How a batch is drawn: multinomial or systematic.")
+    text(
+        "variance_reduction",
+        variance_reduction.NONE,
+        f"Instead of sampling by importance: {', '.join(variance_reduction.NAMES)}.",
+    )
+    number("epochs_per_batch_gradient", 1.0, "m in epochs, of svrg, katyusha and scsg.")
+    integer("large_batch", 1024, "B_0 of scsg, examples in the first batch gradient.")
+    number("growth_rate", 1.0, "Factor by which scsg's large batch grows each time.")
     text("optimizer", "SGD", "A Keras optimizer, or tfa:<Name> of TensorFlow Addons.")
     number("learning_rate", 0.1, "Learning rate at the start.")
     number("momentum", 0.0, "Momentum, for optimizers that have one.")
     number("weight_decay", 0.0, "The optimizer's own weight decay, if it has one.")
+    number("clip_norm", 0.0, "Clip the norm of the whole gradient to this; 0 does not.")
     text(
         "schedule",
         "constant",
@@ -68,17 +84,18 @@ def define(values: flags.FlagValues) -> None:
         "overlapping with it.",
     )
     switch("jit", help="Compile the step and the scorer by XLA.")
+    switch(_DRY_RUN, help="Print the flags and how long a step takes, and quit.")
     text(_OUT, None, "Directory for everything that a run leaves; one that was killed goes on.")
 
 
 def of_run(values: flags.FlagValues) -> dict[str, Any]:
-    """What makes a run the run it is: every flag of `define` but the directory.
+    """What makes a run the run it is: every flag of `define` but the directory and --dry_run.
 
     Args:
         values: parsed flags.
     """
     shared = values.get_flags_for_module(__name__)
-    return {flag.name: flag.value for flag in shared if flag.name != _OUT}
+    return {flag.name: flag.value for flag in shared if flag.name not in (_OUT, _DRY_RUN)}
 
 
 def log_warnings_only() -> None:

@@ -52,12 +52,7 @@ def sampled(settings: flags.FlagValues, net: keras.Model, examples: tf.data.Data
     scorer = tfi.scorers.BY_NAME.get(settings.sampling, tfi.scorers.upper_bound)
     model = tfi.ISModel(net, scorer=scorer)
     model.compile(
-        optimizer=optimizers.build(
-            settings.optimizer,
-            settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-        ),
+        optimizer=optimizers.of(settings),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         jit_compile=settings.jit,

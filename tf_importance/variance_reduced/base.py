@@ -73,16 +73,19 @@ class VarianceReduced(keras.Model):
 
     def _slots(self, name: str) -> list:
         """A variable of zeros like each of the net's trainable ones."""
-        return [
-            self.add_weight(
+        slots = []
+        for index, variable in enumerate(self.net.trainable_variables):
+            slot = self.add_weight(
                 name=f"{name}_{index}",
                 shape=variable.shape,
                 dtype=variable.dtype,
                 initializer="zeros",
                 trainable=False,
             )
-            for index, variable in enumerate(self.net.trainable_variables)
-        ]
+            # tf.train.Checkpoint finds attributes, and in Keras 3 nothing inside lists.
+            setattr(self, f"_{name}_{index}", slot)
+            slots.append(slot)
+        return slots
 
     # Plain Keras --------------------------------------------------------------------------
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import keras
 
-from trainers.nets import cnn, linear, mlp, wide_resnet
+from trainers.nets import cnn, linear, lstm, mlp, resnet50, wide_resnet
 
 NETS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
     "linear": linear.linear,
@@ -14,6 +15,10 @@ NETS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
     "wide_mlp": mlp.wide_mlp,
     "cnn": cnn.cnn,
     "wide_resnet": wide_resnet.wide_resnet,
+    "wide_resnet_28_10": functools.partial(wide_resnet.wide_resnet, width=10),
+    "wide_resnet_10_1": functools.partial(wide_resnet.wide_resnet, depth=10, width=1),
+    "resnet50": resnet50.resnet50,
+    "lstm": lstm.lstm,
 }
 
 
