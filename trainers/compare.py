@@ -35,6 +35,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each curve.", lower_bound=1)
 _TIME_BUDGET = flags.DEFINE_float(
     "time_budget", None, "Seconds of training of each run, instead of the flagfile's."
 )
+_CLOCK = flags.DEFINE_string("clock", None, "The runs' clock, instead of the flagfile's.")
 _GRID = flags.DEFINE_list(
     "grid", [], "Learning rates that every curve is run with, instead of its own."
 )
@@ -98,6 +99,8 @@ def run(variant: Variant, seed: int) -> curves.Run:
     overrides = [f"--seed={seed}", f"--out={out}"]
     if _TIME_BUDGET.value is not None:
         overrides.append(f"--time_budget={_TIME_BUDGET.value}")
+    if _CLOCK.value is not None:
+        overrides.append(f"--clock={_CLOCK.value}")
     print(f"\n{variant.label}, seed {seed}", flush=True)
     keras.backend.clear_session()
     path, _ = _TASKS[_TASK.value](settings(variant, *overrides))

@@ -74,6 +74,12 @@ def define(values: flags.FlagValues) -> None:
         "else the steps; with both, whichever is further.",
     )
     number("time_budget", None, "Seconds of training; evaluations are not counted.")
+    text(
+        "clock",
+        "wall",
+        "What seconds are of: wall, or process, the processor time of the run's own threads, for "
+        "machines that others use as well.",
+    )
     integer("steps", None, "Number of steps.")
     integer("evaluations", 20, "Evaluations over the budget.")
     integer("train_examples", 2000, "Training examples, fixed, that train_loss is taken on.")
@@ -88,8 +94,17 @@ def define(values: flags.FlagValues) -> None:
     text(_OUT, None, "Directory for everything that a run leaves; one that was killed goes on.")
 
 
+def define_positive(values: flags.FlagValues, name: str, default: int, text: str) -> None:
+    """Define a flag of one trainer, a positive integer; it makes a run what it is like the others.
+
+    Args:
+        values: where. name, default, text: as of any flag.
+    """
+    flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=values)
+
+
 def of_run(values: flags.FlagValues) -> dict[str, Any]:
-    """What makes a run the run it is: every flag of `define` but the directory and --dry_run.
+    """What makes a run the run it is: every flag defined here but the directory and --dry_run.
 
     Args:
         values: parsed flags.

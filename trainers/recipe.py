@@ -21,13 +21,19 @@ from trainers.sampling import Sampled, sampled
 Trained = tuple[pathlib.Path, keras.Model]
 
 
-def fit(settings: flags.FlagValues, data: datasets.Data, net: keras.Model) -> Trained:
+def fit(
+    settings: flags.FlagValues,
+    data: datasets.Data,
+    net: keras.Model,
+    also: Callable[[keras.Model], runner.Also] | None = None,
+) -> Trained:
     """Fit a net to data as the flags say.
 
     Args:
         settings: parsed flags of `trainers.flags`.
         data: a data set.
         net: ends in logits.
+        also: makes of the compiled model what is called at every evaluation.
     Returns:
         The run's directory and the fitted model. Under --dry_run nothing is fitted.
     """
@@ -38,7 +44,9 @@ def fit(settings: flags.FlagValues, data: datasets.Data, net: keras.Model) -> Tr
         dry_run.report(settings, prepared)
         return pathlib.Path(settings.out or "."), prepared.model
     on_train = Evaluator(net, datasets.fixed_subset(data, settings.train_examples))
-    path = runner.fit(settings, prepared, on_train, Evaluator(net, data.test))
+    on_test = Evaluator(net, data.test)
+    watch = also(prepared.model) if also is not None else None
+    path = runner.fit(settings, prepared, on_train, on_test, watch)
     return path, prepared.model
 
 
