@@ -81,6 +81,17 @@ def test_a_restored_run_goes_on_within_its_stage(name, data, batches, tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_checkpoint_of_tensorflow_holds_every_variable(name, data, batches, tmp_path):
+    first, second = METHODS[name](_mlp(), data), METHODS[name](_mlp(), data)
+    first.compile(keras.optimizers.SGD(0.3), LOSS)
+    first.fit(batches.take(5), verbose=0)
+    path = tf.train.Checkpoint(model=first).save(str(tmp_path / "checkpoint"))
+    tf.train.Checkpoint(model=second).restore(path)
+    for one, other in zip(_values(second), _values(first)):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_a_saved_model_loads_and_trains_once_it_has_data(name, data, batches, tmp_path):
     model = METHODS[name](_mlp(), data)
     model.compile(keras.optimizers.SGD(0.3), LOSS)
@@ -207,6 +218,14 @@ def _compiled(method="svrg", optimizer="sgd", loss=LOSS, data=None, **options):
 def test_what_does_not_fit_is_refused_with_what_came(build, message):
     with pytest.raises((TypeError, ValueError), match=message):
         build()
+
+
+def test_several_replicas_are_refused(data, batches):
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model = METHODS["svrg"](_mlp(), data)
+        model.compile("sgd", LOSS)
+    with pytest.raises(ValueError, match="work on one replica; got 2"):
+        model.fit(batches, verbose=0)
 
 
 def test_weights_frozen_afterwards_are_refused(data):

@@ -141,8 +141,12 @@ class VarianceReduced(keras.Model):
         self._until_snapshot: int | None = None
         if self.train_function is not None and not force:
             return self.train_function
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise ValueError("variance-reduced gradients work on one replica only.")
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            raise ValueError(
+                f"variance-reduced gradients work on one replica; got {replicas}. Make the model "
+                "outside of the strategy's scope."
+            )
         steps = self._checked_steps_per_execution()
         super().make_train_function(force)
         compat.make_train_function_direct(self)
