@@ -18,9 +18,10 @@ from trainers.datasets import augmented, digits, mit67
 
 @pytest.fixture(autouse=True, scope="module")
 def _parsed_flags():
-    # TFDS's test case asks absl for its temporary directory.
+    # TFDS's test case asks absl for its temporary directory. Not by parsing: other modules'
+    # flags may be required.
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
+        flags.FLAGS.mark_as_parsed()
 
 
 def _scenes(directory: pathlib.Path, train: int = 3, test: int = 2) -> pathlib.Path:
@@ -60,10 +61,10 @@ class Mit67Test(tfds.testing.DatasetBuilderTestCase):
 
 
 class DigitsAugmented(augmented.Augmented):
-    """Augmented, on the digits: three copies of each."""
+    """Augmented, on the digits: two copies of each."""
 
     VERSION = augmented.Augmented.VERSION
-    COPIES = 3
+    COPIES = 2
 
     def _source(self):
         return digits.Digits(data_dir=self._data_dir_root)
@@ -73,7 +74,7 @@ class AugmentedTest(tfds.testing.DatasetBuilderTestCase):
     """The digits have nothing to download: the source is the real one."""
 
     DATASET_CLASS = DigitsAugmented
-    SPLITS = {"train": 3 * 1437, "test": 360}
+    SPLITS = {"train": 2 * 1437, "test": 360}
     SKIP_CHECKSUMS = True
 
     @classmethod
@@ -94,9 +95,9 @@ def test_augmented_copies_differ_have_their_labels_and_are_the_same_each_time(da
         builder.download_and_prepare()
     images, labels = _arrays(one, "train")
     source, source_labels = _arrays(digits.Digits(data_dir=data_dir), "train")
-    np.testing.assert_array_equal(np.bincount(labels), 3 * np.bincount(source_labels))
+    np.testing.assert_array_equal(np.bincount(labels), 2 * np.bincount(source_labels))
     distinct = {image.tobytes() for image in images}
-    assert len(distinct) > 2 * len(source)
+    assert len(distinct) > 1.5 * len(source)
     assert len(distinct & {image.tobytes() for image in source}) < 0.2 * len(source)
     for mine, theirs in zip(_arrays(other, "train"), (images, labels)):
         np.testing.assert_array_equal(mine, theirs)

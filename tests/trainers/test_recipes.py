@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pathlib
 import subprocess
@@ -11,8 +12,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
-from trainers import datasets, fine_tuning, image_classification, nets, sequence_classification
+from trainers import (
+    compare,
+    datasets,
+    fine_tuning,
+    image_classification,
+    nets,
+    sequence_classification,
+)
 from trainers import variance_reduction as reduction
 
 TASKS = {
@@ -20,7 +29,8 @@ TASKS = {
     "image_classification": image_classification.train,
     "sequence_classification": sequence_classification.train,
 }
-CONFIGS = sorted(pathlib.Path("configs").glob("*/*.cfg"))
+CONFIGS = sorted(path for task in TASKS for path in pathlib.Path("configs", task).glob("*.cfg"))
+FIGURES = sorted(pathlib.Path("configs/figures").glob("*.cfg"))
 # One of each kind: the others differ in numbers and in what scores.
 STARTED = [
     "fine_tuning/cifar10_second_half_loss",
@@ -69,6 +79,21 @@ def test_every_config_says_its_command_and_result_and_parses(settings_of, config
     if settings.variance_reduction != reduction.NONE:
         method = settings.variance_reduction
     assert method in config.stem
+
+
+@pytest.mark.parametrize("config", FIGURES, ids=lambda path: path.stem)
+def test_every_figure_compares_configs_of_one_task(config):
+    text = config.read_text()
+    assert f"python -m trainers.compare --flagfile={config}" in text and "Expected" in text
+    given = dict(line[2:].split("=", 1) for line in text.splitlines() if line.startswith("--"))
+    values = flags.FlagValues()
+    for flag in flags.FLAGS.get_flags_for_module(compare):
+        values[flag.name] = copy.deepcopy(flag)
+    values(["compare", f"--flagfile={config}"])
+    curves = [pathlib.Path(curve) for curve in values.curves]
+    assert set(curves) <= set(CONFIGS) and len(set(curves)) == len(curves) > 1
+    assert {curve.parent.name for curve in curves} == {values.task}
+    assert {"curves", "out", "task", "seeds"} <= set(given)
 
 
 @pytest.mark.parametrize("name", STARTED)
@@ -139,9 +164,8 @@ def test_wrong_flags_are_refused_with_the_remedy(settings_of, task, arguments, m
         TASKS[task](settings_of("--steps=1", *arguments))
 
 
-@pytest.mark.parametrize("task", ["fine_tuning", "sequence_classification"])
-def test_help_teaches(task):
-    command = [sys.executable, "-m", f"trainers.{task}", "--help"]
+def test_help_teaches():
+    command = [sys.executable, "-m", "trainers.fine_tuning", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True).stdout
     assert "Katharopoulos" in shown or "K&F" in shown
     assert "--dry_run" in shown.replace("--[no]", "--") and "--clip_norm" in shown
