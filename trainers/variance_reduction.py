@@ -11,7 +11,6 @@ from trainers.sampling import UNIFORM, Sampled
 
 NONE = "none"
 NAMES = (NONE, "svrg", "katyusha", "scsg")
-# Batches of a snapshot's gradient are as large as the steps', for the sake of batch normalization.
 
 
 def reduced(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, examples) -> Sampled:
@@ -57,6 +56,7 @@ def inner_steps(epochs: float, num_train: int, batch_size: int) -> int:
 
 def _model(settings, net, data, examples) -> keras.Model:
     steps = inner_steps(settings.epochs_per_batch_gradient, data.num_train, settings.batch_size)
+    # As large as the steps' batches, for the sake of batch normalization.
     whole = data.train.batch(settings.batch_size)
     if settings.variance_reduction == "svrg":
         return tfi.variance_reduced.SVRG(net, whole, inner_steps=steps)

@@ -220,6 +220,26 @@ def test_what_does_not_fit_is_refused_with_what_came(build, message):
         build()
 
 
+def test_class_weights_are_refused_and_sample_weights_reach_both_gradients(data, batches):
+    model = METHODS["svrg"](_mlp(), data)
+    model.compile("sgd", LOSS)
+    with pytest.raises(ValueError, match="as sample weights of both datasets"):
+        model.fit(batches, class_weight={0: 2.0}, verbose=0)
+    weighted = [
+        part.map(lambda x, y: (x, y, 2.0 * tf.ones_like(y, tf.float32))) for part in (data, batches)
+    ]
+    keras.utils.set_random_seed(3)
+    double = METHODS["svrg"](_mlp(), weighted[0])
+    double.compile(keras.optimizers.SGD(0.1), LOSS)
+    double.fit(weighted[1], shuffle=False, verbose=0)
+    keras.utils.set_random_seed(3)
+    plain = METHODS["svrg"](_mlp(), data)
+    plain.compile(keras.optimizers.SGD(0.2), LOSS)
+    plain.fit(batches, shuffle=False, verbose=0)
+    for one, other in zip(double.net.get_weights(), plain.net.get_weights()):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_several_replicas_are_refused(data, batches):
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         model = METHODS["svrg"](_mlp(), data)

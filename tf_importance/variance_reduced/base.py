@@ -116,6 +116,20 @@ class VarianceReduced(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`, without class_weight.
+
+        Raises:
+            ValueError: class_weight, which the gradients at snapshots would not have.
+        """
+        if kwargs.get("class_weight") is not None:
+            raise ValueError(
+                "class_weight would weight the steps and not the gradients at snapshots; give the "
+                "class weights as sample weights of both datasets: "
+                "dataset.map(lambda x, y: (x, y, tf.gather(class_weights, y)))."
+            )
+        return super().fit(*args, **kwargs)
+
     def export(self, filepath, *args, **kwargs):
         """Write a SavedModel of the net alone: it loads without this package."""
         return self.net.export(filepath, *args, **kwargs)
@@ -178,9 +192,10 @@ class VarianceReduced(keras.Model):
             )
         assign(self._snapshot, self._next_snapshot())
         assign(self._mean_gradient, [tf.zeros_like(slot) for slot in self._mean_gradient])
-        count = sum(int(self._accumulate(batch)) for batch in self._stream())
-        if not count:
+        sizes = [self._accumulate(batch) for batch in self._stream()]
+        if not sizes:
             raise ValueError(f"the data of model {self.name!r} is empty: {self.data!r}.")
+        count = int(tf.add_n(sizes))
         for slot in self._mean_gradient:
             slot.assign(compat.value(slot) / count)
         self.stage.assign_add(1)
