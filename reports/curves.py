@@ -3,13 +3,11 @@
     python -m reports.curves OUT RUN_DIRECTORY...
 
 Runs in one parent directory are one curve, repeated with several seeds: the curve is their
-median, the band around it their range. OUT gets comparison.png, table.md and table.csv.
+median, the band around it their range. OUT gets comparison.png and .svg, table.md and table.csv.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import pathlib
 import sys
@@ -17,12 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import matplotlib
+import numpy as np
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  after the backend is chosen
-import numpy as np  # noqa: E402
+from reports import figures
 
 _POINTS = 200
 _PANELS = {
@@ -149,12 +144,7 @@ def markdown(curves: Curves) -> str:
 
 def comma_separated(curves: Curves) -> str:
     """The table for programs, as CSV."""
-    rows = table(curves)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return figures.comma_separated(table(curves))
 
 
 def verdict(label: str, runs: Sequence[Run], other: str, others: Sequence[Run], name: str) -> str:
@@ -174,21 +164,18 @@ def draw(curves: Curves, path: str | pathlib.Path) -> None:
 
     Args:
         curves: runs by label.
-        path: of the PNG.
+        path: of the PNG; the SVG lies beside it.
     """
     panels = [name for name in _PANELS if any(_measured(runs, name) for runs in curves.values())]
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
-    for axis, name in zip(axes[0], panels):
-        for number, (label, runs) in enumerate(curves.items()):
-            if _measured(runs, name):
-                _draw_curve(axis, label, f"C{number}", runs, name)
-        axis.set(xlabel="seconds of training", title=_PANELS[name])
-        axis.set_yscale("linear" if name == "tau" else "log")
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with figures.saved(pathlib.Path(path), panels=len(panels)) as axes:
+        for axis, name in zip(axes, panels):
+            for number, (label, runs) in enumerate(curves.items()):
+                if _measured(runs, name):
+                    _draw_curve(axis, label, f"C{number}", runs, name)
+            axis.set(xlabel="seconds of training", title=_PANELS[name])
+            axis.set_yscale("linear" if name == "tau" else "log")
+            axis.grid(alpha=0.3)
+            axis.legend()
 
 
 def _draw_curve(axis, label: str, color: str, runs: Sequence[Run], name: str) -> None:
@@ -216,7 +203,7 @@ def _cell(row: Mapping[str, Any], name: str, form: str) -> str:
 
 
 def write(curves: Curves, out: str | pathlib.Path) -> None:
-    """Write comparison.png, table.md and table.csv.
+    """Write comparison.png and .svg, table.md and table.csv.
 
     Args:
         curves: runs by label.

@@ -49,6 +49,8 @@ ROOMS = (
     "history",
     "model",
     "schedules",
+    "variance_reduced.base",
+    "variance_reduced.svrg",
     "variance_reduced",
     "distributed",
     "callbacks",

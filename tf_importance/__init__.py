@@ -1,6 +1,15 @@
 """Importance sampling for training deep nets in TensorFlow 2 and Keras."""
 
-from tf_importance import layers, proposals, robust, samplers, schedules, scorers, variance
+from tf_importance import (
+    layers,
+    proposals,
+    robust,
+    samplers,
+    schedules,
+    scorers,
+    variance,
+    variance_reduced,
+)
 from tf_importance.history import history_sample
 from tf_importance.model import ISModel
 from tf_importance.presampling import importance_sample
@@ -20,4 +29,5 @@ __all__ = [
     "schedules",
     "scorers",
     "variance",
+    "variance_reduced",
 ]

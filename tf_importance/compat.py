@@ -145,6 +145,28 @@ def make_train_function_direct(model: keras.Model) -> None:
     model.train_function = function
 
 
+def steps_per_execution(model: keras.Model) -> int:
+    """How many steps a call of the model's train function makes."""
+    if KERAS_3:
+        return model.steps_per_execution
+    return int(model._steps_per_execution.numpy())
+
+
+def loss_state(model: keras.Model, y, y_pred) -> list:
+    """The variables that Keras averages losses in while it computes them.
+
+    Args:
+        model: a compiled model.
+        y: labels. y_pred: outputs.
+    """
+    compiled = model._compile_loss if KERAS_3 else model.compiled_loss
+    if compiled is None:
+        return []
+    if not compiled.built:
+        compiled.build(*((y, y_pred) if KERAS_3 else (y_pred,)))
+    return [variable for metric in compiled.metrics for variable in metric.variables]
+
+
 def logs_of_a_replica(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Logs that Keras reports as they are: Keras 2 adds up those of all replicas."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync

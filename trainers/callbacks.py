@@ -38,7 +38,7 @@ class Course(keras.callbacks.Callback):
     def resume(self, step: int, seconds: float) -> None:
         """Go on where an earlier process was."""
         self.step = step
-        self.stopwatch = Stopwatch(seconds)
+        self.stopwatch = Stopwatch(seconds, self.stopwatch.now)
 
     @property
     def seconds(self) -> float:

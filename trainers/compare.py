@@ -3,7 +3,7 @@
     python -m trainers.compare --flagfile=configs/main.cfg
     python -m trainers.compare --flagfile=configs/main.cfg --grid=0.05,0.1,0.2 --out=runs/grid
 
-A curve is a flagfile of `trainers.image_classification`. --out then holds table.md, table.csv,
+A curve is a flagfile of the trainer that --task names. --out then holds table.md, table.csv,
 comparison.png, and each run in CURVE/SEED. Curves take turns, in the opposite order with every
 other seed, so that a slow minute of the machine does not fall on one of them alone.
 """
@@ -20,14 +20,22 @@ import keras
 from absl import app, flags
 
 from reports import curves
+from trainers import fine_tuning, image_classification, sequence_classification
 from trainers import flags as trainer_flags
-from trainers import image_classification
 
+_TASKS = {
+    "image_classification": image_classification.train,
+    "fine_tuning": fine_tuning.train,
+    "sequence_classification": sequence_classification.train,
+}
+
+_TASK = flags.DEFINE_enum("task", "image_classification", list(_TASKS), "The trainer.")
 _CURVES = flags.DEFINE_list("curves", None, "Flagfiles, one for each curve.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each curve.", lower_bound=1)
 _TIME_BUDGET = flags.DEFINE_float(
     "time_budget", None, "Seconds of training of each run, instead of the flagfile's."
 )
+_CLOCK = flags.DEFINE_string("clock", None, "The runs' clock, instead of the flagfile's.")
 _GRID = flags.DEFINE_list(
     "grid", [], "Learning rates that every curve is run with, instead of its own."
 )
@@ -91,9 +99,11 @@ def run(variant: Variant, seed: int) -> curves.Run:
     overrides = [f"--seed={seed}", f"--out={out}"]
     if _TIME_BUDGET.value is not None:
         overrides.append(f"--time_budget={_TIME_BUDGET.value}")
+    if _CLOCK.value is not None:
+        overrides.append(f"--clock={_CLOCK.value}")
     print(f"\n{variant.label}, seed {seed}", flush=True)
     keras.backend.clear_session()
-    path, _ = image_classification.train(settings(variant, *overrides))
+    path, _ = _TASKS[_TASK.value](settings(variant, *overrides))
     return curves.read(path, variant.label)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from absl import flags, logging
 
-from trainers import augmentation, datasets, nets, sampling
+from trainers import augmentation, datasets, nets, sampling, variance_reduction
 
 _OUT = "out"
+_DRY_RUN = "dry_run"
 
 
 def define(values: flags.FlagValues) -> None:
@@ -28,10 +29,16 @@ def define(values: flags.FlagValues) -> None:
     number = functools.partial(flags.DEFINE_float, flag_values=values)
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     switch = functools.partial(flags.DEFINE_boolean, default=False, flag_values=values)
-    text("dataset", "digits", f"Data set: {', '.join(datasets.LARGEST_PIXEL)}.")
+    text("dataset", "digits", f"Data set: {', '.join(datasets.SOURCES)}.")
     text("data_dir", None, "Where TFDS keeps data; default $TFDS_DATA_DIR.")
     text("augment", "none", f"Random changes of images: {', '.join(augmentation.BY_NAME)}.")
     text("net", "mlp", f"Net: {', '.join(nets.NETS)}.")
+    text(
+        "weights",
+        "none",
+        "What fine-tuning starts from: none, a .keras file whose last layer is replaced, or for "
+        "resnet50 imagenet or a file of keras.applications.",
+    )
     text(
         "sampling",
         "upper_bound",
@@ -46,10 +53,19 @@ def define(values: flags.FlagValues) -> None:
         "presample_break_even, always or never.",
     )
     text("resampling", "multinomial", "How a batch is drawn: multinomial or systematic.")
+    text(
+        "variance_reduction",
+        variance_reduction.NONE,
+        f"Instead of sampling by importance: {', '.join(variance_reduction.NAMES)}.",
+    )
+    number("epochs_per_batch_gradient", 1.0, "m in epochs, of svrg, katyusha and scsg.")
+    integer("large_batch", 1024, "B_0 of scsg, examples in the first batch gradient.")
+    number("growth_rate", 1.0, "Factor by which scsg's large batch grows each time.")
     text("optimizer", "SGD", "A Keras optimizer, or tfa:<Name> of TensorFlow Addons.")
     number("learning_rate", 0.1, "Learning rate at the start.")
     number("momentum", 0.0, "Momentum, for optimizers that have one.")
     number("weight_decay", 0.0, "The optimizer's own weight decay, if it has one.")
+    number("clip_norm", 0.0, "Clip the norm of the whole gradient to this; 0 does not.")
     text(
         "schedule",
         "constant",
@@ -68,6 +84,12 @@ def define(values: flags.FlagValues) -> None:
     number("beta", 1.0, "Exponent of the weights, for proportional and rank_based; 1: unbiased.")
     number("selection_pressure", 100.0, "First over last in draws, for --sampling=rank_based.")
     number("time_budget", None, "Seconds of training; evaluations are not counted.")
+    text(
+        "clock",
+        "wall",
+        "What seconds are of: wall, or process, the processor time of the run's own threads, for "
+        "machines that others use as well.",
+    )
     integer("steps", None, "Number of steps.")
     integer("evaluations", 20, "Evaluations over the budget.")
     integer("train_examples", 2000, "Training examples, fixed, that train_loss is taken on.")
@@ -78,17 +100,27 @@ def define(values: flags.FlagValues) -> None:
         "overlapping with it.",
     )
     switch("jit", help="Compile the step and the scorer by XLA.")
+    switch(_DRY_RUN, help="Print the flags and how long a step takes, and quit.")
     text(_OUT, None, "Directory for everything that a run leaves; one that was killed goes on.")
 
 
+def define_positive(values: flags.FlagValues, name: str, default: int, text: str) -> None:
+    """Define a flag of one trainer, a positive integer; it makes a run what it is like the others.
+
+    Args:
+        values: where. name, default, text: as of any flag.
+    """
+    flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=values)
+
+
 def of_run(values: flags.FlagValues) -> dict[str, Any]:
-    """What makes a run the run it is: every flag of `define` but the directory.
+    """What makes a run the run it is: every flag defined here but the directory and --dry_run.
 
     Args:
         values: parsed flags.
     """
     shared = values.get_flags_for_module(__name__)
-    return {flag.name: flag.value for flag in shared if flag.name != _OUT}
+    return {flag.name: flag.value for flag in shared if flag.name not in (_OUT, _DRY_RUN)}
 
 
 def log_warnings_only() -> None:

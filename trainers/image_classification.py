@@ -5,26 +5,22 @@
         --flagfile=configs/image_classification/mnist_upper_bound.cfg
 
 --out then holds metrics.jsonl (a line for each evaluation), run.json (flags, versions, commit),
-curves.png, saved_model/ (the net alone), tensorboard/ and checkpoints/; with RAIS priorities.npz,
-the examples drawn most and least often. The same command
-continues a run that was killed, from its last evaluation.
+curves.png, saved_model/ and net.keras (the net alone), tensorboard/ and checkpoints/; with RAIS
+priorities.npz, the examples drawn most and least often. The same
+command continues a run that was killed, from its last evaluation. With --dry_run it prints its
+flags and how long a step takes, and quits.
 """
 
 from __future__ import annotations
 
-import pathlib
-
 import keras
 from absl import app, flags
 
-from reports import curves
-from trainers import datasets, nets, remembered, runner
+from trainers import datasets, nets, recipe
 from trainers import flags as trainer_flags
-from trainers.evaluation import Evaluator
-from trainers.sampling import Sampled, sampled
 
 
-def train(settings: flags.FlagValues) -> tuple[pathlib.Path, keras.Model]:
+def train(settings: flags.FlagValues) -> recipe.Trained:
     """Data, net, fit.
 
     Args:
@@ -35,25 +31,10 @@ def train(settings: flags.FlagValues) -> tuple[pathlib.Path, keras.Model]:
     keras.utils.set_random_seed(settings.seed)
     data = datasets.load(settings.dataset, settings.data_dir)
     net = nets.build(settings.net, data.image_shape, data.num_classes)
-    prepared: Sampled = sampled(settings, net, data)
-    on_train = Evaluator(net, datasets.fixed_subset(data, settings.train_examples))
-    path = runner.fit(settings, prepared, on_train, Evaluator(net, data.test))
-    remembered.write_priorities(path / "priorities.npz", prepared.model, data)
-    return path, prepared.model
-
-
-def main(_) -> None:
-    trainer_flags.log_warnings_only()
-    path, model = train(flags.FLAGS)
-    # What Keras prints about the exported signature goes to the log.
-    keras.utils.disable_interactive_logging()
-    model.export(str(path / "saved_model"))
-    run = curves.read(path)
-    curves.draw({run.label: [run]}, path / "curves.png")
-    print(curves.markdown({run.label: [run]}))
+    return recipe.fit(settings, data, net)
 
 
 if __name__ == "__main__":
     trainer_flags.define(flags.FLAGS)
     flags.adopt_module_key_flags(trainer_flags)
-    app.run(main)
+    app.run(recipe.command(train))

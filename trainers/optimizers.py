@@ -6,8 +6,29 @@ import inspect
 from types import ModuleType
 
 import keras
+from absl import flags
 
 from trainers import addons
+
+
+def of(settings: flags.FlagValues, learning_rate=None):
+    """The optimizer that the trainer's flags describe, with their learning rate or another.
+
+    --clip_norm clips the norm of all variables' gradients together (K&F 2018, section 4.4:
+    "the norm of all gradients"), importance weights and corrections included.
+
+    Raises:
+        ValueError: --clip_norm is negative, or as `build`.
+    """
+    if settings.clip_norm < 0:
+        raise ValueError(f"--clip_norm must not be negative; got {settings.clip_norm}.")
+    return build(
+        settings.optimizer,
+        settings.learning_rate if learning_rate is None else learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        global_clipnorm=settings.clip_norm,
+    )
 
 
 def build(name: str, learning_rate: float, **options: float):

@@ -98,7 +98,7 @@ def write_priorities(path: pathlib.Path, model: tfi.ISModel, data: datasets.Data
     Args:
         path: of the npz file. model: fitted. data: what it was fitted to.
     """
-    visits = getattr(model.sampler, "visits", None)
+    visits = getattr(getattr(model, "sampler", None), "visits", None)
     if visits is None:
         return
     order = np.argsort(visits.numpy(), kind="stable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -11,7 +12,7 @@ from absl import flags, logging
 
 from trainers import callbacks, schedules
 from trainers import flags as trainer_flags
-from trainers.budget import Budget
+from trainers.budget import Budget, Stopwatch, clock
 from trainers.evaluation import Evaluator
 from trainers.run_directory import RunDirectory
 from trainers.sampling import Sampled
@@ -20,8 +21,15 @@ from trainers.sampling import Sampled
 _IMPORTANCE_LOGS = ("tau", "ess", "importance", "max_weight", "fallbacks", "gain", "outliers")
 
 
+Also = Callable[[pathlib.Path, int], None]
+
+
 def fit(
-    settings: flags.FlagValues, sampled: Sampled, on_train: Evaluator, on_test: Evaluator
+    settings: flags.FlagValues,
+    sampled: Sampled,
+    on_train: Evaluator,
+    on_test: Evaluator,
+    also: Also | None = None,
 ) -> pathlib.Path:
     """Fit a model as the flags say; write run.json, metrics.jsonl and TensorBoard's logs.
 
@@ -32,6 +40,7 @@ def fit(
         settings: the trainer's flags.
         sampled: the compiled model and its batches.
         on_train, on_test: evaluate the net.
+        also: called at every evaluation, with the run's directory and the number of steps.
     Returns:
         The run's directory.
     Raises:
@@ -39,11 +48,13 @@ def fit(
     """
     if not settings.out:
         raise ValueError("give --out, the directory for the run's results.")
-    course = callbacks.Course(Budget(settings.time_budget, settings.steps))
+    course = callbacks.Course(
+        Budget(settings.time_budget, settings.steps), Stopwatch(now=clock(settings.clock))
+    )
     kind = callbacks.LearningRate if settings.step_schedule == "none" else callbacks.StepwiseRate
     learning_rate = kind(course, settings.learning_rate, schedules.parse(settings.schedule))
     directory = RunDirectory(settings.out, trainer_flags.of_run(settings))
-    recorder = _Recorder(directory, course, learning_rate, sampled, on_train, on_test)
+    recorder = _Recorder(directory, course, learning_rate, sampled, on_train, on_test, also)
     recorder.restore()
     if course.progress >= 1:
         logging.warning("The run in %s is complete; nothing is left to do.", directory.path)
@@ -67,7 +78,7 @@ def fit(
 class _Recorder:
     """Evaluates, and writes the row, TensorBoard's scalars and the checkpoint."""
 
-    def __init__(self, directory, course, learning_rate, sampled, on_train, on_test) -> None:
+    def __init__(self, directory, course, learning_rate, sampled, on_train, on_test, also) -> None:
         model = sampled.model
         self._steps_per_epoch = sampled.steps_per_epoch
         self._directory = directory
@@ -75,6 +86,7 @@ class _Recorder:
         self._learning_rate = learning_rate
         self._on_train = on_train
         self._on_test = on_test
+        self._also = also
         self._writer = tf.summary.create_file_writer(str(directory.path / "tensorboard"))
         self._step = tf.Variable(0, dtype=tf.int64)
         self._seconds = tf.Variable(0.0, dtype=tf.float64)
@@ -119,6 +131,8 @@ class _Recorder:
                 if value is not None:
                     tf.summary.scalar(name, value)
         self._writer.flush()
+        if self._also is not None:
+            self._also(self._directory.path, self._course.step)
         self._step.assign(self._course.step)
         self._seconds.assign(self._course.seconds)
         self._checkpoints.save()

@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_importance as tfi
-from trainers import augmentation, datasets, optimizers, remembered, step_schedules
+from trainers import datasets, optimizers, remembered, step_schedules
 
 UNIFORM = "uniform"
 NAMES = (UNIFORM, *sorted(tfi.scorers.BY_NAME), *remembered.BY_NAME)
@@ -32,13 +32,14 @@ class Sampled(NamedTuple):
     steps_per_epoch: float
 
 
-def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data) -> Sampled:
+def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, examples) -> Sampled:
     """Compile a classifier and batch its examples as the flags say.
 
     Args:
         settings: the trainer's flags.
         net: ends in logits.
-        data: the data set.
+        data: what samplers with memory draw from.
+        examples: endless, shuffled, unbatched dataset of (input, label), for the others.
     Returns:
         Model and batches.
     Raises:
@@ -64,12 +65,7 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data) -
     )
     compile_model = functools.partial(
         model.compile,
-        optimizer=optimizers.build(
-            settings.optimizer,
-            settings.learning_rate if rate is None else rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-        ),
+        optimizer=optimizers.of(settings, rate),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         jit_compile=settings.jit,
@@ -81,8 +77,6 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data) -
         compile_model(sampler=sampler)
         return Sampled(model, remembered.batches(settings, data, sampler), steps_per_epoch)
     compile_model()
-    examples = data.train.shuffle(data.num_train, settings.seed).repeat()
-    examples = examples.apply(augmentation.augmented(settings.augment, settings.seed))
     if settings.sampling == UNIFORM:
         # One batch ahead, like importance_sample: a larger buffer would fill up for free
         # during evaluations, when the clock stands still.

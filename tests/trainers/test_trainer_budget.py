@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from trainers import callbacks, schedules
-from trainers.budget import Budget, Stopwatch
+from trainers.budget import Budget, Stopwatch, clock
 
 
 class Clock:
@@ -97,6 +98,18 @@ def test_a_resumed_run_spends_what_is_left():
     run.course.resume(step=5, seconds=4.0)
     run.fit()
     assert run.reported[0][0] == 6 and run.course.step == 8
+
+
+def test_processor_time_stands_still_while_others_work():
+    now = clock("process")
+    before, wall = now(), time.perf_counter()
+    time.sleep(0.05)
+    assert now() - before < time.perf_counter() - wall
+
+
+def test_an_unknown_clock_is_refused():
+    with pytest.raises(ValueError, match="--clock must be one of wall, process; got 'sun'"):
+        clock("sun")
 
 
 @pytest.mark.parametrize(

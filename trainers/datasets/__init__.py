@@ -1,7 +1,9 @@
-"""Image data sets by name, through TensorFlow Datasets."""
+"""Data sets by name, through TensorFlow Datasets."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -9,79 +11,166 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core.download import download_manager
 
-from trainers.datasets import digits, rotated_mnist
+from trainers.datasets import augmented, digits, mit67, permuted, rotated_mnist
 
-# The largest value of a pixel, by which images are scaled to [0, 1].
-LARGEST_PIXEL = {
-    "digits": 16,
-    "mnist": 255,
-    "fashion_mnist": 255,
-    "cifar10": 255,
-    "cifar100": 255,
-    "rotated_mnist": 255,
-    "svhn_cropped": 255,
+_BUILDERS = {
+    "digits": digits.Digits,
+    "cifar10_augmented": augmented.Cifar10Augmented,
+    "cifar100_augmented": augmented.Cifar100Augmented,
+    "mit67": mit67.Mit67,
+    "rotated_mnist": rotated_mnist.RotatedMnist,
 }
-_BUILDERS = {"digits": digits.Digits, "rotated_mnist": rotated_mnist.RotatedMnist}
-# Where the papers train on more than the split "train".
-_TRAIN_SPLITS = {"svhn_cropped": "train+extra"}
+# Examples that a shuffle of streamed data holds.
+_BUFFER = 10_000
+
+
+class Source(NamedTuple):
+    """Where a data set comes from.
+
+    Attributes:
+        builder: name of a class above, or of one of TFDS's own data sets.
+        largest: the largest value of a pixel, by which images are scaled to [0, 1].
+        to_input: from a scaled image to the net's input.
+        half: 0 or 1 for the examples of the first or second half of the classes, else None.
+        streamed: too large for the memory: read from disk in every pass.
+        train: the split to train on.
+    """
+
+    builder: str
+    largest: int = 255
+    to_input: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+    half: int | None = None
+    streamed: bool = False
+    train: str = "train"
+
+
+def _sequence(builder: str, largest: int = 255, pool: int = 1) -> Source:
+    return Source(builder, largest, functools.partial(permuted.as_sequence, pool=pool))
+
+
+SOURCES = {
+    "digits": Source("digits", 16),
+    "mnist": Source("mnist"),
+    "fashion_mnist": Source("fashion_mnist"),
+    "cifar10": Source("cifar10"),
+    "cifar100": Source("cifar100"),
+    "rotated_mnist": Source("rotated_mnist"),
+    # RAIS trains on the extra images too.
+    "svhn_cropped": Source("svhn_cropped", train="train+extra"),
+    "cifar10_augmented": Source("cifar10_augmented", streamed=True),
+    "cifar100_augmented": Source("cifar100_augmented", streamed=True),
+    "mit67": Source("mit67", to_input=mit67.resized, streamed=True),
+    "permuted_digits": _sequence("digits", 16),
+    "permuted_mnist": _sequence("mnist"),
+    # 196 and 49 pixels, each the mean of a square of four or sixteen.
+    "permuted_mnist_196": _sequence("mnist", pool=2),
+    "permuted_mnist_49": _sequence("mnist", pool=4),
+    # To pretrain on, and to fine-tune to.
+    "digits_first_half": Source("digits", 16, half=0),
+    "digits_second_half": Source("digits", 16, half=1),
+    "cifar10_first_half": Source("cifar10", half=0),
+    "cifar10_second_half": Source("cifar10", half=1),
+}
 
 
 class Data(NamedTuple):
     """A classification data set.
 
     Attributes:
-        train, test: unbatched, cached datasets of (image float32 in [0, 1], label int32).
+        train, test: unbatched datasets of (input float32 in [0, 1], label int32), cached but
+            for those that are streamed.
         num_train: number of training examples.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels), or (steps, channels) of a sequence.
         num_classes: number of labels.
+        buffer: examples that a shuffle holds: all of them, or as many as fit into memory.
     """
 
     train: tf.data.Dataset
     test: tf.data.Dataset
     num_train: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
+    buffer: int
 
 
 def load(name: str, data_dir: str | None = None) -> Data:
     """Load a data set; prepare it first where that has not been done.
 
     Args:
-        name: a key of LARGEST_PIXEL.
+        name: a key of SOURCES.
         data_dir: where TFDS keeps prepared data; by default $TFDS_DATA_DIR, then
             ~/tensorflow_datasets.
     Returns:
         The data.
     Raises:
         ValueError: unknown name.
-        RuntimeError: TFDS could not download the data.
+        RuntimeError: TFDS could not download the data, or files that only you can get are not
+            there.
     """
-    if name not in LARGEST_PIXEL:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(LARGEST_PIXEL)}.")
+    if name not in SOURCES:
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(SOURCES)}.")
+    source = SOURCES[name]
     builder = (
-        _BUILDERS[name](data_dir=data_dir)
-        if name in _BUILDERS
-        else tfds.builder(name, data_dir=data_dir)
+        _BUILDERS[source.builder](data_dir=data_dir)
+        if source.builder in _BUILDERS
+        else tfds.builder(source.builder, data_dir=data_dir)
     )
     if not builder.data_path.exists():
         _prepare(builder)
-    largest = LARGEST_PIXEL[name]
-
-    def scaled(image, label):
-        return tf.cast(image, tf.float32) / largest, tf.cast(label, tf.int32)
-
-    def split(part: str) -> tf.data.Dataset:
-        examples = builder.as_dataset(split=part, as_supervised=True)
-        return examples.map(scaled, num_parallel_calls=tf.data.AUTOTUNE).cache()
-
-    train = _TRAIN_SPLITS.get(name, "train")
+    train, test = _split(builder, source, source.train), _split(builder, source, "test")
+    num_train = _number(builder, source)
+    num_classes = builder.info.features["label"].num_classes
     return Data(
-        train=split(train),
-        test=split("test"),
-        num_train=builder.info.splits[train].num_examples,
-        image_shape=builder.info.features["image"].shape,
-        num_classes=builder.info.features["label"].num_classes,
+        train=train,
+        test=test,
+        num_train=num_train,
+        image_shape=tuple(train.element_spec[0].shape),
+        num_classes=num_classes if source.half is None else _in_half(source.half, num_classes),
+        buffer=min(num_train, _BUFFER) if source.streamed else num_train,
     )
+
+
+def shuffled(data: Data, seed: int) -> tf.data.Dataset:
+    """The training examples without an end, in another random order in every pass."""
+    return data.train.shuffle(data.buffer, seed).repeat()
+
+
+def _split(builder: tfds.core.DatasetBuilder, source: Source, part: str) -> tf.data.Dataset:
+    """A part of a data set, as `Data` has it."""
+    # A buffer that holds a part of the data mixes better where the files come in a random order.
+    mixed = source.streamed and part == source.train
+    examples = builder.as_dataset(split=part, as_supervised=True, shuffle_files=mixed)
+    classes = builder.info.features["label"].num_classes
+
+    def prepared(image, label):
+        scaled = tf.cast(image, tf.float32) / source.largest
+        return source.to_input(scaled), tf.cast(label, tf.int32)
+
+    if source.half is not None:
+        first = source.half * (classes // 2)
+        examples = examples.filter(lambda image, label: _is_in(source.half, classes, label))
+        examples = examples.map(lambda image, label: (image, label - first))
+    examples = examples.map(prepared, num_parallel_calls=tf.data.AUTOTUNE)
+    return examples if source.streamed else examples.cache()
+
+
+def _number(builder: tfds.core.DatasetBuilder, source: Source) -> int:
+    """How many training examples there are."""
+    if source.half is None:
+        return builder.info.splits[source.train].num_examples
+    labels = builder.as_dataset(split=source.train, decoders={"image": tfds.decode.SkipDecoding()})
+    classes = builder.info.features["label"].num_classes
+    inside = labels.filter(lambda example: _is_in(source.half, classes, example["label"]))
+    return int(inside.reduce(0, lambda count, _: count + 1))
+
+
+def _is_in(half: int, classes: int, label: tf.Tensor) -> tf.Tensor:
+    return (label >= classes // 2) == bool(half)
+
+
+def _in_half(half: int, classes: int) -> int:
+    """The number of classes in a half."""
+    return classes - classes // 2 if half else classes // 2
 
 
 def fixed_subset(data: Data, size: int) -> tf.data.Dataset:
@@ -105,12 +194,18 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     tfds.disable_progress_bar()
     try:
         builder.download_and_prepare()
-    # Failures of requests and of urllib are OSErrors.
+    # Failures of requests and of urllib are OSErrors; TFDS asserts that manual files are there.
     except (
+        AssertionError,
         OSError,
         tfds.download.DownloadError,
         download_manager.NonMatchingChecksumError,
     ) as error:
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            raise RuntimeError(
+                f"{builder.name!r} cannot be prepared: {error}\n"
+                f"{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            ) from error
         raise RuntimeError(
             f"TFDS could not download {builder.name!r} to {builder.data_path}: {error}\n"
             "Without a network, put the original archives into TFDS's download cache, prepare "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import keras
@@ -10,8 +11,10 @@ from trainers.nets import (
     cnn,
     lenet,
     linear,
+    lstm,
     mlp,
     preactivation_resnet,
+    resnet50,
     rotation_cnn,
     wide_resnet,
 )
@@ -22,9 +25,13 @@ NETS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
     "wide_mlp": mlp.wide_mlp,
     "cnn": cnn.cnn,
     "wide_resnet": wide_resnet.wide_resnet,
+    "wide_resnet_28_10": functools.partial(wide_resnet.wide_resnet, width=10),
+    "wide_resnet_10_1": functools.partial(wide_resnet.wide_resnet, depth=10, width=1),
     "lenet": lenet.lenet,
     "rotation_cnn": rotation_cnn.rotation_cnn,
     "resnet18": preactivation_resnet.resnet18,
+    "resnet50": resnet50.resnet50,
+    "lstm": lstm.lstm,
 }
 
 

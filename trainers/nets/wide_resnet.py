@@ -1,4 +1,4 @@
-"""The wide residual network 28-2 (Zagoruyko & Komodakis 2016), as in K&F 2018, section 4.2."""
+"""Wide residual networks (Zagoruyko & Komodakis 2016), as in K&F 2018, section 4.2."""
 
 from __future__ import annotations
 
@@ -6,19 +6,34 @@ import keras
 
 import tf_importance as tfi
 
-_BLOCKS_PER_GROUP = 4  # depth 28 = 6 · 4 + 4
-_FILTERS = (32, 64, 128)  # 16, 32 and 64, twice as wide
+_FILTERS = (16, 32, 64)
 # Keras's penalty is l2 · ‖w‖², so that this is a weight decay of 0.0005.
 _L2 = 0.0005 / 2
 
 
-def wide_resnet(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
-    """Three groups of four pre-activated residual blocks, the last two at half resolution."""
+def wide_resnet(
+    input_shape: tuple[int, ...], num_classes: int, depth: int = 28, width: int = 2
+) -> keras.Model:
+    """WRN-depth-width: three groups of pre-activated blocks, the last two at half resolution.
+
+    Weight decay is on the kernels; the authors' code has it on batch normalization too.
+
+    Args:
+        input_shape: (height, width, channels).
+        num_classes: number of logits.
+        depth: 6n + 4, of which n blocks of two convolutions are in each group.
+        width: k; a group has 16k, 32k or 64k filters.
+    Raises:
+        ValueError: depth is not 6n + 4 with n ≥ 1.
+    """
+    if depth < 10 or depth % 6 != 4:
+        raise ValueError(f"depth must be 6n + 4, such as 10, 16, 28 or 40; got {depth}.")
     inputs = keras.layers.Input(input_shape)
     hidden = _convolution(inputs, 16)
     for group, filters in enumerate(_FILTERS):
-        for block in range(_BLOCKS_PER_GROUP):
-            hidden = _block(hidden, filters, strides=2 if group > 0 and block == 0 else 1)
+        for block in range((depth - 4) // 6):
+            strides = 2 if group > 0 and block == 0 else 1
+            hidden = _block(hidden, filters * width, strides)
     hidden = _activated(hidden)
     hidden = keras.layers.GlobalAveragePooling2D()(hidden)
     logits = keras.layers.Dense(

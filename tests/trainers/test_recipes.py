@@ -1,0 +1,215 @@
+"""The tasks and their configs: they parse, start and make their steps, on fixture data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+
+from trainers import (
+    compare,
+    datasets,
+    fine_tuning,
+    image_classification,
+    nets,
+    sequence_classification,
+)
+from trainers import variance_reduction as reduction
+
+TASKS = {
+    "fine_tuning": fine_tuning.train,
+    "image_classification": image_classification.train,
+    "sequence_classification": sequence_classification.train,
+}
+CONFIGS = sorted(path for task in TASKS for path in pathlib.Path("configs", task).glob("*.cfg"))
+FIGURES = sorted(pathlib.Path("configs/figures").glob("*.cfg"))
+# One of each kind: the others differ in numbers and in what scores.
+STARTED = [
+    "fine_tuning/cifar10_second_half_loss",
+    "fine_tuning/mit67_upper_bound",
+    "image_classification/cifar10_upper_bound_B256",
+    "image_classification/mnist_katyusha",
+    "image_classification/mnist_scsg",
+    "sequence_classification/permuted_mnist_upper_bound",
+]
+# Smaller than the papers', so that two steps are quick.
+_SHAPES = {"mit67": (32, 32, 3), "permuted_mnist": (20, 1), "permuted_mnist_49": (49, 1)}
+
+
+def _rows(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def fixture_data(monkeypatch):
+    """Random examples in place of every data set, with its number of classes."""
+
+    def load(name: str, data_dir) -> datasets.Data:
+        shape = _SHAPES.get(name, (28, 28, 1) if "mnist" in name else (16, 16, 3))
+        classes = {"mit67": 67, "cifar100_augmented": 100, "cifar10_second_half": 5}.get(name, 10)
+        rng = np.random.default_rng(0)
+        examples = tf.data.Dataset.from_tensor_slices(
+            (
+                rng.uniform(size=(24, *shape)).astype(np.float32),
+                np.arange(24, dtype=np.int32) % classes,
+            )
+        )
+        return datasets.Data(examples, examples.take(8), 24, shape, classes, 24)
+
+    monkeypatch.setattr(datasets, "load", load)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: "/".join(path.parts[1:]))
+def test_every_config_says_its_command_and_result_and_parses(settings_of, config):
+    text = config.read_text()
+    assert f"python -m trainers.{config.parent.name}" in text
+    assert f"--flagfile={config}" in text, "the header must show the command"
+    assert "Expected" in text
+    settings = settings_of(f"--flagfile={config}")
+    assert settings.dataset in config.stem and settings.dataset in datasets.SOURCES
+    method = settings.sampling
+    if settings.variance_reduction != reduction.NONE:
+        method = settings.variance_reduction
+    assert method in config.stem
+
+
+@pytest.mark.parametrize("config", FIGURES, ids=lambda path: path.stem)
+def test_every_figure_compares_configs_of_one_task(config):
+    text = config.read_text()
+    assert f"python -m trainers.compare --flagfile={config}" in text and "Expected" in text
+    given = dict(line[2:].split("=", 1) for line in text.splitlines() if line.startswith("--"))
+    values = flags.FlagValues()
+    for flag in flags.FLAGS.get_flags_for_module(compare):
+        values[flag.name] = copy.deepcopy(flag)
+    values(["compare", f"--flagfile={config}"])
+    curves = [pathlib.Path(curve) for curve in values.curves]
+    assert set(curves) <= set(CONFIGS) and len(set(curves)) == len(curves) > 1
+    assert {curve.parent.name for curve in curves} == {values.task}
+    assert {"curves", "out", "task", "seeds"} <= set(given)
+
+
+@pytest.mark.parametrize("name", STARTED)
+def test_configs_start_step_and_record(settings_of, fixture_data, tmp_path, name):
+    weights = "none"
+    if "second_half" in name:
+        keras.utils.set_random_seed(0)
+        weights = str(tmp_path / "net.keras")
+        nets.build("cnn", (16, 16, 3), 5).save(weights)
+    small = ["--steps=2", "--evaluations=2", "--batch_size=4", "--tau_threshold=always"]
+    settings = settings_of(f"--flagfile=configs/{name}.cfg", *small, f"--weights={weights}")
+    if settings.presample_size is not None:
+        settings["presample_size"].value = 8
+    path, model = TASKS[name.split("/")[0]](settings)
+    rows = _rows(path)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert np.isfinite(rows[-1]["train_loss"])
+    if settings.clip_norm:
+        assert model.optimizer.global_clipnorm == settings.clip_norm
+    if settings.sampling != "uniform":
+        # The second batch may have left the pipeline before the first evaluation.
+        assert max(row["importance"] for row in rows[1:]) == 1
+
+
+@pytest.mark.parametrize("name", ["svrg", "katyusha", "scsg"])
+def test_variance_reduction_by_flag_resumes(settings_of, name):
+    arguments = [
+        "--sampling=uniform",
+        f"--variance_reduction={name}",
+        "--net=linear",
+        "--batch_size=16",
+        "--epochs_per_batch_gradient=0.05",
+        "--large_batch=64",
+        "--evaluations=2",
+        "--steps=6",
+    ]
+    path, model = image_classification.train(settings_of(*arguments))
+    rows = _rows(path)
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] and rows[-1]["tau"] is None
+    # 0.05 · 1437 / 16 steps.
+    assert model.inner_steps == 4 and int(tf.convert_to_tensor(model.remaining)) == 2
+    _, restored = image_classification.train(settings_of(*arguments))
+    for one, other in zip(restored.weights, model.weights):
+        np.testing.assert_array_equal(tf.convert_to_tensor(one), tf.convert_to_tensor(other))
+
+
+def test_steps_between_snapshots_are_epochs():
+    assert reduction.inner_steps(2, 50_000, 128) == 781
+    assert reduction.inner_steps(0.001, 1000, 128) == 1
+
+
+@pytest.mark.parametrize(
+    "task, arguments, message",
+    [
+        ("image_classification", ["--variance_reduction=saga"], "none, svrg, katyusha, scsg; got"),
+        (
+            "image_classification",
+            ["--variance_reduction=svrg"],
+            "svrg draws uniformly.*upper_bound",
+        ),
+        ("image_classification", ["--clip_norm=-1"], "--clip_norm"),
+        ("fine_tuning", ["--weights=lost.keras"], "--weights=lost.keras is no file"),
+        ("sequence_classification", ["--dataset=digits"], r"shape \(8, 8, 1\), no sequences"),
+    ],
+)
+def test_wrong_flags_are_refused_with_the_remedy(settings_of, task, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TASKS[task](settings_of("--steps=1", *arguments))
+
+
+def test_help_teaches():
+    command = [sys.executable, "-m", "trainers.fine_tuning", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True).stdout
+    assert "Katharopoulos" in shown or "K&F" in shown
+    assert "--dry_run" in shown.replace("--[no]", "--") and "--clip_norm" in shown
+
+
+def test_a_dry_run_shows_flags_and_a_steps_time_and_leaves_nothing(data_dir, tmp_path):
+    command = [sys.executable, "-m", "trainers.sequence_classification", "--dry_run"]
+    command += [f"--data_dir={data_dir}", f"--out={tmp_path / 'run'}", "--time_budget=9"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for line in ("--dataset=permuted_digits", "--net=lstm", "--time_budget=9.0"):
+        assert line in done.stdout.splitlines()
+    assert "67,850 parameters, input (64, 1)" in done.stdout and "one step: " in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flag_that_does_not_exist_is_refused(settings_of, tmp_path):
+    (tmp_path / "wrong.cfg").write_text("--bath_size=3\n")
+    with pytest.raises(Exception, match="Unknown command line flag 'bath_size'"):
+        settings_of(f"--flagfile={tmp_path / 'wrong.cfg'}")
+
+
+def test_halves_have_each_class_once_and_count_from_0(data_dir):
+    labels = {}
+    for half in ("first", "second"):
+        data = datasets.load(f"digits_{half}_half", data_dir)
+        labels[half] = np.array([label for _, label in data.train.as_numpy_iterator()])
+        assert data.num_classes == 5 and data.num_train == len(labels[half])
+        assert set(labels[half]) == set(range(5))
+    whole = datasets.load("digits", data_dir)
+    counts = np.bincount([label for _, label in whole.train.as_numpy_iterator()])
+    np.testing.assert_array_equal(np.concatenate([np.bincount(labels[h]) for h in labels]), counts)
+
+
+def test_sequences_are_the_pixels_in_one_fixed_order(data_dir):
+    image, _ = next(datasets.load("digits", data_dir).train.as_numpy_iterator())
+    sequence, _ = next(datasets.load("permuted_digits", data_dir).train.as_numpy_iterator())
+    order = np.random.RandomState(0).permutation(64)
+    np.testing.assert_array_equal(sequence, image.reshape(64, 1)[order])
+    assert list(order[:4]) == [45, 29, 43, 61], "the permutation must never change"
+
+
+def test_pooled_sequences_average_squares():
+    image = np.random.default_rng(0).uniform(size=(8, 4, 1)).astype(np.float32)
+    sequence = datasets.permuted.as_sequence(tf.constant(image), pool=2)
+    squares = image.reshape(4, 2, 2, 2, 1).mean(axis=(1, 3)).reshape(8, 1)
+    np.testing.assert_allclose(sequence, squares[datasets.permuted.permutation(8)], rtol=1e-6)

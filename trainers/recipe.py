@@ -1,0 +1,80 @@
+"""What all tasks share: from data and net to a fitted model and its report.
+
+A task is a recipe, a module with `train(settings)`, which loads its data, builds its net and
+hands both over to `fit`. `trainers.compare` runs the tasks of TASKS by name.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import keras
+from absl import flags
+
+from reports import curves
+from trainers import augmentation, datasets, dry_run, remembered, runner, variance_reduction
+from trainers import flags as trainer_flags
+from trainers.evaluation import Evaluator
+from trainers.sampling import Sampled, sampled
+
+Trained = tuple[pathlib.Path, keras.Model]
+
+
+def fit(
+    settings: flags.FlagValues,
+    data: datasets.Data,
+    net: keras.Model,
+    also: Callable[[keras.Model], runner.Also] | None = None,
+) -> Trained:
+    """Fit a net to data as the flags say.
+
+    Args:
+        settings: parsed flags of `trainers.flags`.
+        data: a data set.
+        net: ends in logits.
+        also: makes of the compiled model what is called at every evaluation.
+    Returns:
+        The run's directory and the fitted model. Under --dry_run nothing is fitted.
+    """
+    examples = datasets.shuffled(data, settings.seed)
+    examples = examples.apply(augmentation.augmented(settings.augment, settings.seed))
+    prepared = _prepared(settings, net, data, examples)
+    if settings.dry_run:
+        dry_run.report(settings, prepared)
+        return pathlib.Path(settings.out or "."), prepared.model
+    on_train = Evaluator(net, datasets.fixed_subset(data, settings.train_examples))
+    on_test = Evaluator(net, data.test)
+    watch = also(prepared.model) if also is not None else None
+    path = runner.fit(settings, prepared, on_train, on_test, watch)
+    remembered.write_priorities(path / "priorities.npz", prepared.model, data)
+    return path, prepared.model
+
+
+def _prepared(settings, net: keras.Model, data: datasets.Data, examples) -> Sampled:
+    if settings.variance_reduction == variance_reduction.NONE:
+        return sampled(settings, net, data, examples)
+    return variance_reduction.reduced(settings, net, data, examples)
+
+
+def command(train: Callable[[flags.FlagValues], Trained]) -> Callable[[object], None]:
+    """The `main` of a task: train by the command line's flags and leave the results.
+
+    Args:
+        train: the recipe.
+    """
+
+    def main(_) -> None:
+        trainer_flags.log_warnings_only()
+        path, model = train(flags.FLAGS)
+        if flags.FLAGS.dry_run:
+            return
+        # What Keras prints about the exported signature goes to the log.
+        keras.utils.disable_interactive_logging()
+        model.export(str(path / "saved_model"))
+        model.net.save(path / "net.keras")
+        run = curves.read(path)
+        curves.draw({run.label: [run]}, path / "curves.png")
+        print(curves.markdown({run.label: [run]}))
+
+    return main
