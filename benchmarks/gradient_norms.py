@@ -3,11 +3,11 @@
 For each net, in one process and interleaved, all compiled:
 
 (a) time: norms of B examples / forward and backward pass of the same batch.
+
+And in processes of their own, since memory has no undo and TensorFlow's `vectorized_map` may crash:
+
 (b) loop: one example at a time, by `tf.map_fn` / norms.
 (c) vectorized_map: of the gradient of one example / norms.
-
-And in processes of their own, since memory has no undo:
-
 (d) memory: peak resident memory that norms add / that forward and backward pass add.
 """
 
@@ -39,6 +39,7 @@ flags.DEFINE_float("seconds", 1.0, "Least time of one timing; one call at least.
 flags.DEFINE_list("slow", ["loop", "vectorized_map"], "Which of the slow ways to time.")
 flags.DEFINE_integer("slow_rounds", 2, "Rounds for the slow ways, which take many times as long.")
 flags.DEFINE_string("only_memory", None, "For a process of its own: net/variant.")
+flags.DEFINE_string("only_slow", None, "For a process of its own: net/variant.")
 flags.DEFINE_string("out", "runs/benchmarks/gradient_norms.json", "Where the result goes.")
 
 
@@ -91,21 +92,27 @@ def seconds(function: Callable[[], object]) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def times(name: str) -> dict:
-    """(a), (b), (c)"""
+def ratio(name: str, over: str, under: str, rounds: int) -> dict:
+    """Time of one way over that of another, interleaved."""
     ways = variants(name)
-    timed = {way: (lambda way=way: seconds(ways[way])) for way in ("backward", "norms")}
-    rounds = measure.interleaved(timed, FLAGS.rounds, print)
-    result = {"time": measure.summary([r["norms"] / r["backward"] for r in rounds])}
-    for way in FLAGS.slow:
-        try:
-            timed = {each: (lambda each=each: seconds(ways[each])) for each in ("norms", way)}
-            rounds = measure.interleaved(timed, FLAGS.slow_rounds, print)
-        except (ValueError, NotImplementedError, tf.errors.OpError) as error:
-            result[way] = f"fails: {type(error).__name__}"
-            continue
-        result[way] = measure.summary([r[way] / r["norms"] for r in rounds])
-    return result
+    timed = {way: (lambda way=way: seconds(ways[way])) for way in (over, under)}
+    results = measure.interleaved(timed, rounds, lambda line: print(line, flush=True))
+    return measure.summary([each[over] / each[under] for each in results])
+
+
+def slow(name: str, way: str) -> dict | str:
+    """(b), (c): in a process of its own."""
+    finished = alone(f"--only_slow={name}/{way}", f"--slow_rounds={FLAGS.slow_rounds}")
+    if finished.returncode:
+        return f"fails with exit status {finished.returncode}"
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def alone(*arguments: str) -> subprocess.CompletedProcess:
+    """This benchmark in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.gradient_norms", *arguments]
+    command.append(f"--batch_size={FLAGS.batch_size}")
+    return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
 def peak_megabytes() -> float:
@@ -117,15 +124,12 @@ def peak_megabytes() -> float:
 
 def memory(name: str) -> dict:
     """(d)"""
-    peaks = {}
-    for way in ("nothing", "backward", "norms"):
-        flag = [f"--only_memory={name}/{way}", f"--batch_size={FLAGS.batch_size}"]
-        command = [sys.executable, "-m", "benchmarks.gradient_norms", *flag]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        peaks[way] = json.loads(output.splitlines()[-1])
+    ways = ("nothing", "backward", "norms")
+    outputs = {way: alone(f"--only_memory={name}/{way}").stdout for way in ways}
+    peaks = {way: json.loads(output.splitlines()[-1]) for way, output in outputs.items()}
     added = {way: peaks[way] - peaks["nothing"] for way in ("backward", "norms")}
-    ratio = round(added["norms"] / max(added["backward"], 1), 3)
-    return {"memory": ratio, "megabytes": {way: round(mb) for way, mb in added.items()}}
+    added_ratio = round(added["norms"] / max(added["backward"], 1), 3)
+    return {"memory": added_ratio, "megabytes": {way: round(mb) for way, mb in added.items()}}
 
 
 def main(_) -> None:
@@ -139,10 +143,15 @@ def main(_) -> None:
                 function()
         print(peak_megabytes())
         return
+    if FLAGS.only_slow:
+        name, way = FLAGS.only_slow.split("/")
+        print(json.dumps(ratio(name, way, "norms", FLAGS.slow_rounds)))
+        return
     result: dict = {"batch_size": FLAGS.batch_size}
     for name in FLAGS.nets:
         print(f"== {name}")
-        result[name] = times(name) | memory(name)
+        result[name] = {"time": ratio(name, "norms", "backward", FLAGS.rounds)} | memory(name)
+        result[name] |= {way: slow(name, way) for way in FLAGS.slow}
         print(result[name])
         measure.write(FLAGS.out, result)
     print(f"written to {FLAGS.out}")

@@ -26,8 +26,9 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
     Returns:
         The run's directory and the fitted model.
     """
-    keras.utils.set_random_seed(settings.seed)
     data = datasets.load(settings.dataset, settings.data_dir)
+    # After loading, which takes random numbers where it prepares the data first.
+    keras.utils.set_random_seed(settings.seed)
     net = pretrained.build(settings.net, settings.weights, data.image_shape, data.num_classes)
     return recipe.fit(settings, data, net)
 

@@ -28,8 +28,9 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
     Raises:
         ValueError: the data set has no sequences.
     """
-    keras.utils.set_random_seed(settings.seed)
     data = datasets.load(settings.dataset, settings.data_dir)
+    # After loading, which takes random numbers where it prepares the data first.
+    keras.utils.set_random_seed(settings.seed)
     if len(data.image_shape) != 2:
         raise ValueError(
             f"--dataset={settings.dataset} has inputs of shape {data.image_shape}, no sequences "

@@ -99,12 +99,19 @@ def _batch_normalization(layer, call, record: Recorder, inputs, training=None, *
             "example has no gradient of its own; call it with training=False."
         )
     shape = _shape_of(inputs, layer.axis)
-    dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
-
-    def moving(variable) -> tf.Tensor:
-        return tf.reshape(tf.cast(tf.convert_to_tensor(variable), dtype), shape)
-
-    mean, variance = moving(layer.moving_mean), moving(layer.moving_variance)
-    normalized = (tf.cast(inputs, dtype) - mean) * tf.math.rsqrt(variance + layer.epsilon)
     scale, offset = getattr(layer, "gamma", None), getattr(layer, "beta", None)
-    return _scaled(record, normalized, scale, offset, shape, inputs.dtype)
+
+    def contributions(deltas, inputs) -> list[Contribution | None]:
+        def moving(variable) -> tf.Tensor:
+            return tf.cast(tf.convert_to_tensor(variable), deltas.dtype)
+
+        # Of all that is normalized only the sums are needed: the layer's own operation, which
+        # is fused, gives the outputs.
+        centred = inputs - tf.reshape(moving(layer.moving_mean), shape)
+        sums = tf.reshape(unbroadcast(deltas * centred, shape), [-1, *layer.moving_mean.shape])
+        by_scale = sums * tf.math.rsqrt(moving(layer.moving_variance) + layer.epsilon)
+        by_offset = tf.reshape(unbroadcast(deltas, shape), [-1, *layer.moving_mean.shape])
+        return [Direct(by_scale), Direct(by_offset)]
+
+    outputs = call(inputs, training=False, **kwargs)
+    return record(outputs, [scale, offset], contributions, inputs)
