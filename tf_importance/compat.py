@@ -68,7 +68,14 @@ def compiled_loss(model: keras.Model) -> tuple[Any, Any]:
 
 def tensorflow_variable(variable) -> tf.Variable:
     """The variable itself, for a tape to watch."""
-    return variable.value if KERAS_3 else variable
+    return variable.value if KERAS_3 and not isinstance(variable, tf.Variable) else variable
+
+
+def tensorflow_variables(variable) -> list[tf.Variable]:
+    """The variable itself, or its copies under a strategy."""
+    inner = tensorflow_variable(variable)
+    copies = getattr(inner, "values", None)
+    return list(copies) if isinstance(copies, tuple) else [inner]
 
 
 def take_restored_epoch(model: keras.Model) -> int:

@@ -82,8 +82,11 @@ class Problem(NamedTuple):
 @pytest.fixture
 def float64():
     keras.backend.set_floatx("float64")
+    # Once a policy was set, layers follow it and not floatx.
+    keras.mixed_precision.set_global_policy("float64")
     yield
     keras.backend.set_floatx("float32")
+    keras.mixed_precision.set_global_policy("float32")
 
 
 @pytest.fixture

@@ -48,9 +48,15 @@ class Contribution:
         """The sum with others of the same kind in the same form, None where it has none."""
         return None
 
-    def sliced(self, start: tf.Tensor, stop: tf.Tensor) -> Contribution:
-        """The contribution to the examples start, …, stop − 1."""
-        parts = {name: part[start:stop] for name, part in self.tensors().items()}
+    def sliced(self, start, size) -> Contribution:
+        """The contribution to `size` examples from one on."""
+
+        def cut(part: tf.Tensor) -> tf.Tensor:
+            inner = part.shape.rank - 1
+            chunk = tf.slice(part, [start, *[0] * inner], [size, *[-1] * inner])
+            return tf.ensure_shape(chunk, [chunk.shape[0], *part.shape[1:]])
+
+        parts = {name: cut(part) for name, part in self.tensors().items()}
         return dataclasses.replace(self, **parts)
 
     def tensors(self) -> dict[str, tf.Tensor]:
@@ -270,8 +276,8 @@ class _Sum(Contribution):
         sizes = [part.gradient_size() for part in self.parts]
         return None if None in sizes else 2 * max(size or 0 for size in sizes)
 
-    def sliced(self, start, stop) -> Contribution:
-        return _Sum(tuple(part.sliced(start, stop) for part in self.parts))
+    def sliced(self, start, size) -> Contribution:
+        return _Sum(tuple(part.sliced(start, size) for part in self.parts))
 
     def tensors(self) -> dict[str, tf.Tensor]:
         return self.parts[0].tensors()
@@ -300,21 +306,27 @@ def squared_norms(contribution: Contribution, memory_limit: int) -> tf.Tensor:
     if workspace is None or (batch is not None and batch * workspace <= memory_limit):
         return contribution.squared_norms()
     chunk = max(1, memory_limit // max(workspace, 1))
-    size = tf.shape(first)[0]
+    if batch is None:
+        size = tf.shape(first)[0]
+        chunk = tf.maximum(tf.minimum(chunk, size), 1)
+    else:
+        size, chunk = batch, min(chunk, batch)
     count = (size + chunk - 1) // chunk
 
     def norms_of(index):
-        start = index * chunk
-        return contribution.sliced(start, tf.minimum(start + chunk, size)).squared_norms()
+        # Chunks of one size, as XLA needs them: the last one begins where it ends at B.
+        return contribution.sliced(tf.minimum(index * chunk, size - chunk), chunk).squared_norms()
 
-    norms = tf.TensorArray(first.dtype, count, infer_shape=False, element_shape=[None])
+    norms = tf.TensorArray(first.dtype, count, element_shape=[None if batch is None else chunk])
     norms = tf.while_loop(
         lambda index, norms: index < count,
         lambda index, norms: (index + 1, norms.write(index, norms_of(index))),
         (0, norms),
         parallel_iterations=1,
-    )[1]
-    return tf.ensure_shape(norms.concat(), [batch])
+        maximum_iterations=None if batch is None else count,
+    )[1].stack()
+    last = norms[-1, count * chunk - size :]
+    return tf.ensure_shape(tf.concat([tf.reshape(norms[:-1], [-1]), last], axis=0), [batch])
 
 
 def squares_by_example(values: tf.Tensor) -> tf.Tensor:

@@ -52,32 +52,53 @@ def handler(variables: Sequence) -> Handler:
         outputs = call(*args, **kwargs)
         if tf.nest.is_nested(outputs):
             # One output may be another, or made of it: each gets a gradient of its own.
-            outputs = tf.nest.map_structure(tf.identity, outputs)
+            outputs = tf.nest.map_structure(_copied, outputs)
+        flat = tf.nest.flatten(outputs)
+        if not all(output.shape.rank for output in flat):
+            # Not the outputs of single examples: the variables are left to be strays.
+            return outputs
         given = tf.nest.flatten((args, kwargs))
-        size = tf.nest.flatten(outputs)[0].shape[0]
-        batched = [
-            index
-            for index, part in enumerate(given)
-            if tf.is_tensor(part) and part.shape.rank and part.shape[0] == size
-        ]
-        count = len(tf.nest.flatten(outputs))
+        batched = [i for i, part in enumerate(given) if _is_batched(part, flat[0])]
+        masks = {i: getattr(given[i], "_keras_mask", None) for i in batched}
+        masks = {i: mask for i, mask in masks.items() if mask is not None}
 
         def contributions(*tensors) -> list[Contribution]:
-            one = functools.partial(_gradients, layer, variables, (args, kwargs), batched, count)
+            one = functools.partial(
+                _gradients, layer, variables, (args, kwargs), batched, list(masks), len(flat)
+            )
             return [Direct(values) for values in by_example(one, tensors, variables)]
 
-        record(outputs, variables, contributions, *(given[index] for index in batched))
+        saved = [*(given[index] for index in batched), *masks.values()]
+        record(outputs, variables, contributions, *saved)
         return outputs
 
     return generic
 
 
-def _gradients(layer, variables, call, batched, count, tensors) -> list[tf.Tensor]:
-    """Gradients of one example: tensors are its output gradients and its batched inputs."""
+def _copied(output: tf.Tensor) -> tf.Tensor:
+    """Another tensor of the same values and mask."""
+    copy, mask = tf.identity(output), getattr(output, "_keras_mask", None)
+    if mask is not None:
+        copy._keras_mask = mask
+    return copy
+
+
+def _is_batched(part, output: tf.Tensor) -> bool:
+    """Whether an argument has an entry for each example; a constant of the graph has none."""
+    if not tf.is_tensor(part) or not part.shape.rank or part.shape[0] != output.shape[0]:
+        return False
+    eager = tf.__internal__.EagerTensor
+    return isinstance(part, eager) == isinstance(output, eager)
+
+
+def _gradients(layer, variables, call, batched, masked, count, tensors) -> list[tf.Tensor]:
+    """Gradients of one example: tensors are its output gradients, batched inputs and masks."""
     deltas = [delta[tf.newaxis] for delta in tensors[:count]]
     given = tf.nest.flatten(call)
     for index, part in zip(batched, tensors[count:]):
         given[index] = tf.cast(part, given[index].dtype)[tf.newaxis]
+    for index, mask in zip(masked, tensors[count + len(batched) :]):
+        given[index]._keras_mask = mask[tf.newaxis]
     args, kwargs = tf.nest.pack_sequence_as(call, given)
     with tf.GradientTape() as tape:
         tape.watch([compat.tensorflow_variable(variable) for variable in variables])

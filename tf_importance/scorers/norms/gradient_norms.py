@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from tf_importance import compat, losses
 from tf_importance.scorers.norms import contributions, fallback, independence, plan, recording
 
 MEMORY_LIMIT = 2**26
+_LOCK = threading.RLock()
 
 
 def per_example_gradient_norms(
@@ -59,17 +61,19 @@ def per_example_gradient_norms(
         ValueError: model is not built or compiled; variables are not the model's; the loss has
             no value for each example; labels or weights do not fit; a layer couples examples.
     """
-    wanted = _checked_variables(model, variables)
+    _check(model, memory_limit)
     objective = _objective(model, loss)
-    if memory_limit <= 0:
-        raise ValueError(f"memory_limit must be a positive number of bytes; got {memory_limit}.")
-    independence.require(model, x)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
+    # Layers are one for all threads.
+    with _LOCK:
+        foreign = independence.require(model, x)
+    wanted = _checked_variables(model, variables)
+    with _LOCK, tf.GradientTape(watch_accessed_variables=False) as tape:
         recorder = recording.Recorder(tape, wanted)
         with recording.intercepted(plan.handlers(model, wanted), recorder):
             outputs = model(x, training=False)
-        values = _losses(objective, y, outputs, sample_weight)
+            values = _losses(objective, y, outputs, sample_weight)
         total = tf.reduce_sum(values)
+    recorder.strays |= {id(each) for each in wanted if _is_stray(each, foreign)}
     squares = {
         name: contributions.squared_norms(contributions.total(parts), memory_limit)
         for name, parts in _by_variable(tape, total, recorder).items()
@@ -156,15 +160,30 @@ def _of_strays(
     return {id(v): contributions.squares_by_example(g) for v, g in zip(strays, found)}
 
 
-def _checked_variables(model: keras.Model, variables: Iterable[Any] | None) -> list[Any]:
-    """The variables whose gradients are wanted, each once."""
+def _is_stray(variable, foreign: frozenset[int]) -> bool:
+    """Whether no layer's note holds for a variable, or no tape listens to it by itself."""
+    return id(variable) in foreign or not compat.tensorflow_variable(variable).trainable
+
+
+def _check(model: keras.Model, memory_limit: int) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(f"model must be a keras.Model; got {model!r}.")
-    if not getattr(model, "net", model).built or not model.weights:
+    if not _net(model).built or not model.weights:
         raise ValueError(
             f"model {model.name!r} is not built, so its variables are not known; call it on a "
             "batch first."
         )
+    if memory_limit <= 0:
+        raise ValueError(f"memory_limit must be a positive number of bytes; got {memory_limit}.")
+
+
+def _net(model: keras.Model) -> keras.Model:
+    """The net of an ISModel, any other model itself."""
+    return model.net if hasattr(model, "objective") and hasattr(model, "net") else model
+
+
+def _checked_variables(model: keras.Model, variables: Iterable[Any] | None) -> list[Any]:
+    """The variables whose gradients are wanted, each once."""
     wanted = list(model.trainable_variables if variables is None else variables)
     known = {id(variable) for variable in model.weights}
     foreign = [variable for variable in wanted if id(variable) not in known]
@@ -186,5 +205,4 @@ def _objective(model: keras.Model, loss: Any) -> losses.Objective:
         raise ValueError(
             f"model {model.name!r} is not compiled with a loss; compile it or give loss=."
         )
-    net = getattr(model, "net", model)
-    return losses.Objective(loss, weights, getattr(net, "output_names", None))
+    return losses.Objective(loss, weights, getattr(_net(model), "output_names", None))

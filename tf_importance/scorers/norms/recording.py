@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
+from tf_importance import compat
 from tf_importance.scorers.norms.contributions import Contribution
 
 # (layer, call, record, *args, **kwargs) -> the layer's outputs; see `registry.register`.
@@ -25,6 +27,7 @@ class Use(NamedTuple):
         contributions: (gradients of the outputs, *saved) -> a contribution per variable.
         saved: [B, …] tensors.
         steps: how many consecutive examples of this use are one of the model's, innermost first.
+        batch_axis: of the outputs.
     """
 
     outputs: tuple[tf.Tensor, ...]
@@ -32,6 +35,7 @@ class Use(NamedTuple):
     contributions: Callable[..., Sequence[Contribution | None]]
     saved: tuple[tf.Tensor, ...]
     steps: tuple[Any, ...]
+    batch_axis: int
 
 
 class Recorder:
@@ -46,8 +50,13 @@ class Recorder:
         self.uses: list[Use] = []
         self.strays: set[int] = set()
         self._tape = tape
-        self._names = {id(variable.handle): id(variable) for variable in variables}
+        self._names = {
+            id(part.handle): id(variable)
+            for variable in variables
+            for part in compat.tensorflow_variables(variable)
+        }
         self.is_unattended = False
+        self._thread = threading.get_ident()
         self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         self._frames: list[tuple[tf.GradientTape, set[int]]] = []
         self._steps: tuple[Any, ...] = ()
@@ -58,6 +67,7 @@ class Recorder:
         variables: Sequence[Any],
         contributions: Callable[..., Sequence[Contribution | None]],
         *saved: tf.Tensor,
+        batch_axis: int = 0,
     ) -> Any:
         """Note that variables were used.
 
@@ -67,6 +77,7 @@ class Recorder:
             contributions: (gradients with respect to the outputs, *saved) -> a
                 `Contribution` for each of the variables; all tensors in float32 or float64.
             saved: [B, …] tensors that it needs.
+            batch_axis: of the outputs.
         Returns:
             The outputs.
         """
@@ -79,7 +90,8 @@ class Recorder:
             return outputs
         for output in flat:
             self.watch(output)
-        self.uses.append(Use(flat, tuple(variables), contributions, saved, self._steps))
+        use = Use(flat, tuple(variables), contributions, saved, self._steps, batch_axis)
+        self.uses.append(use)
         return outputs
 
     def watch(self, output: tf.Tensor) -> tf.Tensor:
@@ -124,8 +136,21 @@ class Recorder:
                 yield
             finally:
                 self._frames.pop()
-        read = {self._names.get(id(v.handle)) for v in tape.watched_variables()} - {None}
+        watched = [
+            part
+            for variable in tape.watched_variables()
+            for part in compat.tensorflow_variables(variable)
+        ]
+        read = {self._names.get(id(part.handle)) for part in watched}
         self.strays |= {name for name in read if name is not None} - noted
+
+    def is_foreign(self) -> bool:
+        """Whether what runs now is another thread's, or traced into a graph that others use."""
+        if self._thread != threading.get_ident():
+            return True
+        if self._graph is None:
+            return not tf.executing_eagerly()
+        return tf.compat.v1.get_default_graph() is not self._graph
 
     def _is_out_of_reach(self, tensor: tf.Tensor) -> bool:
         """Whether a tensor lies in a loop's or branch's graph, where no gradient is had."""
@@ -139,14 +164,12 @@ def intercepted(
     handlers: Mapping[keras.layers.Layer, Handler], recorder: Recorder
 ) -> Iterator[None]:
     """Within: calls of these layers go through their handlers."""
-    for layer, handler in handlers.items():
-        _set(layer, "call", _handled(layer, layer.call, handler, recorder))
-    try:
+    with contextlib.ExitStack() as stack:
+        for layer, handler in handlers.items():
+            handled = _handled(layer, layer.call, handler, recorder)
+            stack.enter_context(replaced(layer, call=handled))
         with recorder.watching():
             yield
-    finally:
-        for layer in handlers:
-            object.__delattr__(layer, "call")
 
 
 def _handled(layer, call: Callable, handler: Handler, recorder: Recorder) -> Callable:
@@ -155,6 +178,9 @@ def _handled(layer, call: Callable, handler: Handler, recorder: Recorder) -> Cal
         if recorder.is_unattended:
             return call(*args, **kwargs)
         with recorder.watching():
+            if recorder.is_foreign():
+                # Reads what it reads, which makes strays of it.
+                return call(*args, **kwargs)
             return handler(layer, call, recorder, *args, **kwargs)
 
     return handled
@@ -163,16 +189,15 @@ def _handled(layer, call: Callable, handler: Handler, recorder: Recorder) -> Cal
 @contextlib.contextmanager
 def replaced(layer: keras.layers.Layer, **attributes: Any) -> Iterator[None]:
     """Within: attributes of a layer have other values, past Keras's tracking of attributes."""
-    originals = {name: getattr(layer, name) for name in attributes}
-    own = {name for name in attributes if name in vars(layer)}
+    own = {name: vars(layer)[name] for name in attributes if name in vars(layer)}
     for name, value in attributes.items():
         _set(layer, name, value)
     try:
         yield
     finally:
-        for name, value in originals.items():
+        for name in attributes:
             if name in own:
-                _set(layer, name, value)
+                _set(layer, name, own[name])
             else:
                 object.__delattr__(layer, name)
 

@@ -288,12 +288,18 @@ def _run(layer, cell, record: Recorder, sequences, states, mask) -> _Ran:
     # Of all steps at once, for their gradient: the values that the loop uses are its own.
     products = record.watch(_of_inputs(weights, sequences))
     ran = loop(products, states)
-    record(products, _variables(cell), contributions, sequences, ran.kept)
+    record(products, _variables(cell), contributions, sequences, ran.kept, batch_axis=1)
     return ran
 
 
+def _is_plain(cell) -> bool:
+    """Whether the activations of a cell are functions: layers may have variables."""
+    activations = (cell.activation, getattr(cell, "recurrent_activation", None))
+    return not any(isinstance(each, (keras.layers.Layer, tf.Module)) for each in activations)
+
+
 def _suits(layer) -> bool:
-    return not layer.stateful and not getattr(layer, "time_major", False)
+    return not getattr(layer, "time_major", False)
 
 
 def _unrolled(layer, call, record: Recorder, cells, sequences, **kwargs):
@@ -310,11 +316,16 @@ def _unrolled(layer, call, record: Recorder, cells, sequences, **kwargs):
 @register(L.SimpleRNN, L.LSTM, L.GRU, L.RNN, method="gates of all time steps", suits=_suits)
 def _recurrent(layer, call, record: Recorder, sequences, initial_state=None, mask=None, **kwargs):
     """Of Keras's cells in one loop; cells that somebody registered note each time step."""
+    if layer.stateful:
+        raise ValueError(
+            f"layer {layer.name!r} is stateful: its outputs depend on earlier batches, so that an "
+            "example has no gradient of its own; use stateful=False."
+        )
     if isinstance(sequences, (list, tuple)):
         # Keras 2 hands initial states over among the inputs.
         sequences, *initial_state = sequences
     cells = list(getattr(layer.cell, "cells", [layer.cell]))
-    known = all(type(cell) in _EQUATIONS for cell in cells)
+    known = all(type(cell) in _EQUATIONS and _is_plain(cell) for cell in cells)
     if not known or (len(cells) > 1 and (layer.return_state or initial_state is not None)):
         kwargs |= {"initial_state": initial_state, "mask": mask}
         return _unrolled(layer, call, record, cells, sequences, **kwargs)
@@ -350,4 +361,4 @@ def _recurrent_cell(cell, call, record: Recorder, inputs, states, *args, **kwarg
     )
     contributions = functools.partial(equations.contributions, cell)
     record(products, _variables(cell), contributions, inputs, step.kept)
-    return step.output, step.states
+    return step.output, step.states if tf.nest.is_nested(states) else step.states[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def register(
     The handler stands in for the layer's `call`: it gets the layer, the `call` it stands for,
     a `record` (see `recording.Recorder`) and the call's arguments, and returns its outputs.
     Each variable that it reads must be in a `record`. It also takes subclasses, but not those
-    with a `call` of their own.
+    that override what takes part in a call.
 
     Args:
         layers: classes, or their full dotted names where importing them would be too much.
@@ -66,9 +67,26 @@ def entry_of(layer: keras.layers.Layer) -> Entry | None:
     for parent in type(layer).__mro__:
         entry = _entries.get(_name(parent))
         if entry is not None:
-            same = getattr(type(layer), "call", None) is getattr(parent, "call", None)
-            return entry if same and entry.suits(layer) else None
+            return entry if _computes_as(type(layer), parent) and entry.suits(layer) else None
     return None
+
+
+# What a subclass may have of its own and still compute the same.
+_HARMLESS = {
+    *("__init__", "build", "get_config", "from_config", "add_weight"),
+    *("compute_output_shape", "compute_output_spec"),
+}
+
+
+def _computes_as(layer: type, parent: type) -> bool:
+    """Whether a subclass overrides nothing of its parent that takes part in its call."""
+    below = layer.__mro__[: layer.__mro__.index(parent)]
+    functions = (types.FunctionType, property, classmethod, staticmethod)
+    return not any(
+        isinstance(value, functions) and name not in _HARMLESS and hasattr(parent, name)
+        for each in below
+        for name, value in vars(each).items()
+    )
 
 
 def _name(layer: type) -> str:

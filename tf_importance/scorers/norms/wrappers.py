@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import tensorflow as tf
 
@@ -12,11 +14,14 @@ from tf_importance.scorers.norms.registry import register
 @register(keras.layers.TimeDistributed, method="time steps as examples")
 def _time_distributed(layer, call, record: Recorder, inputs, training=None, mask=None):
     """The inner layer sees the time steps as examples; what it notes is added up over them."""
-    steps = inputs.shape[1] or tf.shape(inputs)[1]
-    kwargs = {} if mask is None or not layer.layer.supports_masking else {"mask": _merged(mask)}
+    first = tf.nest.flatten(inputs)[0]
+    steps = first.shape[1] or tf.shape(first)[1]
+    takes_mask = "mask" in inspect.signature(layer.layer.call).parameters
+    kwargs = {"mask": _merged(mask)} if takes_mask and tf.is_tensor(mask) else {}
     with record.folding(steps):
-        outputs = layer.layer(_merged(inputs), training=training, **kwargs)
-    return tf.nest.map_structure(lambda part: _split(part, inputs), outputs)
+        merged = tf.nest.map_structure(_merged, inputs)
+        outputs = layer.layer(merged, training=training, **kwargs)
+    return tf.nest.map_structure(lambda part: _split(part, first), outputs)
 
 
 def _merged(values: tf.Tensor) -> tf.Tensor:
