@@ -83,6 +83,11 @@ def define(values: flags.FlagValues) -> None:
     number("alpha", 0.6, "Exponent of the scores, for --sampling=proportional.")
     number("beta", 1.0, "Exponent of the weights, for proportional and rank_based; 1: unbiased.")
     number("selection_pressure", 100.0, "First over last in draws, for --sampling=rank_based.")
+    integer(
+        "recompute_every",
+        0,
+        "Steps between two scorings of all examples, for --sampling=rank_based; 0 for never.",
+    )
     number("time_budget", None, "Seconds of training; evaluations are not counted.")
     text(
         "clock",

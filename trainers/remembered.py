@@ -39,7 +39,12 @@ def _proportional(settings, size: int, model) -> tfi.samplers.Sampler:
 
 
 def _rank_based(settings, size: int, model) -> tfi.samplers.Sampler:
-    return tfi.samplers.RankBased(size, settings.selection_pressure, beta=settings.beta)
+    return tfi.samplers.RankBased(
+        size,
+        settings.selection_pressure,
+        recompute_every=settings.recompute_every or None,
+        beta=settings.beta,
+    )
 
 
 def _oracle(settings, size: int, model) -> tfi.samplers.Sampler:
