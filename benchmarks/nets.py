@@ -6,7 +6,7 @@ import functools
 
 import keras
 
-from trainers.nets import wide_resnet
+from trainers.nets import preactivation_resnet, wide_resnet
 
 L = keras.layers
 VOCABULARY = 5000
@@ -31,26 +31,8 @@ def wrn_28_2() -> keras.Model:
 
 
 def resnet_18() -> keras.Model:
-    """ResNet-18 on 32 × 32, first layer 3 × 3 (He et al. 2016)."""
-    inputs = keras.Input((32, 32, 3))
-    hidden = _normalized(L.Conv2D(64, 3, padding="same", use_bias=False)(inputs))
-    for width, stride in zip((64, 64, 128, 128, 256, 256, 512, 512), (1, 1, 2, 1, 2, 1, 2, 1)):
-        hidden = _residual(hidden, width, stride)
-    return keras.Model(inputs, L.Dense(10)(L.GlobalAveragePooling2D()(hidden)))
-
-
-def _normalized(hidden):
-    return L.ReLU()(L.BatchNormalization()(hidden))
-
-
-def _residual(inputs, width: int, stride: int):
-    """Two convolutions and what goes past them."""
-    hidden = L.Conv2D(width, 3, strides=stride, padding="same", use_bias=False)(inputs)
-    hidden = L.Conv2D(width, 3, padding="same", use_bias=False)(_normalized(hidden))
-    if stride > 1:
-        inputs = L.Conv2D(width, 1, strides=stride, use_bias=False)(inputs)
-        inputs = L.BatchNormalization()(inputs)
-    return L.ReLU()(L.BatchNormalization()(hidden) + inputs)
+    """ResNet-18 on 32 × 32, pre-activated (He et al. 2016)."""
+    return preactivation_resnet.resnet18((32, 32, 3), 10)
 
 
 def _recurrent(layer) -> keras.Model:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import samplers
+from tf_importance import arguments, samplers
 
 _EXPLANATION = (
     "source must be (x, y), each an array or a nest of arrays of the same length; or have random "
@@ -54,7 +54,7 @@ def history_sample(
     """
     if not isinstance(sampler, samplers.Sampler):
         raise TypeError(f"sampler must be one of tfi.samplers; got {sampler!r}.")
-    batch_size = samplers.positive("batch_size", batch_size)
+    batch_size = arguments.positive_integer("batch_size", batch_size)
     size, gather = _opened(source)
     if size != sampler.num_examples:
         raise ValueError(

@@ -6,7 +6,6 @@ Algorithm 1 of Katharopoulos & Fleuret 2018 as a `tf.data` transform.
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_importance import compat, losses, proposals, scorers, variance
+from tf_importance import arguments, compat, losses, proposals, scorers, variance
 
 _THRESHOLDS: dict[str, Callable[[int, int], float]] = {
     "guaranteed": variance.guaranteed_threshold,
@@ -87,8 +86,8 @@ def importance_sample(
         ValueError: an argument or, when applied, the dataset does not fit; see the message.
     """
     _check_model(model)
-    batch_size = _positive("batch_size", batch_size)
-    presample_size = _positive(
+    batch_size = arguments.positive_integer("batch_size", batch_size)
+    presample_size = arguments.positive_integer(
         "presample_size", 4 * batch_size if presample_size is None else presample_size
     )
     _check_sizes(batch_size, presample_size)
@@ -227,17 +226,6 @@ def _check_model(model: Any) -> None:
             f"model {model.name!r} is not compiled with a loss, so its examples have no scores; "
             "call model.compile(optimizer=..., loss=...) first."
         )
-
-
-def _positive(name: str, value: Any) -> int:
-    """A positive integer of any integer type."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} must be a positive integer; got {value!r}.")
-    return number
 
 
 def _check_sizes(batch_size: int, presample_size: int) -> None:

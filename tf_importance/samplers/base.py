@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tf_importance.arguments import positive_integer
 from tf_importance.samplers.gain import GainEstimator
 
 # Rows of a source by their indices [b]: (x, y), nests of [b, …].
@@ -61,7 +61,7 @@ class Sampler(tf.Module):
 
     def __init__(self, num_examples: int, gain_smoothing: float = 0.01) -> None:
         super().__init__(name=type(self).__name__)
-        self.num_examples = positive("num_examples", num_examples)
+        self.num_examples = positive_integer("num_examples", num_examples)
         self.draws = tf.Variable(0, dtype=tf.int64, trainable=False, name="draws")
         self.steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps")
         self.gain = GainEstimator(gain_smoothing)
@@ -193,17 +193,6 @@ def once_each(visit: Visit) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     )
     means = tf.math.divide_no_nan(sums[:, 0], sums[:, 1])
     return means, sums[:, 1] > 0, 1 / tf.reduce_sum(same, axis=1)
-
-
-def positive(name: str, value: Any) -> int:
-    """A positive integer of any integer type."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} must be a positive integer; got {value!r}.")
-    return number
 
 
 def check(sampler: Any, replicas: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import robust
+from tf_importance.arguments import positive_integer
 from tf_importance.samplers import history_features, sum_tree
 from tf_importance.samplers.base import (
     Draw,
@@ -18,7 +19,6 @@ from tf_importance.samplers.base import (
     Visit,
     once_each,
     passing,
-    positive,
     uniform_points,
 )
 from tf_importance.samplers.visits import RecentVisits
@@ -74,7 +74,7 @@ class RAIS(Sampler):
         features=None,
     ) -> None:
         super().__init__(num_examples, gain_smoothing)
-        self._training_set_size = positive("training_set_size", training_set_size)
+        self._training_set_size = positive_integer("training_set_size", training_set_size)
         if not outlier_threshold > 0:
             raise ValueError(f"outlier_threshold must be positive; got {outlier_threshold}.")
         self._outlier_threshold = outlier_threshold

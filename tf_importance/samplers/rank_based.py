@@ -8,7 +8,8 @@ import weakref
 import keras
 import tensorflow as tf
 
-from tf_importance.samplers.base import Draw, Sampler, Visit, once_each, positive, uniform_points
+from tf_importance.arguments import positive_integer
+from tf_importance.samplers.base import Draw, Sampler, Visit, once_each, uniform_points
 
 _SCORED_AT_ONCE = 512
 
@@ -58,9 +59,13 @@ class RankBased(Sampler):
             raise ValueError(f"beta must be in [0, 1]; got {beta}.")
         self._pressure = pressure if callable(pressure) else lambda number: pressure
         self._beta = beta
-        self._sort_every = None if sort_every is None else positive("sort_every", sort_every)
+        self._sort_every = (
+            None if sort_every is None else positive_integer("sort_every", sort_every)
+        )
         self._recompute_every = (
-            None if recompute_every is None else positive("recompute_every", recompute_every)
+            None
+            if recompute_every is None
+            else positive_integer("recompute_every", recompute_every)
         )
         shape = [self.num_examples]
         self.scores = tf.Variable(tf.fill(shape, math.inf), trainable=False, name="scores")

@@ -12,7 +12,6 @@ so the step itself stays Keras's own, with its metrics, clipping and loss scalin
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -311,17 +310,6 @@ def _build(net: keras.Model, data: tf.data.Dataset | None) -> None:
         data.element_spec[0],
     )
     net(zeros, training=False)
-
-
-def positive_integer(name: str, value: Any) -> int:
-    """A positive integer of any integer type."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} must be a positive integer; got {value!r}.")
-    return number
 
 
 def refuse_endless(data: tf.data.Dataset | None) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import compat
+from tf_importance.arguments import positive_integer
 from tf_importance.variance_reduced import base
 
 GEOMETRIC = "geometric"
@@ -69,15 +70,15 @@ class SCSG(base.VarianceReduced):
         seed: int = 0,
         **kwargs,
     ) -> None:
-        self.large_batch = base.positive_integer("large_batch", large_batch)
+        self.large_batch = positive_integer("large_batch", large_batch)
         if not 1 <= growth_rate < math.inf:
             raise ValueError(f"growth_rate must be at least 1 and finite; got {growth_rate}.")
         if inner_steps == GEOMETRIC:
             if batch_size is None:
                 raise ValueError('inner_steps="geometric" needs batch_size, b; got None.')
-            batch_size = base.positive_integer("batch_size", batch_size)
+            batch_size = positive_integer("batch_size", batch_size)
         else:
-            inner_steps = base.positive_integer("inner_steps", inner_steps)
+            inner_steps = positive_integer("inner_steps", inner_steps)
         super().__init__(net, data, **kwargs)
         self.growth_rate = growth_rate
         self.inner_steps = inner_steps

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_importance.arguments import positive_integer
 from tf_importance.variance_reduced import base
 
 
@@ -34,7 +35,7 @@ class SVRG(base.VarianceReduced):
     def __init__(
         self, net: keras.Model, data: tf.data.Dataset | None, *, inner_steps: int, **kwargs
     ) -> None:
-        self.inner_steps = base.positive_integer("inner_steps", inner_steps)
+        self.inner_steps = positive_integer("inner_steps", inner_steps)
         base.refuse_endless(data)
         super().__init__(net, data, **kwargs)
 

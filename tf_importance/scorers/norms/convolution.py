@@ -16,7 +16,6 @@ from tf_importance.scorers.norms import contributions
 # multiplications inside a matrix product, which run in registers.
 _ADDITION = 16
 
-
 # Patches of up to so many numbers are stored: a product for each offset would be all overhead.
 _NARROW = 64
 

@@ -83,8 +83,8 @@ def _variables_of_others(uses, others) -> frozenset[int]:
     found: set[int] = set()
     for use, other in zip(uses, others):
         steps = math.prod(int(step) for step in use.steps)
-        parts = [_first(use, steps), _first(other, steps)]
-        if None in (parts[0], parts[1]) or not _close(parts[0] or [], parts[1] or []):
+        one, another = _first(use, steps), _first(other, steps)
+        if one is None or another is None or not _close(one, another):
             found |= {id(variable) for variable in use.variables if variable is not None}
     return frozenset(found)
 
