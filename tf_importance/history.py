@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import arguments, samplers
-
-_EXPLANATION = (
-    "source must be (x, y), each an array or a nest of arrays of the same length; or have random "
-    "access: a TFDS data source (tfds.data_source), or any object with __len__ and __getitem__ "
-    "that gives (x, y)"
-)
+from tf_importance import arguments, proposals, samplers, scorers, scoring, sources
 
 
 def history_sample(
-    source: Any, sampler: samplers.Sampler, batch_size: int = 32, *, seed: int | None = None
+    source: Any,
+    sampler: samplers.Sampler,
+    batch_size: int = 32,
+    *,
+    presample_size: int | None = None,
+    model: keras.Model | None = None,
+    scorer: scorers.Scorer | None = None,
+    resampling: str | proposals.Resampling = "systematic",
+    smoothing: float = 0.2,
+    seed: int | None = None,
+    jit_compile: bool | str = "auto",
 ) -> tf.data.Dataset:
     """Batches `(x, y, {"weight": w, "index": i})` drawn by a sampler with memory.
 
@@ -34,6 +38,12 @@ def history_sample(
     A pass is ⌈n/b⌉ batches, whichever examples these are; `.repeat()` has no end. Augmentation
     goes behind it: `.map(lambda x, y, drawn: (augment(x), y, drawn))` on whole batches.
 
+    With a presample_size memory and fresh scores work together: the sampler draws B examples by
+    p, the model as it is now scores them, b of them are drawn by g_j ∝ Ĝ_j/(n p_j), and the
+    weights multiply, 1/(n p_j) · 1/(B g_j): unbiased still. All B scores go back to the sampler.
+    A fresh pre-sample alone gains at most B/b of a uniform batch; one that memory has chosen
+    can gain more.
+
     Without a seed one batch is drawn ahead of the training step. With a seed nothing runs
     ahead, and a run repeats exactly; so it does after a restore in the midst of an epoch. (A
     `.map` with `num_parallel_calls` or a `.prefetch` behind it does run ahead: batches are then
@@ -45,109 +55,106 @@ def history_sample(
             examples `(x, y)`, or `{"image": x, "label": y}` as TFDS has them, which Python reads.
         sampler: of `tfi.samplers`, for as many examples as the source has.
         batch_size: b.
+        presample_size: B ≥ b; None for no fresh scores.
+        model: the ISModel that scores pre-samples, compiled and built.
+        scorer: `(model, x, y) -> [B]` for pre-samples; by default the model's.
+        resampling, smoothing, jit_compile: of pre-samples, as in `importance_sample`.
         seed: makes the draws repeatable.
     Returns:
-        A dataset of static batch size.
+        A dataset of static batch size. With a presample_size the dict has `"place"` and
+        `"presample"` too, by which the step tells the sampler of all B.
     Raises:
-        TypeError: the source has no random access, or sampler is none.
+        TypeError: the source has no random access, sampler is none, model is no ISModel.
         ValueError: sizes do not fit.
     """
     if not isinstance(sampler, samplers.Sampler):
         raise TypeError(f"sampler must be one of tfi.samplers; got {sampler!r}.")
     batch_size = arguments.positive_integer("batch_size", batch_size)
-    size, gather = _opened(source)
+    size, gather = sources.opened(source)
     if size != sampler.num_examples:
         raise ValueError(
             f"sampler was made for num_examples={sampler.num_examples}, and the source has {size}."
         )
-    sampler.check_batch_size(batch_size)
+    drawn_size = batch_size if presample_size is None else presample_size
+    sampler.check_batch_size(arguments.positive_integer("presample_size", drawn_size))
     sampler.attach(gather)
     chosen = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
 
-    @tf.autograph.experimental.do_not_convert
-    def batch(_):
-        drawn = sampler.draw(batch_size, chosen)
+    def examples(count: int) -> tuple[Any, Any, samplers.Draw]:
+        drawn = sampler.draw(count, chosen)
         inputs, labels = tf.nest.map_structure(
-            lambda part: tf.ensure_shape(part, [batch_size, *part.shape[1:]]),
+            lambda part: tf.ensure_shape(part, [count, *part.shape[1:]]),
             gather(drawn.indices),
         )
+        return inputs, labels, drawn
+
+    @tf.autograph.experimental.do_not_convert
+    def batch(_):
+        inputs, labels, drawn = examples(batch_size)
         return inputs, labels, {"weight": drawn.weights, "index": drawn.indices}
+
+    if presample_size is not None:
+        rescore = _Rescored(
+            _scored(model, scorer, gather, presample_size, batch_size, jit_compile),
+            proposals.resampling_of(resampling),
+            proposals.checked_smoothing(smoothing, 0.0),
+            batch_size,
+        )
+
+        @tf.autograph.experimental.do_not_convert
+        def batch(number):  # noqa: F811
+            return rescore(*examples(presample_size), tf.stack([tf.cast(chosen, tf.int64), number]))
 
     batches = tf.data.Dataset.range(-(-size // batch_size)).map(batch)
     batches = batches if seed is not None else batches.prefetch(1)
     return batches.with_options(_options(seed))
 
 
-def _opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
-    """The number of examples, and a function from indices [b] to (x, y)."""
-    if isinstance(source, tf.data.Dataset):
-        raise TypeError(
-            f"a tf.data.Dataset has no random access; got {source!r}. {_EXPLANATION}. For TFDS: "
-            'tfds.data_source(name, split="train").'
+class _Rescored(NamedTuple):
+    """From a pre-sample that memory has drawn to a batch."""
+
+    score: Callable[[Any, Any], tf.Tensor]
+    resample: proposals.Resampling
+    smoothing: float
+    batch_size: int
+
+    def __call__(self, inputs, labels, drawn: samplers.Draw, seed: tf.Tensor):
+        scores = self.score(inputs, labels)
+        # What an example is worth to a batch drawn from this pre-sample: w Ĝ.
+        worth = scores * drawn.weights
+        worth = proposals.smooth(worth, self.smoothing * tf.reduce_mean(worth))
+        draw = self.resample(proposals.normalize(worth), self.batch_size, seed)
+        of_batch = {
+            "weight": tf.gather(drawn.weights, draw.indices) * draw.weights,
+            "index": tf.gather(drawn.indices, draw.indices),
+            "place": draw.indices,
+            "presample": {
+                "index": drawn.indices,
+                "weight": drawn.weights,
+                "score": scores,
+            },
+        }
+        chosen = tf.nest.map_structure(
+            lambda part: tf.gather(part, draw.indices), (inputs, labels)
         )
-    if isinstance(source, tuple):
-        return _arrays(source)
-    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
-        raise TypeError(f"{_EXPLANATION}; got {source!r}.")
-    return _random_access(source)
+        return (*chosen, of_batch)
 
 
-def _arrays(source: tuple) -> tuple[int, Callable]:
-    if len(source) != 2:
+def _scored(model, scorer, gather, presample_size: int, batch_size: int, jit_compile):
+    """The scorer, compiled for pre-samples."""
+    scoring.check_model(model)
+    if presample_size < batch_size:
         raise ValueError(
-            f"{_EXPLANATION}; got a tuple of {len(source)}. Sample weights are not supported "
-            "here: multiply them into the loss."
+            f"presample_size must be at least batch_size; got {presample_size} and {batch_size}."
         )
-    tensors = tf.nest.map_structure(tf.convert_to_tensor, source)
-    flat = tf.nest.flatten(tensors)
-    lengths = {tensor.shape[0] if tensor.shape.rank else None for tensor in flat}
-    if len(lengths) != 1 or None in lengths or 0 in lengths:
-        shapes = [tuple(tensor.shape) for tensor in flat]
-        raise ValueError(f"{_EXPLANATION}; got arrays of shapes {shapes}.")
-
-    def gather(indices):
-        return tf.nest.map_structure(lambda tensor: tf.gather(tensor, indices), tensors)
-
-    return len(flat[0]), gather
-
-
-def _random_access(source: Any) -> tuple[int, Callable]:
-    size = operator.index(len(source))
-    if size == 0:
-        raise ValueError(f"{_EXPLANATION}; got one of length 0.")
-    example = _pair(source[0])
-    first = tf.nest.map_structure(np.asarray, example)
-    specs = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape, part.dtype), first)
-    fetch = getattr(source, "__getitems__", None)
-
-    def rows(indices):
-        numbers = [int(index) for index in indices]
-        examples = fetch(numbers) if fetch else [source[number] for number in numbers]
-        flat = [tf.nest.flatten(_pair(one)) for one in examples]
-        return [np.stack(part) for part in zip(*flat)]
-
-    def gather(indices):
-        flat = tf.nest.flatten(specs)
-        parts = tf.numpy_function(rows, [indices], [spec.dtype for spec in flat], stateful=False)
-        for part, spec in zip(parts, flat):
-            part.set_shape([indices.shape[0], *spec.shape])
-        return tf.nest.pack_sequence_as(specs, parts)
-
-    return size, gather
-
-
-def _pair(example: Any) -> tuple[Any, Any]:
-    """(x, y) of one example."""
-    if isinstance(example, dict) and {"image", "label"} <= set(example):
-        return example["image"], example["label"]
-    if isinstance(example, (tuple, list)) and len(example) == 2:
-        return example[0], example[1]
-    raise ValueError(f"{_EXPLANATION}; got an example {_shortened(example)}.")
-
-
-def _shortened(example: Any) -> str:
-    text = repr(example)
-    return text if len(text) < 200 else f"{text[:200]}…"
+    score = model.scorer if scorer is None else scorer
+    scoring.check(score, jit_compile)
+    example = gather(tf.zeros([1], tf.int64))
+    spec = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape[1:], part.dtype), example)
+    if not (model.built and model.net.built):
+        with model.distribute_strategy.scope():
+            model(example[0], training=False)
+    return scoring.compiled(model, score, spec, presample_size, jit_compile)
 
 
 def _options(seed: int | None) -> tf.data.Options:

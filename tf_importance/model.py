@@ -11,11 +11,28 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_importance import compat, epochs, layers, losses, proposals, samplers, scorers, variance
+from tf_importance import (
+    compat,
+    epochs,
+    gain,
+    layers,
+    losses,
+    proposals,
+    samplers,
+    scorers,
+    switches,
+    variance,
+)
 from tf_importance.samplers import feedback, state
-from tf_importance.scorers import base, forward
+from tf_importance.scorers import base, forward, last_layer
 
 _SCORER_PREFIX = "tfi.scorers."
+# The newest step's share in the averages of the gain's moments, as in RAIS.
+_GAIN_SMOOTHING = 0.01
+# Steps to have been measured before a gain is spoken of.
+_GAIN_STEPS = 50
+# Rates ρ at which rounding is measured, at most.
+_MOST_RATES = 16
 
 
 def _signed_as(method: Callable) -> Callable:
@@ -107,12 +124,16 @@ class ISModel(keras.Model):
         # Few and small: every variable that a step reads costs as much as a small layer.
         self._counts = self._state("counts", size=3)  # drawn, uniform, fallbacks
         self._monitors = self._state("monitors", size=3)  # Σ 1/τ², steps, largest weight
+        # a^k of their average, then A, U, S, Q of the gain and F at each rate.
+        self._gain_moments = self._state("gain_moments", size=5 + _MOST_RATES)
+        self._gain_of: gain.Sampling | None = None
         self._sampled = False
         self._sample_weighted = False
         self._expects_drawn = False
         self._weights_have_scale = False
         self._warned = False
         self._feedback: feedback.Feedback | None = None
+        self._schedule = None
         compat.track(self, "sampler", None)
         self._warn_of_batch_normalization()
 
@@ -162,9 +183,16 @@ class ISModel(keras.Model):
         samplers.check(sampler, self.distribute_strategy.num_replicas_in_sync)
         schedule = compat.learning_rate(self.optimizer)
         schedule = schedule if hasattr(schedule, "advance") else None
+        if schedule is not None:
+            schedule.suit(self.optimizer)
         compat.track(self, "sampler", sampler)
-        compat.track(self, "_schedule", schedule if sampler is not None else None)
+        compat.track(self, "_schedule", schedule)
         self._feedback = None if sampler is None else feedback.Feedback(sampler, schedule)
+
+    @property
+    def follows_gain(self) -> bool:
+        """Whether the learning rate is one that follows the gain (`tfi.schedules`)."""
+        return self._schedule is not None
 
     def compile_from_config(self, config) -> None:
         """Compile as a saved model was; Keras does so only for its own `compile`."""
@@ -278,7 +306,12 @@ class ISModel(keras.Model):
 
     # Importance sampling ------------------------------------------------------------------
 
-    def expect_drawn_examples(self, sample_weighted: bool) -> None:
+    def expect_drawn_examples(
+        self,
+        sample_weighted: bool,
+        gain_of: gain.Sampling | None = None,
+        switch: switches.Switch | None = None,
+    ) -> None:
         """Take the weights of datasets as importance weights from now on.
 
         `importance_sample` calls it. Until then weights are a user's sample weights, which
@@ -287,7 +320,11 @@ class ISModel(keras.Model):
 
         Args:
             sample_weighted: whether a user's sample weights are multiplied into them.
+            gain_of: where steps are to measure the gain, that of what.
+            switch: the pipeline's, to be checkpointed with the model.
         """
+        compat.track(self, "switch", switch)
+        self._measure_gain_of(gain_of)
         self._sampled = True
         self._sample_weighted = sample_weighted
         self._expect(drawn=True, sample_weighted=sample_weighted)
@@ -298,6 +335,30 @@ class ISModel(keras.Model):
         if (drawn, sample_weighted) != (self._expects_drawn, self._weights_have_scale):
             self._expects_drawn, self._weights_have_scale = drawn, sample_weighted
             self.train_function = None
+
+    def _measure_gain_of(self, sampling: gain.Sampling | None) -> None:
+        if sampling is not None and len(sampling.rates) > _MOST_RATES:
+            raise ValueError(
+                f"at most {_MOST_RATES} sampling rates can be compared; got {sampling.rates}."
+            )
+        if sampling != self._gain_of:
+            self._gain_of, self.train_function = sampling, None
+
+    def gain_moments(self) -> tuple[gain.Moments, tf.Tensor]:
+        """The moments of the gain as averaged over the latest steps, and whether there are enough.
+
+        Steps measure them once `importance_sample` wants to know the gain.
+        """
+        state = compat.value(self._gain_moments)
+        enough = state[0] > 1 - (1 - _GAIN_SMOOTHING) ** _GAIN_STEPS
+        moments = tf.math.divide_no_nan(state[1:], state[0])
+        rates = () if self._gain_of is None else self._gain_of.rates
+        rounding = moments[4 : 4 + len(rates)]
+        return gain.Moments(*tf.unstack(moments[:4]), rounding), enough
+
+    def largest_gain(self) -> tf.Tensor:
+        """The gain ratio that the learning rate can follow in the coming step."""
+        return tf.constant(1e6) if self._schedule is None else self._schedule.largest_gain()
 
     def count(self, drawn=0.0, uniform=0.0, fallbacks=0.0) -> None:
         """Add to the epoch's numbers of drawn and uniform batches, and of fallbacks.
@@ -314,7 +375,8 @@ class ISModel(keras.Model):
 
     def train_step(self, data):
         """A Keras training step, then τ from the same forward pass."""
-        data, indices = samplers.split(data)
+        data, told = samplers.split(data)
+        indices = None if told is None else told.index
         if indices is not None and self.sampler is None:
             raise ValueError(
                 f"the dataset is one of history_sample, and model {self.name!r} is compiled "
@@ -326,18 +388,24 @@ class ISModel(keras.Model):
             weights = None
         expects_drawn = self._expects_drawn or indices is not None
         drawn = weights if expects_drawn else None
+        if self._schedule is not None and indices is None:
+            known = told is not None and told.gain is not None
+            self._schedule.advance(tf.reduce_mean(told.gain) if known else 1.0)
         if drawn is not None and self._weights_have_scale:
             drawn = tf.math.divide_no_nan(drawn, self._tracked_mean_weight(weights))
         with (
             layers.importance_weights(drawn),
-            feedback.drawn(indices),
+            feedback.drawn(told),
             forward.recorded() as passes,
         ):
             logs = super().train_step(data)
         tau, monitors = compat.value(self.tau), compat.value(self._monitors)
         if self.objective.loss is not None and passes:
             try:
-                estimate, largest = self._estimate(labels, weights, passes[-1], expects_drawn)
+                scores = self._scores(labels, passes[-1])
+                estimate, largest = self._estimate(scores, weights, expects_drawn)
+                if self._gain_of is not None and expects_drawn and weights is not None:
+                    self._measure_gain(labels, passes[-1], scores, weights, told)
             except losses.Unscorable:
                 # Keras trains on such a loss; importance sampling was refused at its start.
                 if expects_drawn:
@@ -345,7 +413,10 @@ class ISModel(keras.Model):
             else:
                 tau = self._updated_tau(tau, estimate)
                 monitors = self._updated_monitors(monitors, estimate, largest)
-        return {**logs, **self._logs(tau, monitors, data)}
+        logs = {**logs, **self._logs(tau, monitors, data)}
+        if told is not None and told.gain is not None:
+            logs["gain"] = tf.reduce_mean(told.gain)
+        return logs
 
     def test_step(self, data):
         """A Keras evaluation step; batches of `history_sample` count by their weights."""
@@ -385,12 +456,44 @@ class ISModel(keras.Model):
         self._mean_weight.assign(mean)
         return mean
 
-    def _estimate(self, labels, weights, passed: forward.Forward, drawn: bool):
-        """τ of this batch, NaN where its scores are unusable, and the largest weight."""
+    def _scores(self, labels, passed: forward.Forward) -> tf.Tensor:
         scorer = self.scorer
         if not isinstance(scorer, base.OutputScorer):
             scorer = scorers.upper_bound
-        scores = tf.stop_gradient(scorer.from_forward(self.objective, labels, passed))
+        return tf.stop_gradient(scorer.from_forward(self.objective, labels, passed))
+
+    def _measure_gain(self, labels, passed: forward.Forward, scores, weights, told) -> None:
+        """Take this batch up in the averages of the gain's moments; one that is not finite not."""
+        weights = tf.cast(weights, tf.float32)
+        of_sampling = weights
+        sample_weights = tf.ones_like(weights)
+        if told is not None and told.importance is not None:
+            of_sampling = tf.cast(told.importance, tf.float32)
+            sample_weights = tf.abs(tf.math.divide_no_nan(weights, of_sampling))
+        squares = last_layer.gradient_squares(self.net, self.objective, labels, passed, weights)
+        state = compat.value(self._gain_moments)
+        moments = gain.batch_moments(
+            sample_weights * scores,
+            sample_weights**2 * squares.per_example,
+            of_sampling,
+            squares.batch,
+            self._gain_of,
+            self._mean_score(state, of_sampling * sample_weights * scores),
+        )
+        missing = [0.0] * (_MOST_RATES - len(self._gain_of.rates))
+        newest = tf.concat([[1.0], tf.stack(moments[:4]), moments.rounding, missing], axis=0)
+        known = tf.reduce_all(tf.math.is_finite(newest))
+        averaged = state + _GAIN_SMOOTHING * (newest - state)
+        self._gain_moments.assign(tf.where(known, averaged, state))
+
+    def _mean_score(self, state, weighted_scores) -> tf.Tensor:
+        """mean(Ĝ) of the averages, this batch included."""
+        smooth_mean = state[3] / (1 + self._gain_of.smoothing)
+        newest = _GAIN_SMOOTHING * (tf.reduce_mean(weighted_scores) - smooth_mean)
+        return (smooth_mean + newest) / (state[0] + _GAIN_SMOOTHING * (1 - state[0]))
+
+    def _estimate(self, scores, weights, drawn: bool):
+        """τ of this batch, NaN where its scores are unusable, and the largest weight."""
         weights = tf.ones_like(scores) if weights is None else tf.cast(weights, scores.dtype)
         sizes = tf.abs(weights)
         if drawn:

@@ -6,6 +6,7 @@ zero, negative, NaN or infinite): then the proposal is uniform, and nothing here
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -117,3 +118,32 @@ def systematic(proposal: tf.Tensor, size: int, seed: tf.Tensor) -> Draw:
 
 
 RESAMPLING: Mapping[str, Resampling] = {"multinomial": multinomial, "systematic": systematic}
+
+
+def checked_smoothing(value: float | None, default: float) -> float:
+    """The constant c of smoothed scores Ĝ + c mean(Ĝ), as a user gave it or by default.
+
+    Raises:
+        ValueError: it is negative or not finite.
+    """
+    if value is None:
+        return default
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"smoothing must be finite and not negative; got {value!r}.")
+    return float(value)
+
+
+def resampling_of(value: str | Resampling) -> Resampling:
+    """A way to draw by its name, or itself.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if callable(value):
+        return value
+    if value not in RESAMPLING:
+        raise ValueError(
+            f"resampling must be one of {sorted(RESAMPLING)} or a function "
+            f"(proposal, size, seed) -> Draw; got {value!r}."
+        )
+    return RESAMPLING[value]

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="tf_importance")
 class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
-    """η = r̂ · schedule(t̂), t̂ ← t̂ + r̂  (Johnson & Guestrin 2018, sections 3.2 and 4.4).
+    """η = r̂^e · schedule(t̂), t̂ ← t̂ + r̂  (Johnson & Guestrin 2018, sections 3.2 and 4.4).
 
     With this learning rate a step of gain ratio r̂ makes as much expected progress as r̂ uniform
     steps, and the schedule moves on as much: the learning rate that was tuned for uniform
@@ -20,56 +20,131 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         model.compile(keras.optimizers.SGD(tfi.schedules.GainAdapted(0.1)), loss, sampler=sampler)
 
     Whoever measures the gain calls `advance(r̂)` once in every step, before the optimizer; an
-    ISModel that is compiled with a sampler does. Without that, r̂ = 1 and t̂ = 0 for good. t̂
-    counts from 0, as Keras's iterations do, where the paper's counts from 1; when r̂ is 1
-    throughout, this is the schedule itself.
+    ISModel does, with r̂ = 1 for batches of which no gain is known. In any other model r̂ = 1 and
+    t̂ = 0 for good. t̂ counts from 0, as Keras's iterations do, where the paper's counts from 1;
+    when r̂ is 1 throughout, this is the schedule itself.
+
+    The paper's e = 1 is for SGD, with or without momentum. An optimizer that divides by the root
+    of the gradient's second moment has taken a part of the gain already: where noise outweighs
+    the mean, E g² falls by r̂, and the step grows by √r̂ without our doing. So e = ½ leaves the
+    whole at r̂. Where the mean outweighs the noise, r̂ is near 1 and e does not matter.
+
+    The proposition asks how noisy a step is, not how far one can go before the net no longer
+    follows its gradient: with r̂ times a learning rate that is near that limit already, training
+    diverges. Where the limit is cannot be told from the last layer, but the user's own schedule
+    has been below it. So η never exceeds `ceiling` times the largest value that the schedule has
+    had; late in a decay there is room for a large r̂, under a constant rate there is little. The
+    paper has no ceiling (`ceiling=math.inf`).
 
     Args:
         schedule: a positive number, or a Keras `LearningRateSchedule`.
+        exponent: e; by default ½ for Adam and other optimizers that normalize (Adam, AdamW,
+            Nadam, Adamax, RMSprop, Adagrad, Adadelta, Lion, Lamb), else 1.
+        ceiling: c ≥ 1.
     Attributes:
-        gain: variable, r̂.
+        gain: variable, r̂, no larger than the ceiling allows.
         effective_step: variable, t̂ of the step that is being made; float64.
+        exponent: e.
     Raises:
-        TypeError: schedule is neither. ValueError: a number that is not positive and finite.
+        TypeError: schedule is neither. ValueError: a number that is not positive and finite, an
+            exponent out of (0, 1], a ceiling below 1.
     """
 
-    def __init__(self, schedule) -> None:
+    def __init__(
+        self, schedule, exponent: float | None = None, *, ceiling: float = 2.0
+    ) -> None:
         tf.Module.__init__(self, name="gain_adapted")
         keras.optimizers.schedules.LearningRateSchedule.__init__(self)
         self._rate = _as_schedule(schedule)
+        if exponent is not None and not 0 < exponent <= 1:
+            raise ValueError(f"exponent must be in (0, 1]; got {exponent}.")
+        if not ceiling >= 1:
+            raise ValueError(f"ceiling must be at least 1; got {ceiling}.")
+        self._ceiling = float(ceiling)
+        self._exponent = exponent
+        self.exponent = 1.0 if exponent is None else exponent
         # In a function: Keras's own schedules are not trackable, and this one is.
         self._given = lambda: schedule
-        self.gain = tf.Variable(1.0, trainable=False, name="gain")
-        self.effective_step = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="t")
+        self.gain = _variable(tf.constant(1.0), "gain")
+        self.effective_step = _variable(tf.constant(0.0, tf.float64), "t")
         # t̂ of the next step.
-        self.following = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="following")
+        self.following = _variable(tf.constant(0.0, tf.float64), "following")
+        # The largest value that the schedule has had.
+        self.peak = _variable(tf.constant(0.0), "peak")
+
+    def suit(self, optimizer) -> None:
+        """Take the exponent that suits an optimizer, where none was given."""
+        if self._exponent is None:
+            self.exponent = 0.5 if _normalizes(optimizer) else 1.0
 
     def advance(self, gain: tf.Tensor) -> None:
         """Begin a step of gain ratio r̂; a gain that is not finite and positive counts as 1."""
+        following = tf.convert_to_tensor(self.following)
+        peak = tf.maximum(tf.convert_to_tensor(self.peak), self._scheduled(following))
         gain = tf.cast(gain, tf.float32)
         gain = tf.where(tf.math.is_finite(gain) & (gain > 0), gain, 1.0)
+        gain = tf.minimum(gain, self._largest_gain(peak, following))
+        self.peak.assign(peak)
         self.gain.assign(gain)
-        self.effective_step.assign(self.following)
-        self.following.assign_add(tf.cast(gain, tf.float64))
+        self.effective_step.assign(following)
+        self.following.assign(following + tf.cast(gain, tf.float64))
+
+    def largest_gain(self) -> tf.Tensor:
+        """The r̂ that the ceiling allows in the coming step; larger ones count as this."""
+        following = tf.convert_to_tensor(self.following)
+        peak = tf.maximum(tf.convert_to_tensor(self.peak), self._scheduled(following))
+        return self._largest_gain(peak, following)
+
+    def _largest_gain(self, peak: tf.Tensor, following: tf.Tensor) -> tf.Tensor:
+        ratio = tf.math.divide_no_nan(peak, self._scheduled(following))
+        return (self._ceiling * tf.maximum(ratio, 1.0)) ** (1 / self.exponent)
+
+    def _scheduled(self, effective_step: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self._rate(tf.cast(effective_step, tf.float32)), tf.float32)
 
     def __call__(self, step) -> tf.Tensor:
         """η of the step that was begun last; the optimizer's own count is not used."""
         del step
-        effective = tf.cast(self.effective_step, tf.float32)
-        return tf.convert_to_tensor(self.gain) * tf.cast(self._rate(effective), tf.float32)
+        factor = tf.convert_to_tensor(self.gain) ** self.exponent
+        return factor * self._scheduled(tf.convert_to_tensor(self.effective_step))
 
     def get_config(self) -> dict[str, Any]:
         given = self._given()
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
             given = keras.saving.serialize_keras_object(given)
-        return {"schedule": given}
+        return {"schedule": given, "exponent": self._exponent, "ceiling": self._ceiling}
 
     @classmethod
     def from_config(cls, config) -> GainAdapted:
         given = config["schedule"]
         if isinstance(given, dict):
             given = keras.saving.deserialize_keras_object(given)
-        return cls(given)
+        return cls(given, config["exponent"], ceiling=config["ceiling"])
+
+
+# By name: which of them there are depends on the version of Keras and on TensorFlow Addons.
+_NORMALIZING = frozenset(
+    "Adam AdamW Nadam Adamax RMSprop Adagrad Adadelta Lion Lamb LAMB LazyAdam RectifiedAdam "
+    "AdaBelief NovoGrad Yogi".split()
+)
+
+
+def _normalizes(optimizer) -> bool:
+    """Whether an optimizer, or the one that it wraps, divides by the size of its gradients."""
+    inner = getattr(optimizer, "inner_optimizer", None) or getattr(optimizer, "_optimizer", None)
+    if inner is not None and inner is not optimizer:
+        return _normalizes(inner)
+    return any(kind.__name__ in _NORMALIZING for kind in type(optimizer).__mro__)
+
+
+def _variable(initial, name: str) -> tf.Variable:
+    # Replicas of a strategy all make the same step.
+    return tf.Variable(
+        initial,
+        trainable=False,
+        name=name,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
 
 
 def _as_schedule(schedule):

@@ -211,14 +211,39 @@ def check(sampler: Any, replicas: int) -> None:
         )
 
 
+class Drawn(NamedTuple):
+    """What a pipeline of this package says of a batch, beside (x, y).
+
+    Attributes:
+        weight: [b] what the loss is weighted by.
+        index: [b] of the examples in the source, by `history_sample`.
+        importance: [b] the part of the weights that sampling has multiplied into them.
+        gain: [b] the predicted gain ratio r of the batch, the same for all.
+        presample: `{"index", "weight", "score"}`, [B] each, of the pre-sample that a sampler drew
+            and the batch was drawn from.
+        place: [b] of the examples in that pre-sample.
+    """
+
+    weight: tf.Tensor
+    index: tf.Tensor | None = None
+    importance: tf.Tensor | None = None
+    gain: tf.Tensor | None = None
+    presample: dict[str, tf.Tensor] | None = None
+    place: tf.Tensor | None = None
+
+
 def is_drawn(data) -> bool:
     """Whether a batch, or the element_spec of a dataset, is one of `history_sample`."""
-    has_dict = isinstance(data, tuple) and len(data) == 3 and isinstance(data[2], dict)
-    return has_dict and {"weight", "index"} == set(data[2])
+    return _is_ours(data) and "index" in data[2]
 
 
-def split(data) -> tuple[Any, tf.Tensor | None]:
-    """A batch as (x, y, weight) and, where `history_sample` made it, the indices [b]."""
-    if not is_drawn(data):
+def split(data) -> tuple[Any, Drawn | None]:
+    """A batch as (x, y, weight) and, where a pipeline of ours made it, all that it says."""
+    if not _is_ours(data):
         return data, None
-    return (*data[:2], data[2]["weight"]), data[2]["index"]
+    return (*data[:2], data[2]["weight"]), Drawn(**data[2])
+
+
+def _is_ours(data) -> bool:
+    has_dict = isinstance(data, tuple) and len(data) == 3 and isinstance(data[2], dict)
+    return has_dict and "weight" in data[2] and set(data[2]) <= set(Drawn._fields)

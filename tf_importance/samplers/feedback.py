@@ -9,22 +9,20 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from tf_importance.samplers.base import Sampler, Visit
+from tf_importance.samplers.base import Drawn, Sampler, Visit
 from tf_importance.scorers import base, forward, last_layer
 
-_indices: contextvars.ContextVar[tf.Tensor | None] = contextvars.ContextVar(
-    "drawn_indices", default=None
-)
+_told: contextvars.ContextVar[Drawn | None] = contextvars.ContextVar("drawn", default=None)
 
 
 @contextlib.contextmanager
-def drawn(indices: tf.Tensor | None) -> Iterator[None]:
-    """Within this context the step's examples are those at these indices [b] of the source."""
-    token = _indices.set(indices)
+def drawn(told: Drawn | None) -> Iterator[None]:
+    """Within this context the step's examples are those of a batch that a sampler drew."""
+    token = _told.set(told)
     try:
         yield
     finally:
-        _indices.reset(token)
+        _told.reset(token)
 
 
 class Feedback:
@@ -48,12 +46,18 @@ class Feedback:
         Returns:
             [b] the weights for the loss.
         """
-        indices, passed = _indices.get(), forward.latest()
-        if indices is None or passed is None:
+        told, passed = _told.get(), forward.latest()
+        if told is None or told.index is None or passed is None:
             return weights
         drawn_with = tf.cast(weights, tf.float32)
-        scores = tf.stop_gradient(_scores(model, inputs, labels, passed))
-        scales = self._sampler.update(Visit(indices, drawn_with, scores))
+        if told.presample is None:
+            scores = tf.stop_gradient(_scores(model, inputs, labels, passed))
+            scales = self._sampler.update(Visit(told.index, drawn_with, scores))
+        else:
+            # All of the pre-sample, of which the batch is a part.
+            seen = told.presample
+            visit = Visit(seen["index"], seen["weight"], seen["score"])
+            scales = tf.gather(self._sampler.update(visit), told.place)
         squares = last_layer.gradient_squares(
             model.net, model.objective, labels, passed, drawn_with * scales
         )

@@ -1,0 +1,104 @@
+"""What steps cost on this machine, measured while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tf_importance.plans import Plan
+
+# Of so many newest timings the median counts: a pause, an evaluation or a trace is one of them.
+_TIMINGS = 9
+
+
+class StepCosts(tf.Module):
+    """Seconds of a step under each plan, as far as training has shown them.
+
+    A pipeline is asked for the next pre-sample when the batches of the last one are used up. So
+    the time between two of its pre-samples is what the first one's steps took, with all that did
+    not overlap with them: reading the examples, scoring them, callbacks. Uniform steps of each
+    size are timed like this, and what a drawn-from pre-sample took beyond its steps is the
+    seconds of scoring.
+
+    Args:
+        plans: all there are.
+        presample_size: B.
+    Attributes:
+        timings: [m + 1, 9] newest seconds: of a uniform step of each of the m batch sizes, and
+            of scoring. counts: [m + 1] how many there ever were.
+    """
+
+    def __init__(self, plans: Sequence[Plan], presample_size: int) -> None:
+        super().__init__(name="step_costs")
+        self._plans = tuple(plans)
+        self._sizes = sorted({plan.batch_size for plan in plans}, reverse=True)
+        kinds = len(self._sizes) + 1
+        self.timings = _variable(tf.zeros([kinds, _TIMINGS]), "timings")
+        self.counts = _variable(tf.zeros([kinds], tf.int32), "counts")
+        self.last_time = _variable(tf.constant(0.0, tf.float64), "last_time")
+        self.last_plan = _variable(tf.constant(-1), "last_plan")
+        self.in_a_row = _variable(tf.constant(0), "in_a_row")
+        batches = [plan.draws or presample_size // plan.batch_size for plan in self._plans]
+        self._batches = tf.constant(batches, tf.float32)
+        self._draws = tf.constant([plan.draws for plan in self._plans], tf.float32)
+        kind = [self._sizes.index(plan.batch_size) for plan in self._plans]
+        self._kinds = tf.constant(kind)
+
+    def seconds(self) -> tf.Tensor:
+        """[k] seconds of a step under each plan; infinite as long as they are not known."""
+        counts = tf.convert_to_tensor(self.counts)
+        known = tf.range(_TIMINGS)[tf.newaxis] < tf.minimum(counts, _TIMINGS)[:, tf.newaxis]
+        times = tf.sort(tf.where(known, tf.convert_to_tensor(self.timings), float("inf")), axis=1)
+        middle = tf.maximum(tf.minimum(counts, _TIMINGS) - 1, 0) // 2
+        medians = tf.gather(times, middle, batch_dims=1)
+        scoring = tf.math.divide_no_nan(medians[-1], self._draws)
+        scoring = tf.where(self._draws > 0, scoring, 0.0)
+        return tf.gather(medians, self._kinds) + scoring
+
+    def asked(self, now: tf.Tensor) -> None:
+        """Take the time: the pre-sample that comes is asked for now.
+
+        Args:
+            now: scalar float64, seconds.
+        """
+        plan, row = tf.convert_to_tensor(self.last_plan), tf.convert_to_tensor(self.in_a_row)
+        elapsed = tf.cast(now - self.last_time, tf.float32)
+        self.last_time.assign(now)
+        # The first of a row overlaps with the steps of another plan.
+        tf.cond(row >= 2, lambda: self._record(plan, elapsed), lambda: None)
+
+    def chosen(self, plan: tf.Tensor) -> None:
+        """What becomes of the pre-sample that was asked for."""
+        row = tf.where(tf.equal(plan, self.last_plan), self.in_a_row + 1, 1)
+        self.in_a_row.assign(row)
+        self.last_plan.assign(plan)
+
+    def _record(self, plan: tf.Tensor, elapsed: tf.Tensor) -> None:
+        batches, drawn = tf.gather(self._batches, plan), tf.gather(self._draws, plan) > 0
+        kind = tf.gather(self._kinds, plan)
+        step = elapsed / batches
+        own = tf.gather(self._own_step(), kind)
+        # Without a step's own time there is nothing to compare with.
+        scoring = tf.maximum(elapsed - batches * own, 0.0)
+        row = tf.where(drawn, len(self._sizes), kind)
+        place = tf.gather(self.counts, row) % _TIMINGS
+        value = tf.where(drawn, scoring, step)
+        tf.cond(
+            tf.math.is_finite(value),
+            lambda: self._write(row, place, value),
+            lambda: None,
+        )
+
+    def _own_step(self) -> tf.Tensor:
+        """[m] seconds of a uniform step of each batch size."""
+        uniform = [self._plans.index(Plan(size, 0)) for size in self._sizes]
+        return tf.gather(self.seconds(), uniform)
+
+    def _write(self, row, place, value) -> None:
+        self.timings.scatter_nd_update([tf.stack([row, place])], [value])
+        self.counts.scatter_nd_add([[row]], [1])
+
+
+def _variable(initial, name: str) -> tf.Variable:
+    return tf.Variable(initial, trainable=False, name=name)

@@ -1,0 +1,60 @@
+"""What a dataset's elements must look like, and a net that is built to take them."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+
+def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
+    """The dataset's element_spec, as (x, y) or (x, y, sample_weight) without a batch axis."""
+    if not isinstance(dataset, tf.data.Dataset):
+        raise TypeError(f"importance_sample applies to a tf.data.Dataset; got {dataset!r}.")
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        raise ValueError(
+            "the dataset must have labels: elements (x, y) or (x, y, sample_weight); got "
+            f"element_spec {spec}."
+        )
+    leaves = tf.nest.flatten(spec)
+    if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
+        raise ValueError(f"the dataset's elements must be dense tensors; got {spec}.")
+    if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(spec[1])):
+        raise ValueError(f"labels must be numbers; got {spec[1]}. Map the strings to classes.")
+    if _looks_batched(model.net, spec[0], leaves):
+        raise ValueError(
+            "the dataset must not be batched, since importance_sample batches it itself; got "
+            f"element_spec {spec}. Leave out .batch(), or undo it by .unbatch()."
+        )
+    if len(spec) == 3 and (tf.nest.is_nested(spec[2]) or spec[2].shape.rank != 0):
+        raise ValueError(f"sample_weight must be one number for each example; got {spec[2]}.")
+    return spec
+
+
+def _looks_batched(net: keras.Model, inputs, leaves: list[tf.TensorSpec]) -> bool:
+    """Whether inputs have the net's own rank, or every part a leading axis of unknown size."""
+    parts = tf.nest.flatten(inputs)
+    # A net that is not functional, or not built, has no symbolic inputs.
+    try:
+        expected = tf.nest.flatten(net.inputs or [])
+    except (AttributeError, ValueError):
+        expected = []
+    if expected and len(expected) == len(parts):
+        ranks = sorted(len(tensor.shape) for tensor in expected)
+        return ranks == sorted(leaf.shape.rank or 0 for leaf in parts)
+    return all(leaf.shape.rank and leaf.shape[0] is None for leaf in leaves)
+
+
+def build(model: keras.Model, spec: tuple, dataset: tf.data.Dataset) -> None:
+    """Make the weights of an unbuilt net by a call on one example."""
+    if model.built and model.net.built:
+        return
+    inputs = spec[0]
+    if all(leaf.shape.is_fully_defined() for leaf in tf.nest.flatten(inputs)):
+        example = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape], s.dtype), inputs)
+    else:
+        example = next(iter(dataset.batch(1)))[0]
+    with model.distribute_strategy.scope():
+        model(example, training=False)
+
+

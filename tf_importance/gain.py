@@ -1,0 +1,166 @@
+"""The gain of drawing a batch from a pre-sample: how much further a step gets. Pure functions.
+
+All of it is written in moments of the population under uniform sampling, for per-example
+gradients v_i, scores Ĝ_i and the mean gradient G:
+
+    A = ‖G‖²     U = E[v²]     S = E[Ĝ]     Q = E[v²/Ĝ]     V = S Q
+
+V is the second moment of a single draw by p_i ∝ Ĝ_i with its weight; for Ĝ = v it is (E v)², the
+least there can be. A weighted batch estimates each moment, however it was drawn.
+
+Drawing R batches of b from a pre-sample of B is sampling at the rate ρ = R b/B. A step's gradient
+then has the variance
+
+    (U − A) ρ/b        the pre-sample is a uniform sample itself, and R steps share its error
+    + (V − A) F(ρ)/b   the draws from it
+
+against (U − A)/b of a uniform batch. F is 1 for independent draws. Systematic ones take each
+example ⌊c_i⌋ or ⌈c_i⌉ times, c_i = ρ Ĝ_i/S its expected count, and their variance is that of
+rounding: F(ρ) = E[f (1 − f)]/ρ, f the fractional part of c. For equal scores this is 1 − ρ, and the
+sum is the uniform batch's variance exactly; no score can bring the sum below (U − A) ρ/b.
+
+The gain ratio r of such a step (Johnson & Guestrin 2018, eq. 7) is E‖g‖² of a uniform batch over
+that of this one. A step with r times the learning rate makes r times the progress (their
+proposition 3.2), and so r over the relative cost of the step is its speed. Unlike τ, r knows when
+noise is not what limits training: A then outweighs the rest, and r is near 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Moments(NamedTuple):
+    """Moments of a population's gradients and scores; those of section "gain" of the design.
+
+    Attributes:
+        mean_square: A = ‖G‖².
+        square: U = E[v²].
+        score: S = E[Ĝ].
+        square_per_score: Q = E[v²/Ĝ].
+        rounding: [k] F(ρ) at each of k rates.
+    """
+
+    mean_square: tf.Tensor
+    square: tf.Tensor
+    score: tf.Tensor
+    square_per_score: tf.Tensor
+    rounding: tf.Tensor
+
+    @property
+    def drawn_square(self) -> tf.Tensor:
+        """V = S Q, the second moment of a single weighted draw by the scores."""
+        return self.score * self.square_per_score
+
+
+class Sampling(NamedTuple):
+    """The ways of drawing whose gain is to be known.
+
+    Attributes:
+        rates: ρ = R b/B, at which rounding is wanted.
+        smoothing: c; examples are drawn by Ĝ + c mean(Ĝ).
+    """
+
+    rates: tuple[float, ...]
+    smoothing: float
+
+
+def batch_moments(
+    scores: tf.Tensor,
+    squares: tf.Tensor,
+    weights: tf.Tensor,
+    batch_square: tf.Tensor,
+    sampling: Sampling,
+    mean_score: tf.Tensor | None = None,
+) -> Moments:
+    """What one weighted batch says of the moments.
+
+    ‖g‖² − mean(w² v²)/b, scaled by b/(b − 1), is the mean product of the gradients of two
+    different examples, and so A for examples that are drawn independently; see
+    `corrected_mean_square` for those that are not.
+
+    Args:
+        scores: [b] Ĝ, non-negative. squares: [b] v². weights: [b] w, of mean 1 in expectation.
+        batch_square: ‖g‖², g the weighted mean gradient.
+        sampling: the rates ρ and the smoothing c.
+        mean_score: mean(Ĝ), where more is known of it than this batch says.
+    Returns:
+        Scalars, and [k]; Ĝ in them are the smoothed scores.
+    """
+    size = tf.cast(tf.size(scores), scores.dtype)
+    own = tf.reduce_mean(weights**2 * squares)
+    mean = tf.reduce_mean(weights * scores) if mean_score is None else mean_score
+    smooth = scores + sampling.smoothing * mean
+    smooth_mean = (1 + sampling.smoothing) * mean
+    return Moments(
+        mean_square=tf.math.divide_no_nan(batch_square - own / size, 1 - 1 / size),
+        square=tf.reduce_mean(weights * squares),
+        score=smooth_mean,
+        square_per_score=tf.reduce_mean(weights * tf.math.divide_no_nan(squares, smooth)),
+        rounding=rounding_factors(smooth, weights, sampling.rates, smooth_mean),
+    )
+
+
+def rounding_factors(
+    scores: tf.Tensor, weights: tf.Tensor, rates: Sequence[float], mean_score: tf.Tensor
+) -> tf.Tensor:
+    """F(ρ) = E[f (1 − f)]/ρ, f the fractional part of ρ Ĝ/S, for systematic draws.
+
+    Args:
+        scores: [b]. weights: [b]. rates: k numbers ρ. mean_score: S.
+    Returns:
+        [k] in [0, 1]; 1 − ρ for equal scores and ρ ≤ 1.
+    """
+    rate = tf.constant(list(rates), scores.dtype)[:, tf.newaxis]
+    counts = rate * tf.math.divide_no_nan(scores, mean_score)
+    fractions = counts - tf.floor(counts)
+    return tf.reduce_mean(weights * fractions * (1 - fractions), axis=1) / rate[:, 0]
+
+
+def corrected_mean_square(
+    moments: Moments, batch_size: int, presample_size: int, rounding: tf.Tensor | float
+) -> tf.Tensor:
+    """A from batches that were drawn of pre-samples, whose examples are not independent.
+
+    Two draws from one pre-sample share its error, (U − A)/B, and systematic draws avoid each
+    other, −(1 − F)(V − A)/b. What `batch_moments` averages to is A plus both.
+
+    Args:
+        moments: averages over such batches. batch_size: b. presample_size: B.
+        rounding: F(b/B) of the draws; 1 if they are independent.
+    Returns:
+        Scalar.
+    """
+    shared = 1 / presample_size
+    avoided = (1 - rounding) / batch_size
+    seen = moments.mean_square - shared * moments.square + avoided * moments.drawn_square
+    return seen / (1 - shared + avoided)
+
+
+def uniform_square(moments: Moments, batch_size: int) -> tf.Tensor:
+    """E‖g‖² = A + (U − A)/b of a uniform batch of b."""
+    return moments.mean_square + (moments.square - moments.mean_square) / batch_size
+
+
+def drawn_square(
+    moments: Moments, batch_size: int, rate: float | tf.Tensor, rounding: tf.Tensor | float
+) -> tf.Tensor:
+    """E‖g‖² = A + (ρ (U − A) + F (V − A))/b of a batch of b drawn at the rate ρ.
+
+    Args:
+        moments: of the population. batch_size: b.
+        rate: ρ = R b/B. rounding: F(ρ); 1 for independent draws.
+    """
+    mean_square = moments.mean_square
+    of_presample = rate * (moments.square - mean_square)
+    of_draws = rounding * tf.maximum(moments.drawn_square - mean_square, 0.0)
+    return mean_square + (of_presample + of_draws) / batch_size
+
+
+def gain_ratio(uniform: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """r = E‖g_U‖²/E‖g‖²  (Johnson & Guestrin 2018, eq. 6); 1 where it is not finite."""
+    ratio = tf.math.divide_no_nan(uniform, other)
+    return tf.where(tf.math.is_finite(ratio) & (ratio > 0), ratio, 1.0)

@@ -1,0 +1,137 @@
+"""From a pre-sample to its batches: whole, or drawn by scores."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_importance import proposals
+from tf_importance.plans import Plan
+
+
+class Group(NamedTuple):
+    """A pre-sample, or batches of it stacked: nests of [B, …] or [k, b, …].
+
+    Attributes:
+        inputs, labels: nests.
+        sample_weights: s, a user's.
+        importance: what sampling multiplies into them, 1 unless drawn.
+    """
+
+    inputs: Any
+    labels: Any
+    sample_weights: tf.Tensor
+    importance: tf.Tensor
+
+    @property
+    def size(self) -> tf.Tensor:
+        """Number of examples."""
+        return tf.shape(self.importance)[0]
+
+
+def group_of(elements: tuple) -> Group:
+    """A batch of (x, y) or (x, y, sample_weight) as a group."""
+    size = tf.shape(tf.nest.flatten(elements[0])[0])[0]
+    weights = tf.cast(elements[2], tf.float32) if len(elements) == 3 else tf.ones([size])
+    return Group(elements[0], elements[1], weights, tf.ones([size]))
+
+
+def of_static_size(group: Group, size: int) -> Group:
+    """The same with its number of examples written down."""
+    return tf.nest.map_structure(
+        lambda part: tf.ensure_shape(part, [size, *part.shape[1:]]), group
+    )
+
+
+def whole(group: Group, batch_size: int) -> Group:
+    """Lines 12–13 of Algorithm 1: B/b uniform batches."""
+    return tf.nest.map_structure(lambda part: _cut(part, batch_size), group)
+
+
+def short(group: Group, batch_size: int, means: bool) -> Group:
+    """The uniform batches of a group of any size, the last one filled up.
+
+    Examples of weight 0 fill it; the others' weights are scaled by b/(their number), so that the
+    batch's weighted mean is the mean over those that are there.
+
+    Args:
+        group: of any number of examples. batch_size: b.
+        means: whether the loss is a mean over the batch; else nothing is scaled.
+    """
+    size = group.size
+    count = -(-size // batch_size)
+    positions = tf.range(count * batch_size)
+    filled = tf.nest.map_structure(
+        lambda part: tf.gather(part, tf.minimum(positions, size - 1)), group
+    )
+    rest = size - (count - 1) * batch_size
+    scale = tf.cast(batch_size / rest, tf.float32) if means else 1.0
+    in_last = positions >= (count - 1) * batch_size
+    factor = tf.where(positions < size, tf.where(in_last, scale, 1.0), 0.0)
+    filled = filled._replace(importance=filled.importance * factor)
+    return whole(filled, batch_size)
+
+
+def drawn(
+    group: Group, scores: tf.Tensor, plan: Plan, resample: proposals.Resampling, seed: tf.Tensor
+) -> Group:
+    """Lines 6–9 of Algorithm 1: R batches of b, drawn by g ∝ scores.
+
+    All R b examples are drawn at once, so that systematic draws of several batches do not repeat
+    each other, and dealt out in turns: batch j gets the draws j, j + R, j + 2R, …, which for
+    systematic ones are systematic again. The batches then leave in random order, which makes
+    each of them unbiased by itself.
+
+    Args:
+        group: of B examples. scores: [B], usable. plan: b and R.
+        resample: of `proposals`. seed: [2] integers.
+    """
+    indices, weights = proposals_drawn(scores, plan, resample, seed)
+    chosen = tf.nest.map_structure(lambda part: tf.gather(part, indices), group)
+    return chosen._replace(importance=chosen.importance * weights)
+
+
+def proposals_drawn(
+    scores: tf.Tensor, plan: Plan, resample: proposals.Resampling, seed: tf.Tensor
+) -> proposals.Draw:
+    """The positions and weights of `drawn`: [R, b] each."""
+    proposal = proposals.normalize(scores)
+    draw = resample(proposal, plan.draws * plan.batch_size, seed)
+    if plan.draws == 1:
+        return proposals.Draw(*(part[tf.newaxis] for part in draw))
+    order = tf.random.experimental.stateless_shuffle(tf.range(plan.draws), seed)
+    in_turns = [tf.transpose(tf.reshape(part, [plan.batch_size, plan.draws])) for part in draw]
+    return proposals.Draw(*(tf.gather(part, order) for part in in_turns))
+
+
+def _cut(part: tf.Tensor, batch_size: int) -> tf.Tensor:
+    shape = tf.concat([[-1, batch_size], tf.shape(part)[1:]], axis=0)
+    return tf.reshape(part, shape)
+
+
+class Emission(NamedTuple):
+    """How batches are handed to the training step.
+
+    Attributes:
+        sample_weighted: whether the dataset has weights of its own.
+        with_gain: whether the step is told r, and the importance weights by themselves.
+    """
+
+    sample_weighted: bool
+    with_gain: bool
+
+    def of(self, group: Group, gain: tf.Tensor) -> tuple:
+        """(x, y, weight), or (x, y, {"weight", "importance", "gain"}).
+
+        Args:
+            group: batches, stacked. gain: scalar r of all of them.
+        """
+        weights = group.importance
+        if self.sample_weighted:
+            weights = group.sample_weights * group.importance
+        if not self.with_gain:
+            return group.inputs, group.labels, weights
+        gains = tf.fill(tf.shape(weights), gain)
+        drawn = {"weight": weights, "importance": group.importance, "gain": gains}
+        return group.inputs, group.labels, drawn

@@ -1,0 +1,88 @@
+"""Sources with random access: their length, and their examples by index."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+_EXPLANATION = (
+    "source must be (x, y), each an array or a nest of arrays of the same length; or have random "
+    "access: a TFDS data source (tfds.data_source), or any object with __len__ and __getitem__ "
+    "that gives (x, y)"
+)
+
+
+def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
+    """The number of examples, and a function from indices [b] to (x, y)."""
+    if isinstance(source, tf.data.Dataset):
+        raise TypeError(
+            f"a tf.data.Dataset has no random access; got {source!r}. {_EXPLANATION}. For TFDS: "
+            'tfds.data_source(name, split="train").'
+        )
+    if isinstance(source, tuple):
+        return _arrays(source)
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise TypeError(f"{_EXPLANATION}; got {source!r}.")
+    return _random_access(source)
+
+
+def _arrays(source: tuple) -> tuple[int, Callable]:
+    if len(source) != 2:
+        raise ValueError(
+            f"{_EXPLANATION}; got a tuple of {len(source)}. Sample weights are not supported "
+            "here: multiply them into the loss."
+        )
+    tensors = tf.nest.map_structure(tf.convert_to_tensor, source)
+    flat = tf.nest.flatten(tensors)
+    lengths = {tensor.shape[0] if tensor.shape.rank else None for tensor in flat}
+    if len(lengths) != 1 or None in lengths or 0 in lengths:
+        shapes = [tuple(tensor.shape) for tensor in flat]
+        raise ValueError(f"{_EXPLANATION}; got arrays of shapes {shapes}.")
+
+    def gather(indices):
+        return tf.nest.map_structure(lambda tensor: tf.gather(tensor, indices), tensors)
+
+    return len(flat[0]), gather
+
+
+def _random_access(source: Any) -> tuple[int, Callable]:
+    size = operator.index(len(source))
+    if size == 0:
+        raise ValueError(f"{_EXPLANATION}; got one of length 0.")
+    example = _pair(source[0])
+    first = tf.nest.map_structure(np.asarray, example)
+    specs = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape, part.dtype), first)
+    fetch = getattr(source, "__getitems__", None)
+
+    def rows(indices):
+        numbers = [int(index) for index in indices]
+        examples = fetch(numbers) if fetch else [source[number] for number in numbers]
+        flat = [tf.nest.flatten(_pair(one)) for one in examples]
+        return [np.stack(part) for part in zip(*flat)]
+
+    def gather(indices):
+        flat = tf.nest.flatten(specs)
+        parts = tf.numpy_function(rows, [indices], [spec.dtype for spec in flat], stateful=False)
+        for part, spec in zip(parts, flat):
+            part.set_shape([indices.shape[0], *spec.shape])
+        return tf.nest.pack_sequence_as(specs, parts)
+
+    return size, gather
+
+
+def _pair(example: Any) -> tuple[Any, Any]:
+    """(x, y) of one example."""
+    if isinstance(example, dict) and {"image", "label"} <= set(example):
+        return example["image"], example["label"]
+    if isinstance(example, (tuple, list)) and len(example) == 2:
+        return example[0], example[1]
+    raise ValueError(f"{_EXPLANATION}; got an example {_shortened(example)}.")
+
+
+def _shortened(example: Any) -> str:
+    text = repr(example)
+    return text if len(text) < 200 else f"{text[:200]}…"

@@ -1,0 +1,313 @@
+"""When to draw from a pre-sample and when to use all of it uniformly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_importance import compat, costs, gain, variance
+from tf_importance.plans import Plan
+
+_THRESHOLDS: dict[str, Callable[[int, int], float]] = {
+    "guaranteed": variance.guaranteed_threshold,
+    "break_even": variance.break_even_threshold,
+    "presample_break_even": variance.presample_break_even_threshold,
+}
+
+
+class Setting(NamedTuple):
+    """What a switch decides for.
+
+    Attributes:
+        model: an ISModel.
+        presample_size: B.
+        plans: what may become of a pre-sample; the first is uniform batches of b.
+        systematic: whether draws are systematic; else they are taken to be independent.
+        smoothing: c, what the scores are smoothed by.
+    """
+
+    model: Any
+    presample_size: int
+    plans: tuple[Plan, ...]
+    systematic: bool
+    smoothing: float = 0.0
+
+    @property
+    def batch_size(self) -> int:
+        """b."""
+        return self.plans[0].batch_size
+
+    @property
+    def rates(self) -> list[float]:
+        """The distinct ρ = R b/B of the plans that draw, and those of a single batch, b/B."""
+        drawn = [plan for plan in self.plans if plan.draws]
+        rates = {plan.draws * plan.batch_size / self.presample_size for plan in drawn}
+        return sorted(rates | {plan.batch_size / self.presample_size for plan in drawn})
+
+    @property
+    def sampling(self) -> gain.Sampling:
+        """What a step must know to measure the moments of the gain."""
+        return gain.Sampling(tuple(self.rates), self.smoothing)
+
+    def gains(self, in_force: tf.Tensor) -> tf.Tensor:
+        """r of each plan over uniform batches of b: [k]; 1 as long as too little is known.
+
+        None is larger than the model's learning rate can follow.
+
+        Args:
+            in_force: index of the plan by which the latest batches were made.
+        """
+        moments, known = self.model.gain_moments()
+        moments = moments._replace(mean_square=self._mean_square(moments, in_force))
+        uniform = gain.uniform_square(moments, self.batch_size)
+        ratios = [gain.gain_ratio(uniform, self._square(moments, plan)) for plan in self.plans]
+        return tf.minimum(tf.where(known, tf.stack(ratios), 1.0), self.model.largest_gain())
+
+    def _square(self, moments: gain.Moments, plan: Plan) -> tf.Tensor:
+        if not plan.draws:
+            return gain.uniform_square(moments, plan.batch_size)
+        rate = plan.draws * plan.batch_size / self.presample_size
+        return gain.drawn_square(moments, plan.batch_size, rate, self._rounding(moments, rate))
+
+    def _rounding(self, moments: gain.Moments, rate: float) -> tf.Tensor:
+        return moments.rounding[self.rates.index(rate)] if self.systematic else tf.constant(1.0)
+
+    def _mean_square(self, moments: gain.Moments, in_force: tf.Tensor) -> tf.Tensor:
+        """A, of batches of the plan in force; never below 0."""
+
+        def seen_by(plan: Plan) -> tf.Tensor:
+            if not plan.draws:
+                return moments.mean_square
+            rounding = self._rounding(moments, plan.batch_size / self.presample_size)
+            return gain.corrected_mean_square(
+                moments, plan.batch_size, self.presample_size, rounding
+            )
+
+        seen = tf.stack([seen_by(plan) for plan in self.plans])
+        return tf.maximum(tf.gather(seen, in_force), 0.0)
+
+
+class Switch(tf.Module):
+    """Decides for each pre-sample what becomes of it. `open` comes first, once."""
+
+    def open(self, setting: Setting) -> None:
+        """Get to know what is to be decided on.
+
+        Raises:
+            ValueError: the switch cannot work with it, or is in use elsewhere.
+        """
+        del setting
+
+    def choose(self, setting: Setting) -> tf.Tensor:
+        """The index of a plan, int32; called in a graph, once for each pre-sample."""
+        raise NotImplementedError
+
+
+class Always(Switch):
+    """Draw from every pre-sample."""
+
+    def choose(self, setting: Setting) -> tf.Tensor:
+        return tf.constant(1)
+
+
+class Never(Switch):
+    """Draw from none: uniform sampling, at its cost."""
+
+    def choose(self, setting: Setting) -> tf.Tensor:
+        return tf.constant(0)
+
+
+class Tau(Switch):
+    """Draw while τ, the equivalent batch increase, is above a threshold (Algorithm 1).
+
+    Args:
+        threshold: a number; or "guaranteed", the paper's (B + 3b)/(3b); "break_even", its square
+            root; "presample_break_even", the same with the pre-sample's own noise counted.
+        hysteresis: h ≥ 0; once on, it stays on down to the threshold over 1 + h. The paper has
+            none.
+    Raises:
+        ValueError: threshold is no such name, negative or not finite; hysteresis is negative.
+    """
+
+    def __init__(self, threshold: float | str = "guaranteed", hysteresis: float = 0.0) -> None:
+        super().__init__(name="tau_switch")
+        if isinstance(threshold, str) and threshold not in _THRESHOLDS:
+            raise ValueError(
+                "the threshold of τ must be a number, 'always', 'never' or one of "
+                f"{sorted(_THRESHOLDS)}; got {threshold!r}."
+            )
+        if not isinstance(threshold, str):
+            number = not isinstance(threshold, bool) and math.isfinite(threshold)
+            if not number or threshold < 0:
+                raise ValueError(
+                    "the threshold of τ must be finite and not negative; got "
+                    f"{threshold!r}. To draw always or never, give tau_threshold='always' or "
+                    "'never', or switch=tfi.switches.Always() or Never()."
+                )
+        if not hysteresis >= 0:
+            raise ValueError(f"hysteresis must not be negative; got {hysteresis}.")
+        self._threshold = threshold
+        self._hysteresis = hysteresis
+        self._on: tf.Variable | None = None
+
+    def open(self, setting: Setting) -> None:
+        if self._hysteresis and self._on is None:
+            self._on = tf.Variable(False, trainable=False, name="on")
+
+    def choose(self, setting: Setting) -> tf.Tensor:
+        threshold = self.threshold(setting.presample_size, setting.batch_size)
+        tau = compat.value(setting.model.tau)
+        if self._on is None:
+            return tf.cast(tau > threshold, tf.int32)
+        lowered = threshold / (1 + self._hysteresis)
+        on = tau > tf.where(self._on, lowered, threshold)
+        return tf.cast(self._on.assign(on), tf.int32)
+
+    def threshold(self, presample_size: int, batch_size: int) -> float:
+        """τ_th for sizes B and b."""
+        if isinstance(self._threshold, str):
+            return _THRESHOLDS[self._threshold](presample_size, batch_size)
+        return float(self._threshold)
+
+
+# Pre-samples in a row for which each cost is measured at the start, and measured anew later.
+_PROBES = 5
+# Between two measurements of what is not in use.
+_REFRESH_EVERY = 1024
+
+
+class Gain(Switch):
+    """Draw while the predicted gain is worth its cost, both measured while training goes on.
+
+    The speed of a plan is r/seconds: r, the gain ratio, says how much further its step gets when
+    the learning rate follows it (see `tf_importance.gain`, and `tfi.schedules.GainAdapted`,
+    without which lower variance is not less time); seconds are those of a step under the plan on
+    this machine, reading and scoring examples included where they do not overlap with it. The
+    fastest plan is taken.
+
+    * It starts uniformly. The first 5 pre-samples time uniform steps, the next 5 scoring, and
+      then 5 each of every smaller batch size; thereafter what is not in use is timed anew for 5
+      of every 1024 pre-samples. That is all the scoring there is while uniform sampling is
+      faster: one pre-sample in 200.
+    * A plan gives way when another is faster by the hysteresis, or when it falls below uniform
+      sampling. Nothing is decided before 50 steps have been measured.
+    * With `step_seconds` and `scoring_seconds` nothing is timed, and runs repeat.
+
+    Args:
+        step_seconds: of a uniform step of b; smaller ones are taken to cost in proportion. Only
+            the ratio to `scoring_seconds` counts.
+        scoring_seconds: of scoring a pre-sample, as far as steps have to wait for it.
+        hysteresis: h > 0; another plan must be faster by 1 + h to take over.
+    Attributes:
+        plan: variable, index of the plan in force.
+        speedup: variable, predicted speed of that plan over uniform batches of b.
+    Raises:
+        ValueError: only one of the seconds is given, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        step_seconds: float | None = None,
+        scoring_seconds: float | None = None,
+        hysteresis: float = 0.1,
+    ) -> None:
+        super().__init__(name="gain_switch")
+        if (step_seconds is None) != (scoring_seconds is None):
+            raise ValueError(
+                "step_seconds and scoring_seconds are given together, or both are measured; got "
+                f"{step_seconds} and {scoring_seconds}."
+            )
+        if step_seconds is not None and not (step_seconds > 0 and scoring_seconds >= 0):
+            raise ValueError(
+                "step_seconds must be positive and scoring_seconds not negative; got "
+                f"{step_seconds} and {scoring_seconds}."
+            )
+        if not hysteresis > 0:
+            raise ValueError(f"hysteresis must be positive; got {hysteresis}.")
+        self._by_hand = None if step_seconds is None else (step_seconds, scoring_seconds)
+        self._hysteresis = hysteresis
+        self._plans: tuple[Plan, ...] | None = None
+        self.plan = tf.Variable(0, trainable=False, name="plan")
+        self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
+        self.presamples = tf.Variable(0, dtype=tf.int64, trainable=False, name="presamples")
+        self.costs: costs.StepCosts | None = None
+
+    def open(self, setting: Setting) -> None:
+        key = (setting.presample_size, setting.plans)
+        if self._plans not in (None, key):
+            raise ValueError(
+                "a Gain switch measures one pipeline and cannot serve another of other sizes; "
+                f"make a new one. It was made for {self._plans}, and got {key}."
+            )
+        self._plans = key
+        if self._by_hand is None and self.costs is None:
+            self.costs = costs.StepCosts(setting.plans, setting.presample_size)
+
+    def choose(self, setting: Setting) -> tf.Tensor:
+        number = self.presamples.assign_add(1) - 1
+        if self.costs is not None:
+            self.costs.asked(tf.timestamp())
+        current = tf.convert_to_tensor(self.plan)
+        speeds = setting.gains(current) / self._seconds(setting)
+        best = self._best(speeds, current)
+        self.plan.assign(best)
+        self.speedup.assign(tf.where(speeds[0] > 0, tf.gather(speeds, best) / speeds[0], 1.0))
+        if self.costs is None:
+            return best
+        plan = self._probed(setting, number, best)
+        self.costs.chosen(plan)
+        return plan
+
+    def _seconds(self, setting: Setting) -> tf.Tensor:
+        if self.costs is not None:
+            return self.costs.seconds()
+        step, scoring = self._by_hand
+        return tf.constant(
+            [
+                step * plan.batch_size / setting.batch_size
+                + (scoring / plan.draws if plan.draws else 0.0)
+                for plan in setting.plans
+            ],
+            tf.float32,
+        )
+
+    def _best(self, speeds: tf.Tensor, current: tf.Tensor) -> tf.Tensor:
+        """The fastest plan, or the current one while it is nearly that and no slower than b."""
+        speeds = tf.where(tf.math.is_finite(speeds), speeds, 0.0)
+        fastest = tf.argmax(speeds, output_type=tf.int32)
+        held = tf.gather(speeds, current)
+        stays = (held * (1 + self._hysteresis) >= tf.reduce_max(speeds)) & (held >= speeds[0])
+        return tf.where(stays, current, fastest)
+
+    def _probed(self, setting: Setting, number: tf.Tensor, best: tf.Tensor) -> tf.Tensor:
+        """The best plan, but for pre-samples that are there to be timed."""
+        first = tf.constant(_to_time_first(setting.plans))
+        turn = tf.cast(number // _PROBES, tf.int32)
+        starting = turn < len(first)
+        at_start = tf.gather(first, tf.minimum(turn, len(first) - 1))
+        refreshing = number % _REFRESH_EVERY >= _REFRESH_EVERY - _PROBES
+        draws = tf.constant([plan.draws for plan in setting.plans])
+        other = tf.where(tf.gather(draws, best) > 0, first[0], first[1])
+        return tf.where(starting, at_start, tf.where(refreshing, other, best))
+
+
+def _to_time_first(plans: Sequence[Plan]) -> list[int]:
+    """Uniform steps of b; a plan that draws batches of b; uniform steps of every other size."""
+    size = plans[0].batch_size
+    drawing = [i for i, plan in enumerate(plans) if plan.draws and plan.batch_size == size]
+    drawn = drawing[len(drawing) // 2]
+    smaller = [i for i, plan in enumerate(plans) if not plan.draws and plan.batch_size != size]
+    return [0, drawn, *smaller]
+
+
+def named(tau_threshold: float | str | None) -> Switch:
+    """The switch that a `tau_threshold` stands for."""
+    if tau_threshold == "always":
+        return Always()
+    if tau_threshold == "never":
+        return Never()
+    return Tau("guaranteed" if tau_threshold is None else tau_threshold)
