@@ -1,6 +1,7 @@
 """The learning rate that follows the gain, for any schedule and optimizer."""
 
 import importlib.util
+import math
 
 import keras
 import numpy as np
@@ -27,7 +28,7 @@ def plain(schedule, step) -> float:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_rate_is_the_gain_times_the_schedule_at_the_effective_step(name):
-    adapted, effective = GainAdapted(SCHEDULES[name]), 0.0
+    adapted, effective = GainAdapted(SCHEDULES[name], ceiling=math.inf), 0.0
     for gain in GAINS:
         adapted.advance(tf.constant(gain))
         expected = gain * plain(SCHEDULES[name], effective)
@@ -88,13 +89,38 @@ def test_any_optimizer_steps_by_it(name, blobs):
     by_itself = trained(0.01)
     np.testing.assert_allclose(trained(GainAdapted(0.01)), by_itself, rtol=1e-4, atol=1e-7)
     faster = trained(GainAdapted(0.01), gain=2.0)
-    np.testing.assert_allclose(faster, trained(0.02), rtol=1e-4, atol=1e-7)
+    factor = 2.0 if name == "SGD" else 2**0.5
+    np.testing.assert_allclose(faster, trained(0.01 * factor), rtol=1e-4, atol=1e-7)
     assert np.linalg.norm(faster) > 1.2 * np.linalg.norm(by_itself)
+
+
+def test_the_ceiling_is_over_the_largest_scheduled_rate():
+    """Under a constant rate r̂ ≤ 2; in a decay by 4, r̂ ≤ 8; in a rise, what has been counts."""
+    constant = GainAdapted(0.25)
+    constant.advance(5.0)
+    assert float(constant(0)) == 0.5 and float(constant.following) == 2
+    decaying = GainAdapted(Schedules.PiecewiseConstantDecay([2], [1.0, 0.25]))
+    rates = []
+    for _ in range(4):
+        assert float(decaying.largest_gain()) == (2 if len(rates) < 2 else 8)
+        decaying.advance(5.0)
+        rates.append(float(decaying(0)))
+    assert rates == [2.0, 2.0, 1.25, 1.25]
+    rising = GainAdapted(Schedules.PiecewiseConstantDecay([1], [0.25, 1.0]))
+    for expected in (0.5, 2.0):
+        rising.advance(5.0)
+        assert float(rising(0)) == expected
+
+
+def test_the_ceiling_is_of_the_rate_not_of_the_gain():
+    adapted = GainAdapted(0.25, exponent=0.5)
+    adapted.advance(100.0)
+    assert float(adapted(0)) == 0.5 and float(adapted.gain) == 4
 
 
 @pytest.mark.parametrize("name", ["constant", "exponential"])
 def test_config_and_checkpoint(name, tmp_path):
-    adapted = GainAdapted(SCHEDULES[name])
+    adapted = GainAdapted(SCHEDULES[name], 0.75, ceiling=1.5)
     for gain in GAINS:
         adapted.advance(gain)
     copy = Schedules.deserialize(Schedules.serialize(adapted), {"GainAdapted": GainAdapted})
@@ -112,6 +138,12 @@ def test_what_is_no_schedule_is_refused(bad):
         GainAdapted(bad)
     with pytest.raises(TypeError):
         GainAdapted(GainAdapted(0.1))
+
+
+@pytest.mark.parametrize("wrong", [dict(exponent=0.0), dict(exponent=1.5), dict(ceiling=0.5)])
+def test_wrong_exponents_and_ceilings_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be .*; got"):
+        GainAdapted(0.1, **wrong)
 
 
 @pytest.mark.parametrize("bad", [0.0, -0.1, np.nan, np.inf])

@@ -92,15 +92,15 @@ def batch_moments(
     """
     size = tf.cast(tf.size(scores), scores.dtype)
     own = tf.reduce_mean(weights**2 * squares)
-    mean = tf.reduce_mean(weights * scores) if mean_score is None else mean_score
-    smooth = scores + sampling.smoothing * mean
-    smooth_mean = (1 + sampling.smoothing) * mean
+    of_batch = tf.reduce_mean(weights * scores)
+    mean = of_batch if mean_score is None else mean_score
+    smooth, total = scores + sampling.smoothing * mean, 1 + sampling.smoothing
     return Moments(
         mean_square=tf.math.divide_no_nan(batch_square - own / size, 1 - 1 / size),
         square=tf.reduce_mean(weights * squares),
-        score=smooth_mean,
+        score=total * of_batch,
         square_per_score=tf.reduce_mean(weights * tf.math.divide_no_nan(squares, smooth)),
-        rounding=rounding_factors(smooth, weights, sampling.rates, smooth_mean),
+        rounding=rounding_factors(smooth, weights, sampling.rates, total * mean),
     )
 
 

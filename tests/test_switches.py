@@ -1,0 +1,345 @@
+"""What switches decide, by moments and costs that are given, and what they measure."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tf_importance import costs, plans, switches
+
+B, b = 64, 16
+MENU = (plans.Plan(b, 0), plans.Plan(b, 1))
+
+
+def compiled(rate=None, loss="sparse_categorical_crossentropy", net=None):
+    if net is None:
+        net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, activation="softmax")])
+    model = tfi.ISModel(net)
+    model.compile(keras.optimizers.SGD(rate or tfi.schedules.GainAdapted(0.1)), loss)
+    return model
+
+
+def examples(blobs):
+    return tf.data.Dataset.from_tensor_slices(blobs).repeat().shuffle(512, seed=1)
+
+
+class Told:
+    """A model that only has τ and the moments of the gain."""
+
+    def __init__(self, tau=1.0, moments=(0.0, 4.0, 1.0, 1.0), rounding=(0.7,), enough=True):
+        self.tau = tf.Variable(tau)
+        self.moments = tf.Variable(moments)
+        self.rounding = tf.constant(rounding)
+        self.enough = tf.constant(enough)
+        self.largest = tf.Variable(100.0)
+
+    def gain_moments(self):
+        return tfi.gain.Moments(*tf.unstack(self.moments), self.rounding), self.enough
+
+    def largest_gain(self):
+        return tf.convert_to_tensor(self.largest)
+
+
+def choices(switch, model, number=1, menu=MENU, presample_size=B):
+    setting = switches.Setting(model, presample_size, menu, systematic=True)
+    switch.open(setting)
+    choose = tf.function(lambda: switch.choose(setting))
+    return [int(choose()) for _ in range(number)]
+
+
+def test_always_and_never():
+    assert choices(switches.Always(), Told()) == [1]
+    assert choices(switches.Never(), Told(tau=100.0)) == [0]
+
+
+def test_tau_has_its_threshold_and_its_hysteresis():
+    model, plain, sticky = Told(), switches.Tau(2.0), switches.Tau(2.0, hysteresis=0.25)
+    seen = []
+    for tau in (1.9, 2.1, 1.9, 1.7, 1.5, 1.9):
+        model.tau.assign(tau)
+        seen.append((choices(plain, model)[0], choices(sticky, model)[0]))
+    assert seen == [(0, 0), (1, 1), (0, 1), (0, 1), (0, 0), (0, 0)]
+
+
+def test_gain_draws_where_the_gain_is_worth_its_cost():
+    """U/b = 4/16 against (U ρ + F V)/b = (1 + 0.7)/16: r = 4/1.7 = 2.35."""
+    for cost, expected in ((2.0, 1), (2.2, 0), (2.5, 0)):
+        switch = switches.Gain(step_seconds=1.0, scoring_seconds=cost - 1)
+        assert choices(switch, Told()) == [expected]
+    assert float(switch.speedup) == 1
+    switch = switches.Gain(step_seconds=2.0, scoring_seconds=1.0)
+    choices(switch, Told())
+    assert float(switch.speedup) == pytest.approx(4 / 1.7 / 1.5, rel=1e-5)
+
+
+def test_gain_counts_what_the_learning_rate_can_follow():
+    model = Told()
+    model.largest.assign(1.5)
+    assert choices(switches.Gain(step_seconds=1.0, scoring_seconds=0.3), model) == [1]
+    assert choices(switches.Gain(step_seconds=1.0, scoring_seconds=0.4), model) == [0]
+
+
+def test_gain_stays_where_it_is_until_another_plan_is_clearly_faster():
+    """Cost 2: on from r = 2.2 upwards, off below 2."""
+    switch, model = switches.Gain(step_seconds=1.0, scoring_seconds=1.0), Told()
+    seen = []
+    for ratio in (2.1, 2.3, 2.1, 2.01, 1.99, 2.1):
+        # r = 4/(1 + F V) with F = 0.7, V = Q.
+        model.moments.assign([0.0, 4.0, 1.0, (4 / ratio - 1) / 0.7])
+        seen += choices(switch, model)
+    assert seen == [0, 1, 1, 1, 0, 0]
+
+
+def test_noise_that_does_not_limit_training_is_no_gain():
+    """The same variances under a mean gradient that outweighs them."""
+    switch = switches.Gain(step_seconds=1.0, scoring_seconds=0.2)
+    assert choices(switch, Told(moments=(3.9, 4.0, 1.0, 3.9))) == [0]
+
+
+def test_nothing_is_decided_before_enough_is_known():
+    free = switches.Gain(step_seconds=1.0, scoring_seconds=0.0)
+    assert choices(free, Told(enough=False)) == [0]
+
+
+def test_auto_takes_the_fastest_of_many_plans():
+    menu = plans.menu(16, "auto", 1, 8)
+    rates = sorted({p.draws * p.batch_size / 192 for p in menu.plans if p.draws} | {8 / 192})
+    rounding = tuple(np.linspace(0.6, 0.2, len(rates)).astype(np.float32))
+    model = Told(rounding=rounding)
+    switch = switches.Gain(step_seconds=1.0, scoring_seconds=4.0)
+    setting = switches.Setting(model, menu.presample_size, menu.plans, systematic=True)
+    assert setting.rates == pytest.approx(rates)
+    index = choices(switch, model, 1, menu.plans, menu.presample_size)[0]
+    seconds = [p.batch_size / 16 + (4.0 / p.draws if p.draws else 0) for p in menu.plans]
+    speeds = setting.gains(tf.constant(0)).numpy() / seconds
+    assert speeds[index] == pytest.approx(speeds.max()) and speeds[index] > 1.1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(step_seconds=1.0), "given together.*got 1.0 and None"),
+        (dict(step_seconds=0.0, scoring_seconds=1.0), "must be positive.*got 0.0"),
+        (dict(hysteresis=0.0), "hysteresis must be positive; got 0.0"),
+    ],
+)
+def test_wrong_arguments_of_gain(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        switches.Gain(**arguments)
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, True, "breakeven"])
+def test_wrong_thresholds(bad):
+    with pytest.raises(ValueError, match="threshold of τ must be.*got"):
+        switches.Tau(bad)
+
+
+def test_wrong_combinations_are_refused(blobs):
+    model = compiled()
+    with pytest.raises(ValueError, match="tau_threshold=2.0 is short for a switch"):
+        tfi.importance_sample(model, switch=switches.Always(), tau_threshold=2.0)
+    with pytest.raises(TypeError, match="one of tfi.switches; got 'gain'"):
+        tfi.importance_sample(model, switch="gain")
+    with pytest.raises(ValueError, match="give switch=tfi.switches.Gain"):
+        tfi.importance_sample(model, presample_size="auto")
+    with pytest.raises(ValueError, match="halved a number of times; got 12 and 32"):
+        tfi.importance_sample(model, 32, switch=switches.Gain(), min_batch_size=12)
+    with pytest.raises(ValueError, match="at most presample_size.*got 5 · 32 and 128"):
+        tfi.importance_sample(model, 32, draws_per_presample=5)
+    with pytest.raises(ValueError, match="smoothing must be finite.*got -0.1"):
+        tfi.importance_sample(model, smoothing=-0.1)
+    switch = switches.Gain()
+    tfi.importance_sample(model, 16, 64, switch=switch)
+    tfi.importance_sample(model, 16, 64, switch=switch)
+    with pytest.raises(ValueError, match="measures one pipeline"):
+        tfi.importance_sample(model, 16, 32, switch=switch)
+
+
+def test_a_learning_rate_that_does_not_follow_is_warned_of():
+    with pytest.warns(UserWarning, match="lower variance is not less time"):
+        tfi.importance_sample(compiled(rate=0.1), switch=switches.Gain())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tfi.importance_sample(compiled(), switch=switches.Gain())
+
+
+# Costs ------------------------------------------------------------------------------------
+
+
+def timed(menu, presample_size, sequence):
+    """Costs after pre-samples of these plans that took these seconds."""
+    found, now = costs.StepCosts(menu, presample_size), 100.0
+    for plan, seconds in sequence:
+        found.asked(tf.constant(now, tf.float64))
+        found.chosen(tf.constant(plan))
+        now += seconds
+    found.asked(tf.constant(now, tf.float64))
+    return found.seconds().numpy()
+
+
+def test_costs_are_medians_of_what_pre_samples_took():
+    """Uniform: 4 steps of 1 s, one pause; drawn: a step and 2 s of scoring."""
+    uniform = [(0, 4.0)] * 3 + [(0, 60.0)] + [(0, 4.0)] * 3
+    np.testing.assert_allclose(timed(MENU, B, uniform), [1.0, np.inf])
+    np.testing.assert_allclose(timed(MENU, B, uniform + [(1, 3.0)] * 5), [1.0, 3.0])
+
+
+def test_the_first_of_a_row_is_not_timed():
+    """It overlaps with the steps of another plan."""
+    sequence = [(0, 4.0)] * 4 + [(1, 9.0), (1, 3.0), (1, 3.0)] + [(0, 1.0), (0, 4.0)]
+    np.testing.assert_allclose(timed(MENU, B, sequence), [1.0, 3.0])
+
+
+def test_scoring_that_overlaps_costs_nothing():
+    np.testing.assert_allclose(timed(MENU, B, [(0, 4.0)] * 3 + [(1, 0.9)] * 3), [1.0, 1.0])
+
+
+def test_what_is_not_known_is_not_chosen():
+    assert np.isinf(timed(MENU, B, [])).all()
+    assert np.isinf(timed(MENU, B, [(1, 3.0)] * 5)).all()
+
+
+def test_costs_of_several_batch_sizes_and_draws():
+    menu = plans.menu(16, "auto", 1, 8)
+    at = {plan: i for i, plan in enumerate(menu.plans)}
+    sequence = [(at[plans.Plan(16, 0)], 12 * 1.0)] * 3 + [(at[plans.Plan(8, 0)], 24 * 0.6)] * 3
+    sequence += [(at[plans.Plan(16, 3)], 3 * 1.0 + 6.0)] * 3
+    seconds = timed(menu.plans, menu.presample_size, sequence)
+    for plan, index in at.items():
+        step = {16: 1.0, 8: 0.6}[plan.batch_size]
+        expected = step + (6.0 / plan.draws if plan.draws else 0.0)
+        assert seconds[index] == pytest.approx(expected, rel=1e-5)
+
+
+class Slow(keras.callbacks.Callback):
+    """Makes every step take 3 ms more."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        import time
+
+        time.sleep(0.003)
+
+
+def test_training_measures_its_own_steps(blobs):
+    switch, model = switches.Gain(), compiled()
+    train = examples(blobs).apply(tfi.importance_sample(model, b, B, switch=switch))
+    model.fit(train, steps_per_epoch=120, verbose=0, callbacks=[Slow()])
+    uniform, drawn = switch.costs.seconds().numpy()
+    assert np.isfinite([uniform, drawn]).all()
+    assert 0.003 < uniform <= drawn
+
+
+# In training ------------------------------------------------------------------------------
+
+
+def fitted(blobs, seed=0, epochs=1, steps=200, callbacks=(), **kwargs):
+    keras.utils.set_random_seed(3)
+    model = compiled(tfi.schedules.GainAdapted(1.0))
+    switch = kwargs.setdefault("switch", switches.Gain(step_seconds=1.0, scoring_seconds=0.2))
+    train = examples(blobs).apply(tfi.importance_sample(model, b, seed=seed, **kwargs))
+    history = model.fit(train, steps_per_epoch=steps, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    return model, switch, history.history
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(presample_size=64, draws_per_presample=2),
+        dict(presample_size="auto", min_batch_size=8),
+    ],
+    ids=["two draws", "auto"],
+)
+def test_the_same_seeds_and_costs_give_the_same_run(blobs, sizes):
+    runs = [fitted(blobs, **sizes) for _ in range(2)]
+    (model, switch, history), (again, its_switch, its_history) = runs
+    assert history == its_history
+    for one, other in zip(model.get_weights(), again.get_weights()):
+        np.testing.assert_array_equal(one, other)
+    assert history["importance"][0] > 0.1, "it must have been drawn from"
+    assert history["gain"][-1] != 1
+    assert int(switch.plan) == int(its_switch.plan)
+
+
+def test_t_counts_the_gains(blobs):
+    gains = []
+    noted = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: gains.append(logs["gain"])
+    )
+    model, _, _ = fitted(blobs, presample_size=64, callbacks=[noted])
+    schedule = model.optimizer._learning_rate
+    assert float(schedule.following) == pytest.approx(sum(gains), rel=1e-4)
+    assert sum(gains) > 1.05 * len(gains)
+
+
+def test_gains_are_one_for_uniform_batches(blobs):
+    """τ's switch with a learning rate that follows: r of drawn batches, 1 of the others."""
+    always = dict(switch=switches.Always(), resampling="systematic", smoothing=0.2)
+    _, _, drawn = fitted(blobs, presample_size=64, **always)
+    _, _, uniform = fitted(blobs, switch=switches.Never(), presample_size=64)
+    assert drawn["gain"][0] > 1.1 and uniform["gain"][0] == 1
+
+
+def test_where_all_norms_are_equal_training_is_uniform(blobs):
+    """The guard: ±1 regression of a constant, whatever scoring costs."""
+    x, _ = blobs
+    labels = np.where(np.arange(len(x)) % 2, 1.0, -1.0).astype(np.float32)
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    net.layers[-1].kernel.assign(tf.zeros([2, 1]))
+    x = np.zeros_like(x)
+    model = compiled(tfi.schedules.GainAdapted(1e-6), "mse", net)
+    switch = switches.Gain(step_seconds=1.0, scoring_seconds=1e-3)
+    train = (
+        tf.data.Dataset.from_tensor_slices((x, labels))
+        .repeat()
+        .apply(tfi.importance_sample(model, b, B, switch=switch, seed=0))
+    )
+    history = model.fit(train, steps_per_epoch=300, verbose=0).history
+    assert history["importance"] == [0.0] and history["gain"] == [1.0]
+    assert float(switch.speedup) == 1
+
+
+def test_measuring_scores_few_pre_samples_while_it_does_not_pay(blobs):
+    """The stated share: 5 of the first pre-samples, and 5 of every 1,024."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(512, 2)).astype(np.float32), rng.integers(4, size=512)
+    model, switch = compiled(tfi.schedules.GainAdapted(1e-3)), switches.Gain()
+    train = examples((x, labels)).apply(tfi.importance_sample(model, 4, 16, switch=switch))
+    drawn = []
+    count = model.count
+    model.count = lambda **kw: drawn.append(kw) or count(**kw)
+    history = model.fit(train, steps_per_epoch=4 * 600, verbose=0).history
+    assert history["importance"][0] == pytest.approx(5 / (4 * 600), rel=0.3)
+
+
+def test_decisions_and_costs_are_checkpointed(blobs, tmp_path):
+    model, switch, _ = fitted(blobs, switch=switches.Gain(), presample_size=64)
+    path = tf.train.Checkpoint(model=model).save(str(tmp_path / "at"))
+    other, its_switch = compiled(), switches.Gain()
+    tfi.importance_sample(other, b, 64, switch=its_switch)(examples(blobs))
+    tf.train.Checkpoint(model=other).restore(path).expect_partial()
+    assert int(its_switch.presamples) == int(switch.presamples) > 10
+    np.testing.assert_array_equal(its_switch.costs.timings, switch.costs.timings)
+    np.testing.assert_array_equal(other.gain_moments()[0].square, model.gain_moments()[0].square)
+
+
+def test_sample_weights_are_no_importance(blobs):
+    """Uniform batches with weights 5: the moments of the weighted losses, r as without."""
+    keras.utils.set_random_seed(0)
+    found = []
+    for scale in (1.0, 5.0):
+        model = compiled(tfi.schedules.GainAdapted(1e-9))
+        model.net.set_weights([np.ones([2, 4], np.float32) * [1, -1, 0.5, 0], np.zeros(4)])
+        weights = np.full(len(blobs[0]), scale, np.float32)
+        train = (
+            tf.data.Dataset.from_tensor_slices((*blobs, weights))
+            .repeat()
+            .apply(tfi.importance_sample(model, b, B, switch=switches.Always(), seed=2))
+        )
+        model.fit(train, steps_per_epoch=80, verbose=0)
+        found.append(np.array([float(part) for part in model.gain_moments()[0][:4]]))
+    plain, weighted = found
+    np.testing.assert_allclose(weighted[1:], plain[1:] * [25, 5, 5], rtol=1e-3)
+    np.testing.assert_allclose(weighted[0], plain[0] * 25, rtol=0.05, atol=1e-2)
