@@ -54,6 +54,7 @@ ROOMS = (
     "sources",
     "scoring",
     "element_specs",
+    "estimate",
     "presampling",
     "history",
     "model",

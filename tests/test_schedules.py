@@ -140,7 +140,7 @@ def test_what_is_no_schedule_is_refused(bad):
         GainAdapted(GainAdapted(0.1))
 
 
-@pytest.mark.parametrize("wrong", [dict(exponent=0.0), dict(exponent=1.5), dict(ceiling=0.5)])
+@pytest.mark.parametrize("wrong", [{"exponent": 0.0}, {"exponent": 1.5}, {"ceiling": 0.5}])
 def test_wrong_exponents_and_ceilings_are_refused(wrong):
     with pytest.raises(ValueError, match="must be .*; got"):
         GainAdapted(0.1, **wrong)

@@ -121,9 +121,9 @@ def test_auto_takes_the_fastest_of_many_plans():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(step_seconds=1.0), "given together.*got 1.0 and None"),
-        (dict(step_seconds=0.0, scoring_seconds=1.0), "must be positive.*got 0.0"),
-        (dict(hysteresis=0.0), "hysteresis must be positive; got 0.0"),
+        ({"step_seconds": 1.0}, "given together.*got 1.0 and None"),
+        ({"step_seconds": 0.0, "scoring_seconds": 1.0}, "must be positive.*got 0.0"),
+        ({"hysteresis": 0.0}, "hysteresis must be positive; got 0.0"),
     ],
 )
 def test_wrong_arguments_of_gain(arguments, message):
@@ -162,7 +162,7 @@ def test_a_learning_rate_that_does_not_follow_is_warned_of():
     with pytest.warns(UserWarning, match="lower variance is not less time"):
         tfi.importance_sample(compiled(rate=0.1), switch=switches.Gain())
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*lower variance")
         tfi.importance_sample(compiled(), switch=switches.Gain())
 
 
@@ -247,8 +247,8 @@ def fitted(blobs, seed=0, epochs=1, steps=200, callbacks=(), **kwargs):
 @pytest.mark.parametrize(
     "sizes",
     [
-        dict(presample_size=64, draws_per_presample=2),
-        dict(presample_size="auto", min_batch_size=8),
+        {"presample_size": 64, "draws_per_presample": 2},
+        {"presample_size": "auto", "min_batch_size": 8},
     ],
     ids=["two draws", "auto"],
 )
@@ -276,7 +276,7 @@ def test_t_counts_the_gains(blobs):
 
 def test_gains_are_one_for_uniform_batches(blobs):
     """τ's switch with a learning rate that follows: r of drawn batches, 1 of the others."""
-    always = dict(switch=switches.Always(), resampling="systematic", smoothing=0.2)
+    always = {"switch": switches.Always(), "resampling": "systematic", "smoothing": 0.2}
     _, _, drawn = fitted(blobs, presample_size=64, **always)
     _, _, uniform = fitted(blobs, switch=switches.Never(), presample_size=64)
     assert drawn["gain"][0] > 1.1 and uniform["gain"][0] == 1

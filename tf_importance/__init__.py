@@ -12,6 +12,7 @@ from tf_importance import (
     variance,
     variance_reduced,
 )
+from tf_importance.estimate import estimate_gain
 from tf_importance.history import history_sample
 from tf_importance.model import ISModel
 from tf_importance.presampling import importance_sample
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ISModel",
+    "estimate_gain",
     "gain",
     "history_sample",
     "importance_sample",

@@ -102,4 +102,4 @@ def _batch_sizes(batch_size: int, smallest: int | None) -> Sequence[int]:
             "min_batch_size must be batch_size halved a number of times; got "
             f"{smallest} and {batch_size}."
         )
-    return [size for size in (batch_size >> k for k in range(halvings.bit_length()))]
+    return [batch_size >> k for k in range(halvings.bit_length())]

@@ -1,0 +1,102 @@
+"""estimate_gain against the exact gain of all gradients, and what it says of it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tests.reference import gain as reference
+from tf_importance import gain
+
+N, CLASSES, SMOOTHING = 1024, 3, 0.2
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Two far classes, and one in twenty that is hard."""
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(N) < 0.05, 2, rng.integers(2, size=N)).astype(np.int32)
+    x = np.array([[2, 0], [-2, 0], [0, 1]], np.float32)[labels]
+    return (x + rng.normal(scale=0.6, size=(N, 2))).astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    keras.utils.set_random_seed(0)
+    model = tfi.ISModel(keras.Sequential([keras.Input((2,)), keras.layers.Dense(CLASSES)]))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1.0), loss)
+    model.fit(*data, batch_size=32, epochs=3, verbose=0)
+    return model
+
+
+def dataset(data):
+    return tf.data.Dataset.from_tensor_slices(data)
+
+
+def exact(model, data) -> tuple[reference.Moments, np.ndarray, np.ndarray]:
+    """Of a net that is its last layer: the gradients of all its parameters."""
+    x, y = data
+    logits = model(x).numpy().astype(np.float64)
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    deltas = chances - np.eye(CLASSES)[y]
+    inputs = np.concatenate([x, np.ones([N, 1])], axis=1)
+    gradients = (inputs[:, :, np.newaxis] * deltas[:, np.newaxis]).reshape(N, -1)
+    scores = np.linalg.norm(deltas, axis=1)
+    smooth = scores + SMOOTHING * scores.mean()
+    return reference.moments(gradients, smooth), scores, smooth
+
+
+def test_the_numbers_are_those_of_all_gradients(trained, data):
+    """All examples in four chunks: U, Q and τ to a few percent, A by its unbiased estimate."""
+    found = tfi.estimate_gain(
+        trained, dataset(data), batch_sizes=[16], examples=N, print_fn=None
+    )
+    moments, scores, smooth = exact(trained, data)
+    assert found.examples == N
+    tau = np.sqrt((scores**2).mean()) / scores.mean()
+    assert found.tau == pytest.approx(tau, rel=1e-4)
+    assert found.effective_sample_size == pytest.approx(1 / tau**2, rel=1e-4)
+    as_tensors = gain.Moments(*map(tf.constant, moments), tf.zeros([0]))
+    for prediction in found.predictions:
+        rate = prediction.draws * prediction.batch_size / prediction.presample_size
+        rounding = reference.rounding(smooth, rate)
+        expected = gain.gain_ratio(
+            gain.uniform_square(as_tensors, 16), gain.drawn_square(as_tensors, 16, rate, rounding)
+        )
+        assert float(expected) > 1.2
+        assert prediction.gain == pytest.approx(float(expected), rel=0.08)
+        assert prediction.cost > 1
+        assert prediction.speedup == pytest.approx(prediction.gain / prediction.cost)
+
+
+def test_it_prints_a_table_and_recommends(trained, data):
+    lines = []
+    found = tfi.estimate_gain(
+        trained, dataset(data), batch_sizes=[8, 16], examples=512, print_fn=lines.append
+    )
+    (table,) = lines
+    assert table == str(found) and table.endswith(found.recommendation)
+    assert len(found.predictions) == 6 and found.best in found.predictions
+    assert "noise scale" in table and f"{found.best.gain:.2f}" in table
+    worthwhile = found._replace(predictions=(found.best._replace(gain=3.0, cost=1.5),))
+    assert "about 2.0 times as fast" in worthwhile.recommendation
+    useless = found._replace(predictions=(found.best._replace(gain=1.0, cost=1.5),))
+    assert "Train uniformly" in useless.recommendation
+
+
+def test_the_model_stays_as_it_is(trained, data):
+    before = [np.array(value) for value in trained.get_weights()]
+    tfi.estimate_gain(trained, dataset(data), batch_sizes=[8], examples=256, print_fn=None)
+    for one, other in zip(before, trained.get_weights()):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_wrong_arguments_are_refused(trained, data):
+    with pytest.raises(ValueError, match="256 examples at least"):
+        tfi.estimate_gain(trained, dataset(data).take(100))
+    with pytest.raises(ValueError, match="must not be batched"):
+        tfi.estimate_gain(trained, dataset(data).batch(8))
+    with pytest.raises(TypeError, match="model must be a tfi.ISModel"):
+        tfi.estimate_gain(trained.net, dataset(data))
