@@ -240,8 +240,8 @@ def fitted(blobs, seed=0, epochs=1, steps=200, callbacks=(), **kwargs):
     model = compiled(tfi.schedules.GainAdapted(1.0))
     switch = kwargs.setdefault("switch", switches.Gain(step_seconds=1.0, scoring_seconds=0.2))
     train = examples(blobs).apply(tfi.importance_sample(model, b, seed=seed, **kwargs))
-    history = model.fit(train, steps_per_epoch=steps, epochs=epochs, verbose=0, callbacks=list(callbacks))
-    return model, switch, history.history
+    fit = {"steps_per_epoch": steps, "epochs": epochs, "callbacks": list(callbacks)}
+    return model, switch, model.fit(train, verbose=0, **fit).history
 
 
 @pytest.mark.parametrize(

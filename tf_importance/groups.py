@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -116,22 +117,83 @@ class Emission(NamedTuple):
     Attributes:
         sample_weighted: whether the dataset has weights of its own.
         with_gain: whether the step is told r, and the importance weights by themselves.
+        with_seed: whether the step draws from groups itself, and is told what by.
     """
 
     sample_weighted: bool
     with_gain: bool
+    with_seed: bool = False
 
-    def of(self, group: Group, gain: tf.Tensor) -> tuple:
-        """(x, y, weight), or (x, y, {"weight", "importance", "gain"}).
+    def of(self, group: Group, gain: tf.Tensor, seed: tf.Tensor) -> tuple:
+        """(x, y, weight), or (x, y, {"weight", and what else the step is told}).
 
         Args:
-            group: batches, stacked. gain: scalar r of all of them.
+            group: batches, stacked. gain: scalar r of all of them. seed: [2] of the group.
         """
         weights = group.importance
         if self.sample_weighted:
             weights = group.sample_weights * group.importance
-        if not self.with_gain:
-            return group.inputs, group.labels, weights
-        gains = tf.fill(tf.shape(weights), gain)
-        drawn = {"weight": weights, "importance": group.importance, "gain": gains}
-        return group.inputs, group.labels, drawn
+        told = {"weight": weights}
+        if self.with_gain:
+            gains = tf.fill(tf.shape(weights), gain)
+            told |= {"importance": group.importance, "gain": gains}
+        if self.with_seed:
+            # For each example, so that batches have nothing without a batch axis.
+            told["seed"] = tf.broadcast_to(seed, tf.concat([tf.shape(weights), [2]], axis=0))
+        return group.inputs, group.labels, told if len(told) > 1 else weights
+
+
+class StepDraw(NamedTuple):
+    """Scores and draws inside the training step, where groups are handed to it whole.
+
+    Attributes:
+        score: (x, y) -> [B].
+        smoothing: c. resample: of `proposals`. batch_size: b.
+    """
+
+    score: Callable[[Any, Any], tf.Tensor]
+    smoothing: float
+    resample: proposals.Resampling
+    batch_size: int
+
+    def __call__(self, data: tuple) -> tuple[tuple, tf.Tensor]:
+        """A batch of b from a group of B; one that has b already as it is.
+
+        Args:
+            data: (x, y, told), of an `Emission` with seeds.
+        Returns:
+            The same with b examples, and whether the scores were unusable: the draws are uniform
+            then.
+        """
+        told = dict(data[2])
+        seed = told.pop("seed")[0]
+        parts = (*data[:2], told)
+        whole = tf.shape(told["weight"])[0] > self.batch_size
+        return tf.cond(whole, lambda: self._drawn(parts, seed), lambda: self._as_it_is(parts))
+
+    def _drawn(self, parts: tuple, seed: tf.Tensor) -> tuple[tuple, tf.Tensor]:
+        inputs, labels, told = parts
+        scores = tf.abs(told["weight"]) * self.score(inputs, labels)
+        usable = proposals.usable(scores)
+        smooth = smoothed(scores, self.smoothing)
+        # Where they are unusable, the proposal is uniform.
+        smooth = tf.where(usable, smooth, tf.zeros_like(smooth))
+        draw = self.resample(proposals.normalize(smooth), self.batch_size, seed)
+        chosen = tf.nest.map_structure(lambda part: tf.gather(part, draw.indices), parts)
+        for name in {"weight", "importance"} & set(told):
+            chosen[2][name] *= draw.weights
+        return self._of_static_size(chosen), tf.logical_not(usable)
+
+    def _as_it_is(self, parts: tuple) -> tuple[tuple, tf.Tensor]:
+        cut = tf.nest.map_structure(lambda part: part[: self.batch_size], parts)
+        return self._of_static_size(cut), tf.constant(False)
+
+    def _of_static_size(self, parts: tuple) -> tuple:
+        return tf.nest.map_structure(
+            lambda part: tf.ensure_shape(part, [self.batch_size, *part.shape[1:]]), parts
+        )
+
+
+def smoothed(scores: tf.Tensor, constant: float) -> tf.Tensor:
+    """Ĝ + c mean(Ĝ)."""
+    return proposals.smooth(scores, constant * tf.reduce_mean(scores))

@@ -15,6 +15,7 @@ from tf_importance import (
     compat,
     epochs,
     gain,
+    groups,
     layers,
     losses,
     proposals,
@@ -123,10 +124,12 @@ class ISModel(keras.Model):
         self._mean_weight = self._state("mean_weight", initial=1.0)
         # Few and small: every variable that a step reads costs as much as a small layer.
         self._counts = self._state("counts", size=3)  # drawn, uniform, fallbacks
-        self._monitors = self._state("monitors", size=3)  # Σ 1/τ², steps, largest weight
+        # Σ 1/τ², steps, largest weight, unusable scores of the steps' own
+        self._monitors = self._state("monitors", size=4)
         # a^k of their average, then A, U, S, Q of the gain and F at each rate.
         self._gain_moments = self._state("gain_moments", size=5 + _MOST_RATES)
         self._gain_of: gain.Sampling | None = None
+        self._draw: groups.StepDraw | None = None
         self._sampled = False
         self._sample_weighted = False
         self._expects_drawn = False
@@ -302,7 +305,7 @@ class ISModel(keras.Model):
     def reset_metrics(self) -> None:
         super().reset_metrics()
         self._counts.assign(tf.zeros([3]))
-        self._monitors.assign(tf.zeros([3]))
+        self._monitors.assign(tf.zeros([4]))
 
     # Importance sampling ------------------------------------------------------------------
 
@@ -311,6 +314,7 @@ class ISModel(keras.Model):
         sample_weighted: bool,
         gain_of: gain.Sampling | None = None,
         switch: switches.Switch | None = None,
+        draw: groups.StepDraw | None = None,
     ) -> None:
         """Take the weights of datasets as importance weights from now on.
 
@@ -322,7 +326,10 @@ class ISModel(keras.Model):
             sample_weighted: whether a user's sample weights are multiplied into them.
             gain_of: where steps are to measure the gain, that of what.
             switch: the pipeline's, to be checkpointed with the model.
+            draw: what draws batches from the groups that the steps get.
         """
+        if draw is not self._draw:
+            self._draw, self.train_function = draw, None
         compat.track(self, "switch", switch)
         self._measure_gain_of(gain_of)
         self._sampled = True
@@ -375,6 +382,9 @@ class ISModel(keras.Model):
 
     def train_step(self, data):
         """A Keras training step, then τ from the same forward pass."""
+        unusable = None
+        if self._draw is not None and samplers.is_group(data):
+            data, unusable = self._draw(data)
         data, told = samplers.split(data)
         indices = None if told is None else told.index
         if indices is not None and self.sampler is None:
@@ -400,6 +410,9 @@ class ISModel(keras.Model):
         ):
             logs = super().train_step(data)
         tau, monitors = compat.value(self.tau), compat.value(self._monitors)
+        if unusable is not None:
+            monitors += tf.cast(unusable, tf.float32) * [0.0, 0.0, 0.0, 1.0]
+            self._monitors.assign(monitors)
         if self.objective.loss is not None and passes:
             try:
                 scores = self._scores(labels, passes[-1])
@@ -520,16 +533,17 @@ class ISModel(keras.Model):
         return tau
 
     def _updated_monitors(self, monitors, estimate, largest):
-        total, steps, maximum = tf.unstack(monitors)
+        total, steps, maximum, fallbacks = tf.unstack(monitors)
         known = tf.math.is_finite(estimate)
         fraction = tf.where(known, 1 / estimate**2, 0.0)
         steps += tf.cast(known, tf.float32)
-        monitors = tf.stack([total + fraction, steps, tf.maximum(maximum, largest)])
+        largest = tf.maximum(maximum, largest)
+        monitors = tf.stack([total + fraction, steps, largest, fallbacks])
         self._monitors.assign(monitors)
         return monitors
 
     def _logs(self, tau, monitors, data) -> dict[str, tf.Tensor]:
-        total, steps, maximum = tf.unstack(monitors)
+        total, steps, maximum, in_steps = tf.unstack(monitors)
         # The pipeline counts a batch before it hands it over: read the counts after that.
         batch = [part for part in tf.nest.flatten(data) if part is not None]
         with tf.control_dependencies(batch):
@@ -540,7 +554,7 @@ class ISModel(keras.Model):
             "ess": tf.math.divide_no_nan(total, steps),
             "importance": tf.math.divide_no_nan(drawn, drawn + uniform),
             "max_weight": maximum,
-            "fallbacks": fallbacks,
+            "fallbacks": fallbacks + in_steps,
         }
         if self.sampler is not None:
             logs |= self.sampler.logs()

@@ -5,6 +5,7 @@ Algorithm 1 of Katharopoulos & Fleuret 2018 as a `tf.data` transform.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ def importance_sample(
     draws_per_presample: int = 1,
     min_batch_size: int | None = None,
     smoothing: float | None = None,
+    score_in: str = "pipeline",
     scorer: scorers.Scorer | None = None,
     resampling: str | proposals.Resampling | None = None,
     seed: int | None = None,
@@ -85,6 +87,11 @@ def importance_sample(
         smoothing: c ≥ 0. Examples are drawn by g_i ∝ Ĝ_i + c mean(Ĝ), so that no weight exceeds
             (1 + c)/c, whatever a score that is a few steps old has missed. 0 by default, as in
             the paper; with a `Gain` switch 0.2.
+        score_in: "pipeline", where scoring overlaps with the training step before; or "step": the
+            groups that are to be drawn from are handed to the training step whole, which scores
+            them, draws and trains in one compiled function. With the same seed both draw the
+            same (but for a step that XLA compiles, whose random generators are others). For accelerators, where a pipeline on the host reaches the weights dearly; it
+            draws one batch of b from a group.
         scorer: `(model, x, y) -> [B]`; by default the model's.
         resampling: "multinomial" (independent draws, as in the papers), "systematic" (less
             variance; the default of a `Gain` switch), or a function
@@ -109,20 +116,28 @@ def importance_sample(
     switch.open(setting)
     score = model.scorer if scorer is None else scorer
     scoring.check(score, jit_compile)
+    in_step = _in_step(score_in, menu)
     _warn(model, switch, seed)
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
         spec = element_specs.checked(model, dataset)
         element_specs.build(model, spec, dataset)
         scored = scoring.compiled(model, score, spec, setting.presample_size, jit_compile)
-        emission = groups.Emission(len(spec) == 3, measured or model.follows_gain)
+        emission = groups.Emission(len(spec) == 3, measured or model.follows_gain, in_step)
         model.expect_drawn_examples(
             sample_weighted=emission.sample_weighted,
             gain_of=setting.sampling if emission.with_gain else None,
             switch=switch,
+            draw=groups.StepDraw(
+                functools.partial(score, model), smoothing, resample, setting.batch_size
+            )
+            if in_step
+            else None,
         )
         pipeline = _Pipeline(setting, switch, scored, resample, emission)
         seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+        # XLA draws by 32-bit seeds only.
+        seeds = seeds.map(lambda pair: tf.bitcast(tf.cast(pair, tf.uint32), tf.int32))
         presamples = tf.data.Dataset.zip((dataset.batch(setting.presample_size), seeds))
         batches = presamples.map(pipeline.batches).unbatch()
         batches = batches if seed is not None else batches.prefetch(1)
@@ -155,7 +170,7 @@ class _Pipeline:
         size = self._setting.presample_size
         stacked = tf.cond(
             group.size < size,
-            lambda: self._short(group),
+            lambda: self._short(group, seed),
             lambda: self._full(groups.of_static_size(group, size), seed),
         )
         return tf.nest.map_structure(self._with_static_batch, stacked)
@@ -168,32 +183,35 @@ class _Pipeline:
         return tf.cond(
             tf.gather([choice.draws for choice in self._setting.plans], plan) > 0,
             lambda: self._scored(group, plan, gain, seed),
-            lambda: self._whole(group, plan, gain),
+            lambda: self._whole(group, plan, gain, seed),
         )
 
     def _scored(self, group: groups.Group, plan: tf.Tensor, gain, seed):
+        if self._emission.with_seed:
+            self._setting.model.count(drawn=1.0)
+            return self._emission.of(groups.whole(group, self._setting.presample_size), gain, seed)
         scores = tf.abs(group.sample_weights) * self._score(group.inputs, group.labels)
-        smooth = proposals.smooth(scores, self._setting.smoothing * tf.reduce_mean(scores))
+        smooth = groups.smoothed(scores, self._setting.smoothing)
         return tf.cond(
             proposals.usable(scores),
             lambda: self._drawn(group, smooth, plan, gain, seed),
-            lambda: self._fallback(group),
+            lambda: self._fallback(group, seed),
         )
 
     def _drawn(self, group: groups.Group, scores, plan: tf.Tensor, gain, seed):
         def batches_of(chosen: plans.Plan):
             self._setting.model.count(drawn=float(chosen.draws))
             batches = groups.drawn(group, scores, chosen, self._resample, seed)
-            return self._emission.of(batches, gain)
+            return self._emission.of(batches, gain, seed)
 
         drawn = [choice for choice in self._setting.plans if choice.draws]
         return self._under(plan, drawn, batches_of)
 
-    def _whole(self, group: groups.Group, plan: tf.Tensor, gain):
+    def _whole(self, group: groups.Group, plan: tf.Tensor, gain, seed):
         def batches_of(chosen: plans.Plan):
             count = self._setting.presample_size // chosen.batch_size
             self._setting.model.count(uniform=float(count))
-            return self._emission.of(groups.whole(group, chosen.batch_size), gain)
+            return self._emission.of(groups.whole(group, chosen.batch_size), gain, seed)
 
         whole = [choice for choice in self._setting.plans if not choice.draws]
         return self._under(plan, whole, batches_of)
@@ -206,19 +224,19 @@ class _Pipeline:
         branches = [lambda choice=choice: batches_of(choice) for choice in choices]
         return tf.switch_case(tf.gather(among, plan), branches)
 
-    def _fallback(self, group: groups.Group):
+    def _fallback(self, group: groups.Group, seed):
         self._setting.model.count(fallbacks=1.0)
-        return self._whole(group, tf.constant(0), 1.0)
+        return self._whole(group, tf.constant(0), 1.0, seed)
 
-    def _short(self, group: groups.Group):
+    def _short(self, group: groups.Group, seed):
         batch_size = self._setting.batch_size
         count = -(-group.size // batch_size)
         self._setting.model.count(uniform=tf.cast(count, tf.float32))
-        return self._emission.of(groups.short(group, batch_size, self._means), 1.0)
+        return self._emission.of(groups.short(group, batch_size, self._means), 1.0, seed)
 
     def _with_static_batch(self, part: tf.Tensor) -> tf.Tensor:
         sizes = {plan.batch_size for plan in self._setting.plans}
-        size = sizes.pop() if len(sizes) == 1 else None
+        size = sizes.pop() if len(sizes) == 1 and not self._emission.with_seed else None
         return tf.ensure_shape(part, [None, size, *part.shape[2:]])
 
 
@@ -233,6 +251,24 @@ def _switch(switch: Any, tau_threshold: float | str | None) -> switches.Switch:
     if not isinstance(switch, switches.Switch):
         raise TypeError(f"switch must be one of tfi.switches; got {switch!r}.")
     return switch
+
+
+def _in_step(score_in: str, menu: plans.Menu) -> bool:
+    """Whether the training step scores.
+
+    Raises:
+        ValueError: score_in is unknown, or the step cannot do what is asked for.
+    """
+    if score_in not in ("pipeline", "step"):
+        raise ValueError(f"score_in must be 'pipeline' or 'step'; got {score_in!r}.")
+    several = any(plan.draws > 1 for plan in menu.plans)
+    if score_in == "step" and (several or len({plan.batch_size for plan in menu.plans}) > 1):
+        raise ValueError(
+            "score_in='step' draws one batch of batch_size from a pre-sample; leave out "
+            "draws_per_presample, min_batch_size and presample_size='auto', or score in the "
+            "pipeline."
+        )
+    return score_in == "step"
 
 
 def _warn(model: Any, switch: switches.Switch, seed: int | None) -> None:

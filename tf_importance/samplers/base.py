@@ -222,6 +222,7 @@ class Drawn(NamedTuple):
         presample: `{"index", "weight", "score"}`, [B] each, of the pre-sample that a sampler drew
             and the batch was drawn from.
         place: [b] of the examples in that pre-sample.
+        seed: [b, 2] of a group that the step is to draw from itself, the same for all.
     """
 
     weight: tf.Tensor
@@ -230,11 +231,17 @@ class Drawn(NamedTuple):
     gain: tf.Tensor | None = None
     presample: dict[str, tf.Tensor] | None = None
     place: tf.Tensor | None = None
+    seed: tf.Tensor | None = None
 
 
 def is_drawn(data) -> bool:
     """Whether a batch, or the element_spec of a dataset, is one of `history_sample`."""
     return _is_ours(data) and "index" in data[2]
+
+
+def is_group(data) -> bool:
+    """Whether data is for the step to score and draw from."""
+    return _is_ours(data) and "seed" in data[2]
 
 
 def split(data) -> tuple[Any, Drawn | None]:

@@ -1,0 +1,102 @@
+"""Scoring inside the training step: what the pipeline does, in one function."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tf_importance import switches
+
+B, b = 32, 8
+
+
+def run(blobs, score_in, *, steps=60, rate=0.3, jit_compile=False, weights=None, **kwargs):
+    keras.utils.set_random_seed(1)
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
+    model = tfi.ISModel(net, tau_decay=0.5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(rate), loss, metrics=["accuracy"], jit_compile=jit_compile)
+    data = blobs if weights is None else (*blobs, weights)
+    train = (
+        tf.data.Dataset.from_tensor_slices(data)
+        .repeat()
+        .apply(tfi.importance_sample(model, b, B, score_in=score_in, seed=4, **kwargs))
+    )
+    seen = []
+    noted = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(dict(logs))
+    )
+    model.fit(train, steps_per_epoch=steps, verbose=0, callbacks=[noted])
+    return model, seen
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["", "xla"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"tau_threshold": 1.3},
+        {"tau_threshold": "always", "resampling": "systematic", "smoothing": 0.1},
+        {"switch": "gain"},
+        {"tau_threshold": 1.3, "weights": np.linspace(0.1, 2, 512).astype(np.float32)},
+    ],
+    ids=["tau", "systematic", "gain", "sample weights"],
+)
+def test_the_same_seeds_give_the_same_draws(how, jit_compile, blobs):
+    """Same decisions, same τ, same parameters, step by step."""
+    found = []
+    for score_in in ("pipeline", "step"):
+        given = dict(how)
+        if given.get("switch") == "gain":
+            given["switch"] = switches.Gain(step_seconds=1.0, scoring_seconds=1e-6, hysteresis=0.01)
+            given["rate"] = tfi.schedules.GainAdapted(0.3)
+        found.append(run(blobs, score_in, jit_compile=jit_compile, steps=90, **given))
+    (model, logs), (other, others) = found
+    if jit_compile:
+        # Other generators draw: the run is as good, not the same.
+        assert others[-1]["importance"] > 0.2
+        assert others[-1]["loss"] == pytest.approx(logs[-1]["loss"], rel=0.3)
+        return
+    shares = [entry["importance"] for entry in logs]
+    assert shares[-1] > 0.2, "some must have been drawn"
+    np.testing.assert_allclose(shares, [entry["importance"] for entry in others])
+    for name in ("tau", "loss", "max_weight"):
+        np.testing.assert_allclose(
+            [float(entry[name]) for entry in logs],
+            [float(entry[name]) for entry in others],
+            rtol=2e-3,
+        )
+    np.testing.assert_allclose(model.net.get_weights()[0], other.net.get_weights()[0], rtol=1e-3)
+
+
+def test_unusable_scores_fall_back_to_uniform_draws_and_are_counted(blobs):
+    model, logs = run(
+        blobs, "step", steps=6, tau_threshold="always", scorer=lambda m, x, y: x[:, 0] * np.nan
+    )
+    assert float(logs[-1]["fallbacks"]) == 6
+    assert float(logs[-1]["max_weight"]) == pytest.approx(1)
+    assert all(np.isfinite(part).all() for part in model.net.get_weights())
+
+
+def test_a_short_end_is_used_whole(blobs):
+    """B = 32 of 72 examples: two groups and one uniform batch."""
+    short = tuple(part[:72] for part in blobs)
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
+    model = tfi.ISModel(net)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    train = tf.data.Dataset.from_tensor_slices(short).apply(
+        tfi.importance_sample(model, b, B, score_in="step", tau_threshold="always")
+    )
+    sizes = [int(tf.shape(told["weight"])[0]) for _, _, told in train]
+    assert sizes == [B, B, b]
+    assert model.fit(train, epochs=2, verbose=0).history["importance"] == [pytest.approx(2 / 3)] * 2
+
+
+def test_what_the_step_cannot_do_is_refused():
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
+    model = tfi.ISModel(net)
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="'pipeline' or 'step'; got 'gpu'"):
+        tfi.importance_sample(model, score_in="gpu")
+    with pytest.raises(ValueError, match="draws one batch"):
+        tfi.importance_sample(model, score_in="step", draws_per_presample=2)
