@@ -131,3 +131,20 @@ def test_the_gradient_of_all_replicas_is_unbiased(strategy, route, weighted, blo
         assert np.abs(z).max() < 4.5
     else:
         assert np.abs(z).max() > 6
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_gain_under_a_strategy(strategy, route, blobs):
+    """Both replicas measure it, one pipeline decides by it, and both take the same step."""
+    with strategy.scope():
+        net = keras.Sequential([keras.Input((2,)), L.Dense(4, activation="softmax")])
+        model = tfi.ISModel(net)
+        rate = tfi.schedules.GainAdapted(0.5)
+        model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy")
+    switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=0.01)
+    data = fed(strategy, route, model, blobs, 16, 64, switch=switch)
+    history = model.fit(data, steps_per_epoch=100, epochs=2, verbose=0).history
+    assert history["importance"][-1] > 0.2, "it must have been drawn from"
+    moments, enough = model.gain_moments()
+    assert bool(enough) and float(moments.square) > float(moments.mean_square) > -0.1
+    assert 201 < float(tf.convert_to_tensor(rate.following)) < 300

@@ -436,7 +436,8 @@ class ISModel(keras.Model):
         return super().test_step(samplers.split(data)[0])
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        weights = sample_weight
+        # Keras 3 builds a model by a look at a whole batch.
+        weights = sample_weight = samplers.weight_of(sample_weight)
         by_example = isinstance(weights, tf.Tensor) and weights.shape.rank == 1
         if by_example and self._feedback is not None:
             sample_weight = weights = self._feedback(self, x, y, weights)
@@ -456,6 +457,7 @@ class ISModel(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         weights = layers.current_weights()
         if weights is None:
+            sample_weight = samplers.weight_of(sample_weight)
             return super().compute_metrics(x, y, y_pred, sample_weight)
         compat.update_all_metrics(self, y, y_pred, weights)
         return self.get_metrics_result()

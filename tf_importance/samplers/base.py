@@ -239,6 +239,11 @@ def is_drawn(data) -> bool:
     return _is_ours(data) and "index" in data[2]
 
 
+def weight_of(third):
+    """The weights, of a batch's third part as a pipeline or a user made it."""
+    return third["weight"] if isinstance(third, dict) and "weight" in third else third
+
+
 def is_group(data) -> bool:
     """Whether data is for the step to score and draw from."""
     return _is_ours(data) and "seed" in data[2]
