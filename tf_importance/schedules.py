@@ -72,6 +72,11 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         # The largest value that the schedule has had.
         self.peak = _variable(tf.constant(0.0), "peak")
 
+    @property
+    def given(self):
+        """The schedule or number that it adapts."""
+        return self._given()
+
     def suit(self, optimizer) -> None:
         """Take the exponent that suits an optimizer, where none was given."""
         if self._exponent is None:

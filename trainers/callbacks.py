@@ -80,22 +80,26 @@ class LearningRate(keras.callbacks.Callback):
         course: the run.
         initial: learning rate at factor 1.
         schedule: from progress to factor.
+        told: variable to set, of the optimizer's own schedule; by default the optimizer's
+            learning rate.
     Attributes:
-        current: the learning rate now.
+        current: the learning rate now, but for the gain.
     """
 
-    def __init__(self, course: Course, initial: float, schedule: Schedule) -> None:
+    def __init__(self, course: Course, initial: float, schedule: Schedule, told=None) -> None:
         super().__init__()
         self._course = course
         self._initial = initial
         self._schedule = schedule
+        self._told = told
         self._tick = -1
         self.current = initial
 
     @property
     def effective_step(self) -> float:
         """Uniform steps that make as much progress as the steps made."""
-        return float(self._course.step)
+        following = getattr(getattr(self.model, "_schedule", None), "following", None)
+        return float(self._course.step if following is None else following)
 
     def on_train_batch_begin(self, batch, logs=None) -> None:
         tick = int(self._course.progress * _LEARNING_RATES_PER_RUN)
@@ -104,7 +108,11 @@ class LearningRate(keras.callbacks.Callback):
         self._tick = tick
         learning_rate = self._initial * self._schedule(self._course.progress)
         if learning_rate != self.current or tick == 0:
-            self.model.optimizer.learning_rate = self.current = learning_rate
+            self.current = learning_rate
+            if self._told is None:
+                self.model.optimizer.learning_rate = learning_rate
+            else:
+                self._told.assign(learning_rate)
 
 
 class StepwiseRate(LearningRate):
@@ -121,11 +129,6 @@ class StepwiseRate(LearningRate):
     @current.setter
     def current(self, value: float) -> None:
         """It starts at the initial rate."""
-
-    @property
-    def effective_step(self) -> float:
-        following = getattr(getattr(self.model, "_schedule", None), "following", None)
-        return float(self._course.step if following is None else following)
 
 
 class Evaluate(keras.callbacks.Callback):

@@ -8,6 +8,7 @@ the other modules of this package take as `settings`.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from absl import flags, logging
@@ -45,7 +46,21 @@ def define(values: flags.FlagValues) -> None:
         f"How examples are chosen: {', '.join(sampling.NAMES)}. uniform only measures tau.",
     )
     integer("batch_size", 32, "b, examples in a step.")
-    integer("presample_size", None, "B, examples that are scored; default 4 batches.")
+    text(
+        "presample_size",
+        None,
+        "B, examples that are scored; default 4 batches. auto, with --switch=gain: 12 batches, of "
+        "which as many are drawn as is fastest.",
+    )
+    integer("draws_per_presample", 1, "R, batches drawn from one scoring.")
+    flags.DEFINE_enum(
+        "switch",
+        "tau",
+        ["tau", "gain"],
+        "What draws are switched on by: tau over --tau_threshold, or the measured gain over its "
+        "measured cost (give --follow_gain too).",
+        flag_values=values,
+    )
     text(
         "tau_threshold",
         "guaranteed",
@@ -77,9 +92,15 @@ def define(values: flags.FlagValues) -> None:
         "step_schedule",
         "none",
         "Learning rate by steps, in place of --schedule: constant, inverse_sqrt:OFFSET "
-        "or per_epoch:FACTOR.",
+        "or per_epoch:FACTOR; budget is --schedule, for --follow_gain.",
     )
     switch("follow_gain", help="Let the learning rate and its --step_schedule follow the gain.")
+    number(
+        "gain_ceiling",
+        math.inf,
+        "How many times the largest scheduled learning rate the gain may make of it; inf, as in "
+        "RAIS's paper, knows no bound.",
+    )
     number("alpha", 0.6, "Exponent of the scores, for --sampling=proportional.")
     number("beta", 1.0, "Exponent of the weights, for proportional and rank_based; 1: unbiased.")
     number("selection_pressure", 100.0, "First over last in draws, for --sampling=rank_based.")

@@ -51,8 +51,10 @@ def fit(
     course = callbacks.Course(
         Budget(settings.time_budget, settings.steps), Stopwatch(now=clock(settings.clock))
     )
-    kind = callbacks.LearningRate if settings.step_schedule == "none" else callbacks.StepwiseRate
-    learning_rate = kind(course, settings.learning_rate, schedules.parse(settings.schedule))
+    by_budget = settings.step_schedule in ("none", "budget")
+    kind = callbacks.LearningRate if by_budget else callbacks.StepwiseRate
+    schedule = schedules.parse(settings.schedule)
+    learning_rate = kind(course, settings.learning_rate, schedule, sampled.told_rate)
     directory = RunDirectory(settings.out, trainer_flags.of_run(settings))
     recorder = _Recorder(directory, course, learning_rate, sampled, on_train, on_test, also)
     recorder.restore()

@@ -25,11 +25,13 @@ class Sampled(NamedTuple):
             Keras, and what a step costs beside its own computation is then the same for both.
         batches: what `model.fit` takes, without an end.
         steps_per_epoch: n/b, steps that train on as many examples as there are.
+        told_rate: where the learning rate of --schedule goes; None for the optimizer's own.
     """
 
     model: tfi.ISModel
     batches: tf.data.Dataset
     steps_per_epoch: float
+    told_rate: tf.Variable | None = None
 
 
 def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, examples) -> Sampled:
@@ -62,7 +64,10 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, e
         settings.learning_rate,
         math.ceil(steps_per_epoch),
         settings.follow_gain,
+        settings.gain_ceiling,
     )
+    given = rate.given if hasattr(rate, "given") else rate
+    told = given.rate if isinstance(given, step_schedules.Told) else None
     compile_model = functools.partial(
         model.compile,
         optimizer=optimizers.of(settings, rate),
@@ -75,23 +80,40 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, e
         compile_model()
         sampler = remembered.sampler(settings, data, model)
         compile_model(sampler=sampler)
-        return Sampled(model, remembered.batches(settings, data, sampler), steps_per_epoch)
+        return Sampled(model, remembered.batches(settings, data, sampler), steps_per_epoch, told)
     compile_model()
     if settings.sampling == UNIFORM:
         # One batch ahead, like importance_sample: a larger buffer would fill up for free
         # during evaluations, when the clock stands still.
         batches = examples.batch(settings.batch_size, drop_remainder=True).prefetch(1)
-        return Sampled(model, batches, steps_per_epoch)
+        return Sampled(model, batches, steps_per_epoch, told)
     importance_sample = tfi.importance_sample(
         model,
         batch_size=settings.batch_size,
-        presample_size=settings.presample_size,
-        tau_threshold=threshold(settings.tau_threshold),
+        presample_size=_presample_size(settings.presample_size),
+        draws_per_presample=settings.draws_per_presample,
+        **_switch(settings),
         resampling=settings.resampling,
         seed=settings.seed if settings.repeatable else None,
         jit_compile=settings.jit,
     )
-    return Sampled(model, examples.apply(importance_sample), steps_per_epoch)
+    return Sampled(model, examples.apply(importance_sample), steps_per_epoch, told)
+
+
+def _switch(settings: flags.FlagValues) -> dict[str, object]:
+    if settings.switch == "gain":
+        return {"switch": tfi.switches.Gain()}
+    return {"tau_threshold": threshold(settings.tau_threshold)}
+
+
+def _presample_size(text: str | None) -> int | str | None:
+    """A number where the text is one, else "auto"."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"--presample_size must be a number or auto; got {text!r}.") from error
 
 
 def threshold(text: str) -> float | str:

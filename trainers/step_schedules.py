@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -10,9 +11,33 @@ import tensorflow as tf
 import tf_importance as tfi
 
 _EXPLANATION = (
-    "--step_schedule must be none, constant, inverse_sqrt:OFFSET (the learning rate times "
-    "1/√(1 + t/OFFSET)), or per_epoch:FACTOR (times FACTOR after each pass over the data, by steps)"
+    "--step_schedule must be none, budget (as --schedule says), constant, inverse_sqrt:OFFSET (the "
+    "learning rate times 1/√(1 + t/OFFSET)), or per_epoch:FACTOR (times FACTOR after each pass "
+    "over the data, by steps)"
 )
+
+
+@keras.saving.register_keras_serializable(package="tf_importance.trainers")
+class Told(keras.optimizers.schedules.LearningRateSchedule):
+    """Whatever somebody sets it to: --schedule, by the run's budget.
+
+    Args:
+        initial: the rate at first.
+    Attributes:
+        rate: variable.
+    """
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self._initial = initial
+        self.rate = tf.Variable(initial, trainable=False, dtype=tf.float32, name="told_rate")
+
+    def __call__(self, step) -> tf.Tensor:
+        del step
+        return tf.convert_to_tensor(self.rate)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"initial": self._initial}
 
 
 @keras.saving.register_keras_serializable(package="tf_importance.trainers")
@@ -35,13 +60,20 @@ class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
         return {"initial": self._initial, "offset": self._offset}
 
 
-def parse(text: str, initial: float, steps_per_epoch: int, follow_gain: bool):
+def parse(
+    text: str,
+    initial: float,
+    steps_per_epoch: int,
+    follow_gain: bool,
+    gain_ceiling: float = math.inf,
+):
     """A learning rate for an optimizer.
 
     Args:
         text: as --step_schedule takes it. initial: learning rate at step 0.
         steps_per_epoch: steps of a pass over the data.
         follow_gain: adapt it to the gain of importance sampling.
+        gain_ceiling: how far above its own maximum that may take it.
     Returns:
         A Keras schedule, or None for "none": something else sets the learning rate.
     Raises:
@@ -49,6 +81,7 @@ def parse(text: str, initial: float, steps_per_epoch: int, follow_gain: bool):
     """
     name, _, value = text.partition(":")
     schedules = {
+        "budget": lambda: Told(initial),
         "constant": lambda: initial,
         "inverse_sqrt": lambda: InverseSquareRoot(initial, float(value)),
         "per_epoch": lambda: keras.optimizers.schedules.ExponentialDecay(
@@ -63,4 +96,6 @@ def parse(text: str, initial: float, steps_per_epoch: int, follow_gain: bool):
         schedule = schedules[name]()
     except (KeyError, ValueError) as error:
         raise ValueError(f"{_EXPLANATION}; got {text!r}.") from error
-    return tfi.schedules.GainAdapted(schedule) if follow_gain else schedule
+    if not follow_gain:
+        return schedule
+    return tfi.schedules.GainAdapted(schedule, ceiling=gain_ceiling)

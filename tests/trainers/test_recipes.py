@@ -106,7 +106,7 @@ def test_configs_start_step_and_record(settings_of, fixture_data, tmp_path, name
     small = ["--steps=2", "--evaluations=2", "--batch_size=4", "--tau_threshold=always"]
     settings = settings_of(f"--flagfile=configs/{name}.cfg", *small, f"--weights={weights}")
     if settings.presample_size is not None:
-        settings["presample_size"].value = 8
+        settings["presample_size"].value = "8"
     path, model = TASKS[name.split("/")[0]](settings)
     rows = _rows(path)
     assert [row["step"] for row in rows] == [0, 1, 2]
