@@ -1,9 +1,12 @@
 """The remembered way end to end: sources, steps, checkpoints, and what is refused."""
 
+import importlib.util
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 import tf_importance as tfi
 
@@ -193,6 +196,44 @@ def test_random_access_gives_the_same_batches_as_arrays(kind, as_dict, blobs):
         for mine, theirs in zip(tf.nest.flatten(one), tf.nest.flatten(other)):
             np.testing.assert_array_equal(mine, theirs)
             assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
+
+
+class Shades(tfds.core.GeneratorBasedBuilder):
+    """Tiny images, of as many shades as there are examples; the label is the shade's rest."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        image, label = tfds.features.Image(shape=(4, 3, 1)), tfds.features.ClassLabel(num_classes=3)
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
+        return self.dataset_info_from_configs(features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for shade in range(64):
+            yield shade, {"image": np.full([4, 3, 1], shade, np.uint8), "label": shade % 3}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("array_record") is None, reason="needs array_record's random access"
+)
+def test_a_data_source_of_tfds_is_a_source(tmp_path):
+    source = tfds.data_source(
+        "shades",
+        split="train",
+        data_dir=str(tmp_path),
+        builder_kwargs={"file_format": "array_record"},
+    )
+    sampler = tfi.samplers.Proportional(len(source))
+    batches = tfi.history_sample(source, sampler, BATCH, seed=0)
+    assert batches.element_spec[0].shape == (BATCH, 4, 3, 1)
+    images, labels, drawn = next(iter(batches))
+    assert images.dtype == tf.uint8 and len(set(drawn["index"].numpy())) > 4
+    shades = np.array([source[index]["image"][0, 0, 0] for index in drawn["index"].numpy()])
+    assert np.all(images == shades[:, None, None, None])
+    np.testing.assert_array_equal(labels, shades % 3)
 
 
 def test_batches_are_the_examples_at_the_indices_with_static_shapes(blobs):
