@@ -324,6 +324,20 @@ def test_rank_based_scores_all_examples_anew_when_it_is_due(blobs):
     np.testing.assert_allclose(model.sampler.scores, expected, rtol=0.05, atol=1e-3)
 
 
+@pytest.mark.parametrize("seed", [None, 0])
+def test_the_oracle_draws_by_the_net_as_it_is_now(seed, blobs):
+    """Never ahead of the step, with a seed or without."""
+    points, labels = blobs[0][:64], blobs[1][:64]
+    model = compiled(None, 64)
+    batches = iter(tfi.history_sample((points, labels), model.sampler, BATCH, seed=seed).repeat())
+    for _ in range(4):
+        *_, drawn = next(batches)
+        norms = tfi.per_example_gradient_norms(model, points, labels).numpy()
+        p = norms / norms.sum()
+        np.testing.assert_allclose(drawn["weight"], 1 / (64 * p[drawn["index"]]), rtol=1e-3)
+        model.net.set_weights([1.7 * weight for weight in model.net.get_weights()])
+
+
 # What is refused ----------------------------------------------------------------------------
 
 

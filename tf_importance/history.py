@@ -34,7 +34,7 @@ def history_sample(
     A pass is ⌈n/b⌉ batches, whichever examples these are; `.repeat()` has no end. Augmentation
     goes behind it: `.map(lambda x, y, drawn: (augment(x), y, drawn))` on whole batches.
 
-    Without a seed one batch is drawn ahead of the training step. With a seed nothing runs
+    Without a seed one batch is drawn ahead of the training step, but for `Oracle`. With a seed nothing runs
     ahead, and a run repeats exactly; so it does after a restore in the midst of an epoch. (A
     `.map` with `num_parallel_calls` or a `.prefetch` behind it does run ahead: batches are then
     drawn by scores a few steps old, which costs a little variance and no bias, and repeat no
@@ -74,8 +74,9 @@ def history_sample(
         return inputs, labels, {"weight": drawn.weights, "index": drawn.indices}
 
     batches = tf.data.Dataset.range(-(-size // batch_size)).map(batch)
-    batches = batches if seed is not None else batches.prefetch(1)
-    return batches.with_options(_options(seed))
+    ahead = seed is None and sampler.may_draw_ahead
+    batches = batches.prefetch(1) if ahead else batches
+    return batches.with_options(_options(ahead))
 
 
 def _opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
@@ -150,11 +151,11 @@ def _shortened(example: Any) -> str:
     return text if len(text) < 200 else f"{text[:200]}…"
 
 
-def _options(seed: int | None) -> tf.data.Options:
+def _options(ahead: bool) -> tf.data.Options:
     options = tf.data.Options()
     # The sampler's variables are in the model's checkpoints already.
     options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
-    if seed is not None:
+    if not ahead:
         # tf.data would draw ahead of the training step, and what by becomes a race.
         options.experimental_optimization.inject_prefetch = False
     return options
