@@ -256,6 +256,45 @@ def test_augmentation_goes_behind_it(blobs):
     assert model.sampler.uncertainty_set.numpy().any()
 
 
+def crop_offsets(indices, visits):
+    """[b, 2] in 0 … 8, settled by the example and the number of its visit."""
+    seeds = tf.stack([indices, tf.cast(visits, tf.int64), tf.zeros_like(indices)], axis=1)
+    number = tf.raw_ops.RandomIndexShuffle(
+        index=tf.zeros_like(indices), seed=seeds, max_index=tf.constant(80, tf.int64), rounds=4
+    )
+    return tf.stack([number // 9, number % 9], axis=1)
+
+
+def crop_magnitude(indices, visits):
+    return tf.norm(tf.cast(crop_offsets(indices, visits), tf.float32) - 4.0, axis=1)
+
+
+def test_the_offset_of_a_random_crop_is_a_feature():
+    """As in RAIS's section 6: what the map does is what the sampler has been told before."""
+    images = np.arange(144, dtype=np.float32).reshape(1, 12, 12, 1) + np.zeros([60, 1, 1, 1], "f")
+    sampler = tfi.samplers.RAIS(60, training_set_size=64, features=crop_magnitude)
+    net = keras.Sequential([keras.Input((4, 4, 1)), L.Flatten(), L.Dense(4, activation="softmax")])
+    model = tfi.ISModel(net)
+    model.compile(keras.optimizers.SGD(1e-4), LOSS, sampler=sampler)
+    seen = []
+
+    def crop(images, labels, drawn):
+        starts = crop_offsets(drawn["index"], tf.gather(sampler.visits, drawn["index"]))
+        cut = lambda pair: tf.slice(pair[0], tf.concat([pair[1], [0]], 0), [4, 4, 1])  # noqa: E731
+        cropped = tf.map_fn(cut, (images, starts), tf.float32)
+        return tf.ensure_shape(cropped, [BATCH, 4, 4, 1]), labels, drawn
+
+    batches = tfi.history_sample((images, np.zeros(60, np.int32)), sampler, BATCH, seed=0)
+    for batch in batches.repeat().map(crop).take(12):
+        model.train_on_batch(*batch)
+        corner = batch[0].numpy()[:, 0, 0, 0]
+        seen += [np.hypot(corner // 12 - 4, corner % 12 - 4)]
+    told = sampler.recent.rows.numpy()[: 12 * BATCH % 128, -4]
+    seen = np.concatenate(seen)[128:]
+    np.testing.assert_allclose(told, seen, rtol=1e-5)
+    assert np.ptp(seen) > 2
+
+
 def test_evaluation_takes_its_batches_by_their_weights(blobs):
     model = compiled(SAMPLERS["uniform"])
     batches = tfi.history_sample(blobs, tfi.samplers.Uniform(512), BATCH, seed=0)

@@ -34,11 +34,11 @@ def history_sample(
     A pass is ⌈n/b⌉ batches, whichever examples these are; `.repeat()` has no end. Augmentation
     goes behind it: `.map(lambda x, y, drawn: (augment(x), y, drawn))` on whole batches.
 
-    Without a seed one batch is drawn ahead of the training step, but for `Oracle`. With a seed nothing runs
-    ahead, and a run repeats exactly; so it does after a restore in the midst of an epoch. (A
-    `.map` with `num_parallel_calls` or a `.prefetch` behind it does run ahead: batches are then
-    drawn by scores a few steps old, which costs a little variance and no bias, and repeat no
-    longer.)
+    Without a seed one batch is drawn ahead of the training step, but for `Oracle`. With a seed
+    nothing runs ahead, and a run repeats exactly; so it does after a restore in the midst of an
+    epoch. (A `.map` with `num_parallel_calls` or a `.prefetch` behind it does run ahead: batches
+    are then drawn by scores a few steps old, which costs a little variance and no bias, and
+    repeat no longer.)
 
     Args:
         source: `(x, y)`, nests of arrays, which TensorFlow gathers from; or random access to
