@@ -180,6 +180,9 @@ def trainings() -> dict:
         sampler.history.assign(rng.random([size, 16], np.float32))
         sampler.recent.rows.assign(rng.random(sampler.recent.rows.shape, np.float32))
         sampler.feature_totals.assign(np.full(12, size / 2))
+        # From the first update on, TensorFlow treats what is assigned to the tree differently.
+        batch = [tf.range(128, dtype=tf.int64), tf.ones([128]), tf.ones([128])]
+        sampler.update(Visit(*batch))
         # A period of 157 steps of 128; the training begins with the first multiple of it.
         steps = -(-(size + 40_000) // (157 * 128)) * 157
         sampler.recent.count.assign(steps * 128)

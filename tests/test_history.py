@@ -1,9 +1,12 @@
 """The remembered way end to end: sources, steps, checkpoints, and what is refused."""
 
+import importlib.util
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 import tf_importance as tfi
 
@@ -195,6 +198,44 @@ def test_random_access_gives_the_same_batches_as_arrays(kind, as_dict, blobs):
             assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
 
 
+class Shades(tfds.core.GeneratorBasedBuilder):
+    """Tiny images, of as many shades as there are examples; the label is the shade's rest."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        image, label = tfds.features.Image(shape=(4, 3, 1)), tfds.features.ClassLabel(num_classes=3)
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
+        return self.dataset_info_from_configs(features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for shade in range(64):
+            yield shade, {"image": np.full([4, 3, 1], shade, np.uint8), "label": shade % 3}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("array_record") is None, reason="needs array_record's random access"
+)
+def test_a_data_source_of_tfds_is_a_source(tmp_path):
+    source = tfds.data_source(
+        "shades",
+        split="train",
+        data_dir=str(tmp_path),
+        builder_kwargs={"file_format": "array_record"},
+    )
+    sampler = tfi.samplers.Proportional(len(source))
+    batches = tfi.history_sample(source, sampler, BATCH, seed=0)
+    assert batches.element_spec[0].shape == (BATCH, 4, 3, 1)
+    images, labels, drawn = next(iter(batches))
+    assert images.dtype == tf.uint8 and len(set(drawn["index"].numpy())) > 4
+    shades = np.array([source[index]["image"][0, 0, 0] for index in drawn["index"].numpy()])
+    assert np.all(images == shades[:, None, None, None])
+    np.testing.assert_array_equal(labels, shades % 3)
+
+
 def test_batches_are_the_examples_at_the_indices_with_static_shapes(blobs):
     x, y = blobs
     source = ({"a": x, "b": (x[:, 0], np.arange(512))}, y)
@@ -213,6 +254,45 @@ def test_augmentation_goes_behind_it(blobs):
     batches = batches.map(lambda x, y, drawn: (x + 0.01, y, drawn)).repeat()
     model.fit(batches, steps_per_epoch=60, verbose=0)
     assert model.sampler.uncertainty_set.numpy().any()
+
+
+def crop_offsets(indices, visits):
+    """[b, 2] in 0 … 8, settled by the example and the number of its visit."""
+    seeds = tf.stack([indices, tf.cast(visits, tf.int64), tf.zeros_like(indices)], axis=1)
+    number = tf.raw_ops.RandomIndexShuffle(
+        index=tf.zeros_like(indices), seed=seeds, max_index=tf.constant(80, tf.int64), rounds=4
+    )
+    return tf.stack([number // 9, number % 9], axis=1)
+
+
+def crop_magnitude(indices, visits):
+    return tf.norm(tf.cast(crop_offsets(indices, visits), tf.float32) - 4.0, axis=1)
+
+
+def test_the_offset_of_a_random_crop_is_a_feature():
+    """As in RAIS's section 6: what the map does is what the sampler has been told before."""
+    images = np.arange(144, dtype=np.float32).reshape(1, 12, 12, 1) + np.zeros([60, 1, 1, 1], "f")
+    sampler = tfi.samplers.RAIS(60, training_set_size=64, features=crop_magnitude)
+    net = keras.Sequential([keras.Input((4, 4, 1)), L.Flatten(), L.Dense(4, activation="softmax")])
+    model = tfi.ISModel(net)
+    model.compile(keras.optimizers.SGD(1e-4), LOSS, sampler=sampler)
+    seen = []
+
+    def crop(images, labels, drawn):
+        starts = crop_offsets(drawn["index"], tf.gather(sampler.visits, drawn["index"]))
+        cut = lambda pair: tf.slice(pair[0], tf.concat([pair[1], [0]], 0), [4, 4, 1])  # noqa: E731
+        cropped = tf.map_fn(cut, (images, starts), tf.float32)
+        return tf.ensure_shape(cropped, [BATCH, 4, 4, 1]), labels, drawn
+
+    batches = tfi.history_sample((images, np.zeros(60, np.int32)), sampler, BATCH, seed=0)
+    for batch in batches.repeat().map(crop).take(12):
+        model.train_on_batch(*batch)
+        corner = batch[0].numpy()[:, 0, 0, 0]
+        seen += [np.hypot(corner // 12 - 4, corner % 12 - 4)]
+    told = sampler.recent.rows.numpy()[: 12 * BATCH % 128, -4]
+    seen = np.concatenate(seen)[128:]
+    np.testing.assert_allclose(told, seen, rtol=1e-5)
+    assert np.ptp(seen) > 2
 
 
 def test_evaluation_takes_its_batches_by_their_weights(blobs):
@@ -281,6 +361,20 @@ def test_rank_based_scores_all_examples_anew_when_it_is_due(blobs):
     model.fit(batches, steps_per_epoch=1, verbose=0)
     expected = model.scorer(model, *blobs)
     np.testing.assert_allclose(model.sampler.scores, expected, rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_the_oracle_draws_by_the_net_as_it_is_now(seed, blobs):
+    """Never ahead of the step, with a seed or without."""
+    points, labels = blobs[0][:64], blobs[1][:64]
+    model = compiled(None, 64)
+    batches = iter(tfi.history_sample((points, labels), model.sampler, BATCH, seed=seed).repeat())
+    for _ in range(4):
+        *_, drawn = next(batches)
+        norms = tfi.per_example_gradient_norms(model, points, labels).numpy()
+        p = norms / norms.sum()
+        np.testing.assert_allclose(drawn["weight"], 1 / (64 * p[drawn["index"]]), rtol=1e-3)
+        model.net.set_weights([1.7 * weight for weight in model.net.get_weights()])
 
 
 # What is refused ----------------------------------------------------------------------------

@@ -48,6 +48,7 @@ ROOMS = (
     "samplers.gain",
     "samplers.base",
     "samplers.history_features",
+    "samplers.side_features",
     "samplers.sum_tree",
     "samplers.visits",
     "samplers",

@@ -112,6 +112,33 @@ def test_where_it_starts_does_not_matter():
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_features_that_are_nearly_the_same_are_no_obstacle(seed):
+    """Averages of norms that hardly vary; the optimum is the one that L-BFGS-B comes to."""
+
+    def visits(noise):
+        norms = 1 + noise * np.abs(rng.normal(size=[1500, 17]))
+        averages = np.stack([norms[:, 1 : 1 + n].mean(axis=1) for n in (1, 2, 4, 8, 16)], axis=1)
+        variances = np.stack([norms[:, 1 : 1 + n].var(axis=1) for n in (4, 8, 16)], axis=1)
+        s = np.concatenate([averages, variances, variances**0.5, np.ones([1500, 1])], axis=1)
+        return robust.TrainingSet(s, norms[:, 0], np.ones(1500), s.mean(axis=0))
+
+    rng = np.random.default_rng(seed)
+    data = visits(0.05)
+    c, d = robust.train(data, robust.train(visits(0.2), smallest_estimate=1e-3), 1e-3)
+    lower = np.append(np.zeros(23), 1e-9)
+    theirs = scipy.optimize.minimize(
+        lambda z: (robust.objective(z, data), robust.derivatives(z, data)[0]),
+        np.concatenate([c, d * rais.size_of(c, d, data) ** -0.5]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(low, None) for low in lower],
+        options={"ftol": 1e-13, "gtol": 1e-12, "maxcor": 30, "maxiter": 3000, "maxfun": 3000},
+    )
+    # At the optimum A + B = 2√(A·B), and ours has B = 1.
+    assert 2 * rais.size_of(c, d, data) ** 0.5 <= theirs.fun * (1 + 1e-3)
+
+
 def test_more_noise_makes_a_larger_set():
     sizes = [robust.train(training_set(noise=noise)).d.sum() for noise in (0.1, 0.3, 0.6)]
     assert sizes == sorted(sizes)

@@ -134,28 +134,32 @@ def test_the_scorer_is_saved(scorer, blobs, tmp_path):
 
 
 SERVE = """
+    import pathlib
     import sys
     sys.modules["tf_importance"] = None  # importing it would fail
     import numpy as np
     import tensorflow as tf
-    served = tf.saved_model.load(sys.argv[1])
-    x = np.load(sys.argv[2])
-    serve = served.signatures["serving_default"]
-    (name,) = serve.structured_input_signature[1]
-    (outputs,) = serve(**{name: tf.constant(x)}).values()
-    np.save(sys.argv[3], outputs.numpy())
+    for directory in map(pathlib.Path, sys.argv[1:]):
+        served = tf.saved_model.load(str(directory / "export"))
+        serve = served.signatures["serving_default"]
+        (name,) = serve.structured_input_signature[1]
+        (outputs,) = serve(**{name: tf.constant(np.load(directory / "x.npy"))}).values()
+        np.save(directory / "y.npy", outputs.numpy())
 """
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_the_export_serves_with_plain_tensorflow(net, blobs, tmp_path):
-    model = trained(NETS[net], blobs)
-    model.export(str(tmp_path / "export"))
-    np.save(tmp_path / "x.npy", blobs[0])
-    arguments = [str(tmp_path / name) for name in ("export", "x.npy", "y.npy")]
-    command = [sys.executable, "-c", textwrap.dedent(SERVE), *arguments]
+def test_the_exports_serve_with_plain_tensorflow(blobs, tmp_path):
+    models = {tmp_path / name: trained(net, blobs) for name, net in NETS.items()}
+    for directory, model in models.items():
+        model.export(str(directory / "export"))
+        np.save(directory / "x.npy", blobs[0])
+    # In one process: importing TensorFlow takes longer than all the rest.
+    command = [sys.executable, "-c", textwrap.dedent(SERVE), *map(str, models)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    served = np.load(tmp_path / "y.npy")
-    np.testing.assert_allclose(served, model.net.predict(blobs[0], verbose=0), atol=1e-6)
-    np.testing.assert_allclose(served, model.predict(blobs[0], verbose=0), atol=1e-6)
+    for directory, model in models.items():
+        served = np.load(directory / "y.npy")
+        name = directory.name
+        alone, wrapped = model.net.predict(blobs[0], verbose=0), model.predict(blobs[0], verbose=0)
+        np.testing.assert_allclose(served, alone, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(served, wrapped, atol=1e-6, err_msg=name)

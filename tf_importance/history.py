@@ -44,11 +44,11 @@ def history_sample(
     A fresh pre-sample alone gains at most B/b of a uniform batch; one that memory has chosen
     can gain more.
 
-    Without a seed one batch is drawn ahead of the training step. With a seed nothing runs
-    ahead, and a run repeats exactly; so it does after a restore in the midst of an epoch. (A
-    `.map` with `num_parallel_calls` or a `.prefetch` behind it does run ahead: batches are then
-    drawn by scores a few steps old, which costs a little variance and no bias, and repeat no
-    longer.)
+    Without a seed one batch is drawn ahead of the training step, but for `Oracle`. With a seed
+    nothing runs ahead, and a run repeats exactly; so it does after a restore in the midst of an
+    epoch. (A `.map` with `num_parallel_calls` or a `.prefetch` behind it does run ahead: batches
+    are then drawn by scores a few steps old, which costs a little variance and no bias, and
+    repeat no longer.)
 
     Args:
         source: `(x, y)`, nests of arrays, which TensorFlow gathers from; or random access to
@@ -88,11 +88,11 @@ def history_sample(
         )
         return inputs, labels, drawn
 
-    @tf.autograph.experimental.do_not_convert
-    def batch(_):
+    def remembered(_):
         inputs, labels, drawn = examples(batch_size)
         return inputs, labels, {"weight": drawn.weights, "index": drawn.indices}
 
+    batch = remembered
     if presample_size is not None:
         rescore = _Rescored(
             _scored(model, scorer, gather, presample_size, batch_size, jit_compile),
@@ -101,13 +101,18 @@ def history_sample(
             batch_size,
         )
 
-        @tf.autograph.experimental.do_not_convert
-        def batch(number):  # noqa: F811
-            return rescore(*examples(presample_size), tf.stack([tf.cast(chosen, tf.int64), number]))
+        def rescored(_):
+            drawn = examples(presample_size)
+            # Each batch has a number of its own, in whichever pass.
+            return rescore(*drawn, tf.stack([tf.cast(chosen, tf.int64), sampler.draws + 0]))
 
-    batches = tf.data.Dataset.range(-(-size // batch_size)).map(batch)
-    batches = batches if seed is not None else batches.prefetch(1)
-    return batches.with_options(_options(seed))
+        batch = rescored
+    batches = tf.data.Dataset.range(-(-size // batch_size)).map(
+        tf.autograph.experimental.do_not_convert(batch)
+    )
+    ahead = seed is None and sampler.may_draw_ahead
+    batches = batches.prefetch(1) if ahead else batches
+    return batches.with_options(_options(ahead))
 
 
 class _Rescored(NamedTuple):
@@ -157,11 +162,11 @@ def _scored(model, scorer, gather, presample_size: int, batch_size: int, jit_com
     return scoring.compiled(model, score, spec, presample_size, jit_compile)
 
 
-def _options(seed: int | None) -> tf.data.Options:
+def _options(ahead: bool) -> tf.data.Options:
     options = tf.data.Options()
     # The sampler's variables are in the model's checkpoints already.
     options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
-    if seed is not None:
+    if not ahead:
         # tf.data would draw ahead of the training step, and what by becomes a race.
         options.experimental_optimization.inject_prefetch = False
     return options

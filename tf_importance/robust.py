@@ -18,6 +18,7 @@ _ITERATIONS = 100
 _TOLERANCE = 1e-5
 _SMALLEST_STEP = 1e-6
 _AT_THE_BOUND = 1e-9
+_EXCHANGES = 10
 _RIDGE = 1e-5
 
 
@@ -105,7 +106,7 @@ def train(
     With A(d) the mean of ⟨d, s_i⟩ and B(c, d) the constraint's left side: scaling d by t
     scales A by t and B by 1/t, so that the optimum has B = 1 and minimizes A·B. So does
     A + B, whose minimum along a ray of d is 2√(AB), and which is convex without constraint.
-    Newton's method with projection minimizes it, in units in which the mean norm and all mean
+    Newton's method within the bounds minimizes it, in units in which the mean norm and all mean
     features are 1; then d is scaled to B = 1.
 
     Args:
@@ -163,7 +164,7 @@ def derivatives(parameters: np.ndarray, data: TrainingSet) -> tuple[np.ndarray, 
     pulls = tf.stack([2 * weights * shares, weights * shares**2], axis=1)
     by_c, pulled = tf.linalg.matmul(data.features, pulls, transpose_a=True).numpy().T
     roots = tf.sqrt(2 * weights / uncertainties)
-    rooted = tf.cast(data.features * roots[:, tf.newaxis], tf.float32)
+    rooted = tf.cast(data.features, tf.float32) * tf.cast(roots, tf.float32)[:, tf.newaxis]
     # In one float32 product: its rounding changes the way and not the goal.
     x = tf.concat([rooted, -tf.cast(shares, tf.float32)[:, tf.newaxis] * rooted], axis=1)
     hessian = tf.linalg.matmul(x, x, transpose_a=True).numpy().astype(np.float64)
@@ -181,37 +182,71 @@ def _against(c: np.ndarray, d: np.ndarray, data: TrainingSet) -> tuple[tf.Tensor
 
 
 def _minimized(data: TrainingSet, point: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """argmin objective over parameters ≥ lower, by projected Newton steps (Bertsekas 1982)."""
+    """argmin objective over parameters ≥ lower, by Newton steps within the bounds."""
     point = _scaled_along_its_ray(point, lower, data)
     value = objective(point, data)
     for _ in range(_ITERATIONS):
         gradient, hessian = derivatives(point, data)
-        step = _newton_step(point - lower, gradient, hessian)
+        step, gain = _newton_step(point - lower, gradient, hessian)
         size = 1.0
-        while size > _SMALLEST_STEP:
-            moved = _scaled_along_its_ray(np.maximum(point + size * step, lower), lower, data)
-            reached = objective(moved, data)
+        # Where no step of worth is in sight, or none is found in spite of it.
+        while gain > _TOLERANCE * value and size > _SMALLEST_STEP:
+            reached = objective(point + size * step, data)
             if reached < value:
                 break
             size /= 4
         else:
             break
-        finished = value - reached < _TOLERANCE * value
-        point, value = moved, reached
-        if finished:
-            break
+        point, value = np.maximum(point + size * step, lower), reached
     return point
 
 
-def _newton_step(room: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-    """−H⁻¹g over the parameters that are not held at their bounds; `room` is the way to them."""
-    free = (room > _AT_THE_BOUND) | (gradient < 0)
-    step = np.where(free, 0.0, -gradient)
-    inner = hessian[np.ix_(free, free)]
+def _newton_step(
+    room: np.ndarray, gradient: np.ndarray, hessian: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """The step s ≥ −room that minimizes the model g·s + ½ sᵀHs, and what the model gains by it.
+
+    Within the bounds: to cut a free step off at them, as a projection does, is no descent where
+    features are as much alike as these, and stalls far from the optimum.
+    """
+    units = np.sqrt(np.maximum(np.diag(hessian), np.finfo(np.float32).tiny))
+    scaled = hessian / np.outer(units, units)
     # Moving averages of like lengths are nearly the same feature.
-    inner[np.diag_indices_from(inner)] *= 1 + _RIDGE
-    step[free] = -np.linalg.lstsq(inner, gradient[free], rcond=None)[0]
-    return step
+    scaled[np.diag_indices_from(scaled)] += _RIDGE
+    room = room * units
+    pull = scaled @ room - gradient / units
+    step = _nonnegative_minimum(scaled, pull, room > 0) - room
+    model = gradient / units @ step + step @ scaled @ step / 2
+    return step / units, float(-model)
+
+
+def _nonnegative_minimum(matrix: np.ndarray, pull: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """argmin ½ yᵀAy − ⟨pull, y⟩ over y ≥ 0, an active-set method (Lawson & Hanson 1974, 23.10).
+
+    Args:
+        matrix: [m, m] A, positive definite.
+        pull: [m].
+        free: [m] which y to begin with as positive; a guess.
+    """
+    point, free = np.zeros_like(pull), free.copy()
+    for _ in range(_EXCHANGES * len(pull)):
+        goal = np.zeros_like(pull)
+        goal[free] = np.linalg.solve(matrix[np.ix_(free, free)], pull[free])
+        against = free & (goal <= 0)
+        if against.any():
+            # As far as the first bound; what stands on it is fixed.
+            reach = np.min(point[against] / (point[against] - goal[against]), initial=1.0)
+            point = np.where(free, point + reach * (goal - point), 0.0)
+            free &= ~(against & (point <= _AT_THE_BOUND * np.abs(goal).max()))
+            point[~free] = 0.0
+            continue
+        point = goal
+        slopes = np.where(free, 0.0, pull - matrix @ point)
+        best = int(np.argmax(slopes))
+        if slopes[best] <= _AT_THE_BOUND * np.abs(pull).max():
+            break
+        free[best] = True
+    return point
 
 
 def _scaled_along_its_ray(point: np.ndarray, lower: np.ndarray, data: TrainingSet) -> np.ndarray:

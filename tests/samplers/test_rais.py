@@ -16,6 +16,13 @@ N, BATCH, SIZE = 30, 6, 48
 PERIOD = SIZE // BATCH
 NORMS = np.random.default_rng(0).gamma(1.0, 1.0, N) + 0.05
 SIDE = np.random.default_rng(1).random([N, 2])
+# Of example i at its visit v.
+OF_VISITS = np.random.default_rng(2).random([N, 200, 2]).astype(np.float32)
+
+
+def of_visits(indices, visits):
+    places = tf.stack([indices, tf.cast(visits, tf.int64)], axis=1)
+    return tf.gather_nd(tf.constant(OF_VISITS), places)
 
 
 def run(sampler, steps, seed=0, start=0, memory=None):
@@ -43,6 +50,21 @@ def run(sampler, steps, seed=0, start=0, memory=None):
     return draws, memory
 
 
+def test_what_a_function_of_visits_gives_is_checked_and_later_on_kept_out():
+    with pytest.raises(ValueError, match=r"30 examples.* got shape \(5,\)"):
+        tfi.samplers.RAIS(N, SIZE, features=lambda indices, visits: tf.ones([5]))
+    with pytest.raises(ValueError, match="not negative.*from -1"):
+        tfi.samplers.RAIS(N, SIZE, features=lambda indices, visits: -tf.ones_like(visits))
+
+    def worse(indices, visits):
+        return tf.where(visits > 2, float("nan"), 1.0)
+
+    sampler = tfi.samplers.RAIS(N, SIZE, features=worse)
+    draws, _ = run(sampler, 5 * PERIOD)
+    assert sampler.uncertainty_set.numpy().any() and sampler.visits.numpy().max() > 2
+    assert all(np.all(np.isfinite(weights)) for _, weights in draws)
+
+
 @pytest.mark.parametrize("visits", [0, 1, 2, 3, 4, 5, 9, 16, 40])
 def test_features_are_moving_averages_variances_and_deviations(visits):
     norms = np.random.default_rng(visits).gamma(1.0, 1.0, visits)
@@ -58,13 +80,24 @@ def test_equal_norms_have_no_variance_however_large():
     assert np.all(history_features.of_history(history)[0, 5:].numpy() == 0)
 
 
-@pytest.mark.parametrize("side", [None, SIDE])
+def side_rows(side, visits) -> np.ndarray:
+    """[N, m] of examples that have been visited so often."""
+    if side is None:
+        return np.zeros([N, 0])
+    return OF_VISITS[np.arange(N), visits] if callable(side) else side
+
+
+@pytest.mark.parametrize("side", [None, SIDE, of_visits], ids=["none", "fixed", "of visits"])
 def test_the_proposal_is_proposition_4_1_of_all_that_was_seen(side):
     sampler = tfi.samplers.RAIS(N, SIZE, features=side)
     draws, memory = run(sampler, 5 * PERIOD)
     c, d = sampler.uncertainty_set.numpy().astype(np.float64)
     assert c.any(), "c and d must have been trained by now"
-    rows = SIDE if side is not None else np.zeros([N, 0])
+    visits = sampler.visits.numpy()
+    np.testing.assert_array_equal(
+        visits, np.bincount(np.concatenate([indices for indices, _ in draws]), minlength=N)
+    )
+    rows = side_rows(side, visits)
     features = np.stack([reference.features(*pair) for pair in zip(memory, rows)])
     p = reference.proposal(features, c, d)
     indices, weights = sampler.draw(500, 9)
@@ -74,6 +107,28 @@ def test_the_proposal_is_proposition_4_1_of_all_that_was_seen(side):
     older = np.stack([reference.features(norms[:-1], row) for norms, row in zip(memory, rows)])
     wrong = reference.proposal(older, c, d)
     assert np.abs(wrong / p - 1).max() > 0.01
+
+
+def test_a_feature_of_the_visit_is_learned_and_known_before_the_draw():
+    """Norms that follow nothing but a number which is another at each visit."""
+    sampler = tfi.samplers.RAIS(N, SIZE, features=of_visits)
+    sampler.begin()
+    draw = tf.function(lambda: sampler.draw(BATCH, 0), autograph=False)
+    update = tf.function(sampler.update, autograph=False)
+    for step in range(6 * PERIOD):
+        indices, weights = draw()
+        coming = OF_VISITS[indices, sampler.visits.numpy()[indices]]
+        update(Visit(indices, weights, tf.constant(coming[:, 0] + 0.01)))
+        sampler.maintain(step + 1, None)
+    indices, weights = sampler.draw(2000, 3)
+    coming = OF_VISITS[np.arange(N), sampler.visits.numpy()][:, 0]
+    p = np.full(N, np.nan)
+    p[indices] = 1 / (N * weights.numpy())
+    known = np.isfinite(p)
+    assert np.corrcoef(p[known], coming[known])[0, 1] > 0.95
+    # Negative control: the feature of the visit before says nothing.
+    past = OF_VISITS[np.arange(N), sampler.visits.numpy() - 1][:, 0]
+    assert abs(np.corrcoef(p[known], past[known])[0, 1]) < 0.6
 
 
 def test_the_first_pass_has_every_example_once_and_weights_stay_1_until_c_and_d_are_there():

@@ -55,9 +55,12 @@ class Sampler(tf.Module):
         draws: variable, number of batches drawn.
         steps: variable, number of batches trained on.
         gain: a `GainEstimator`.
+        may_draw_ahead: whether a batch may be drawn before the step on the last one is done.
     Raises:
         ValueError: num_examples is not a positive integer, or gain_smoothing out of range.
     """
+
+    may_draw_ahead = True
 
     def __init__(self, num_examples: int, gain_smoothing: float = 0.01) -> None:
         super().__init__(name=type(self).__name__)

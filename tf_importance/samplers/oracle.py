@@ -24,6 +24,10 @@ class Oracle(Sampler):
         scored_at_once: examples in one forward pass.
     """
 
+    # By the norms of one step ago an example of a small norm then and a large one now would come
+    # with a weight that nothing bounds: such a step can destroy the net.
+    may_draw_ahead = False
+
     def __init__(
         self,
         num_examples: int,

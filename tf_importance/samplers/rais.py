@@ -21,6 +21,7 @@ from tf_importance.samplers.base import (
     passing,
     uniform_points,
 )
+from tf_importance.samplers.side_features import SideFeatures
 from tf_importance.samplers.visits import RecentVisits
 
 # An example's estimate is at least this share of the mean norm: nothing falls out of reach.
@@ -55,8 +56,11 @@ class RAIS(Sampler):
         training_set_size: |D|, visits that c and d are trained on.
         gain_smoothing: α of the gain ratio's averages.
         outlier_threshold: τ; infinite for no protection.
-        features: side features, an [n] or [n, m] array of finite numbers ≥ 0, such as one-hot
-            classes; beside those of the history and the bias.
+        features: side features, beside those of the history and the bias. An [n] or [n, m]
+            array of finite numbers ≥ 0, such as one-hot classes; or, for what is another at each
+            visit, a function of indices [b] and numbers of visits until now [b] that gives the
+            next visit's, [b, m], such as the magnitude of the crop's offset; see
+            `SideFeatures`.
     Attributes:
         visits: variable, [n] how often each example was trained on.
         uncertainty_set: variable, [2, K] rows c and d; 0 until they are trained.
@@ -78,9 +82,8 @@ class RAIS(Sampler):
         if not outlier_threshold > 0:
             raise ValueError(f"outlier_threshold must be positive; got {outlier_threshold}.")
         self._outlier_threshold = outlier_threshold
-        side = _side_features(features, self.num_examples)
-        self.side = None if side is None else tf.constant(side)
-        count = history_features.COUNT + (0 if side is None else side.shape[1]) + 1
+        self._side = None if features is None else SideFeatures(features, self.num_examples)
+        count = history_features.COUNT + (0 if self._side is None else self._side.count) + 1
         empty = tf.fill([self.num_examples, history_features.LENGTH], history_features.EMPTY)
         self.history = _variable(empty, "history")
         self.tree = sum_tree.SumTree(self.num_examples, 2)
@@ -88,8 +91,8 @@ class RAIS(Sampler):
         self.uncertainty_set = _variable(tf.zeros([2, count]), "uncertainty_set")
         totals = np.zeros([count])
         totals[-1] = num_examples
-        if side is not None:
-            totals[-1 - side.shape[1] : -1] = side.sum(axis=0, dtype=np.float64)
+        if self._side is not None:
+            totals[-1 - self._side.count : -1] = self._side.totals
         self.feature_totals = _variable(tf.constant(totals, tf.float64), "feature_totals")
         self.recent = RecentVisits(2 * self._training_set_size, count)
         # A training of c and d that has begun and not taken effect; step -1 if there is none.
@@ -134,10 +137,9 @@ class RAIS(Sampler):
         norms, usable, share = once_each(visit)
         old = tf.gather(self.history, visit.indices)
         new = tf.where(usable[:, tf.newaxis], history_features.pushed(old, norms), old)
-        side = None if self.side is None else tf.gather(self.side, visit.indices)
         # Both at once: a step counts its operations rather than their sizes.
-        both = None if side is None else tf.concat([side, side], axis=0)
-        features = _features(tf.concat([old, new], axis=0), both)
+        side = self._side_before_and_after(visit.indices, share)
+        features = _features(tf.concat([old, new], axis=0), side)
         before, after = tf.split(features, 2)
         c_and_d = tf.convert_to_tensor(self.uncertainty_set)
         products = tf.linalg.matmul(features, c_and_d, transpose_b=True)
@@ -156,6 +158,14 @@ class RAIS(Sampler):
         self.visits.scatter_nd_add(visit.indices[:, tf.newaxis], ones)
         self.outliers.assign(tf.reduce_mean(tf.cast(scales < 1, tf.float32)))
         return scales
+
+    def _side_before_and_after(self, indices: tf.Tensor, share: tf.Tensor) -> tf.Tensor | None:
+        """Side features that the visits had, [b, m], over those that the next ones will have."""
+        if self._side is None:
+            return None
+        visits = tf.gather(self.visits, indices)
+        after = visits + tf.cast(tf.round(1 / share), tf.int32)
+        return self._side(tf.concat([indices, indices], 0), tf.concat([visits, after], 0))
 
     # Training c and d -----------------------------------------------------------------------
 
@@ -220,11 +230,12 @@ class RAIS(Sampler):
                 return None
             last = min(first + _ROWS_AT_ONCE, self.num_examples)
             leaves[first:last] = self._leaves(tf.range(first, last, dtype=tf.int64), c_and_d)
-        return _Trained(c_and_d, sum_tree.levels_of(leaves))
+        # As tensors: the main thread takes them over several times faster than arrays.
+        return _Trained(c_and_d, [tf.constant(level) for level in sum_tree.levels_of(leaves)])
 
     def _leaves(self, indices: tf.Tensor, c_and_d) -> tf.Tensor:
         """⟨c, s_i⟩ and ⟨d, s_i⟩ of examples as they are remembered: [b, 2]."""
-        side = None if self.side is None else tf.gather(self.side, indices)
+        side = self._side and self._side(indices, tf.gather(self.visits, indices))
         features = _features(tf.gather(self.history, indices), side)
         return tf.linalg.matmul(features, c_and_d, transpose_b=True)
 
@@ -250,7 +261,7 @@ class _Trained(NamedTuple):
     """What the thread hands over: rows c and d, and the levels of the new tree."""
 
     c_and_d: np.ndarray
-    levels: list[np.ndarray]
+    levels: list[tf.Tensor]
 
 
 class _Worker:
@@ -286,22 +297,3 @@ def _features(history: tf.Tensor, side: tf.Tensor | None) -> tf.Tensor:
 
 def _variable(initial, name: str) -> tf.Variable:
     return tf.Variable(initial, trainable=False, name=name)
-
-
-def _side_features(features, num_examples: int) -> np.ndarray | None:
-    if features is None:
-        return None
-    values = np.asarray(features, np.float32)
-    values = values[:, np.newaxis] if values.ndim == 1 else values
-    if values.ndim != 2 or len(values) != num_examples:
-        raise ValueError(
-            f"features must have a row for each of the {num_examples} examples, shape [n] or "
-            f"[n, m]; got shape {np.shape(features)}."
-        )
-    if not (np.isfinite(values) & (values >= 0)).all():
-        raise ValueError(
-            "features must be finite and not negative, since the estimates ⟨c, s⟩ and ⟨d, s⟩ "
-            f"have c, d ≥ 0; got values from {values.min()} to {values.max()}. Shift them, or "
-            "give their positive and negative parts."
-        )
-    return values

@@ -100,8 +100,11 @@ class SumTree(tf.Module):
                 nodes //= FANOUT
                 values = tf.reduce_sum(tf.cast(tf.gather(level, nodes), tf.float64), axis=1)
 
-    def assign(self, levels: list[np.ndarray]) -> None:
-        """Set all leaves; `levels_of` makes the levels, in a thread if need be. O(n) copies."""
+    def assign(self, levels: list[np.ndarray] | list[tf.Tensor]) -> None:
+        """Set all leaves; `levels_of` makes the levels, in a thread if need be.
+
+        A copy of O(n), several times faster from tensors than from arrays.
+        """
         for variable, level in zip(self.levels, levels):
             variable.assign(level)
 
