@@ -275,7 +275,8 @@ class Course(keras.callbacks.Callback):
             loss = mean_loss(self.model, self._data.x[self._subset], self._data.y[self._subset])
             self.curve.append((self._seconds, loss))
             self._last = None
-        if progress >= 1 or self._seconds > 2 * self._limit or not math.isfinite(float(logs["loss"])):
+        lost = not math.isfinite(float(logs["loss"]))
+        if progress >= 1 or self._seconds > 2 * self._limit or lost:
             self.model.stop_training = True
 
 
@@ -386,7 +387,7 @@ def best_uniform(task: Task, data: Data, seconds: float) -> tuple[float, int, fl
             result = run(task, data, "uniform", rate, b, 1000, seconds, math.inf)
             final = result.curve[-1][1] if result.curve else math.inf
             found.append((final if math.isfinite(final) else math.inf, rate, b, result.steps))
-            print(f"  uniform {rate:g}, b = {b}: loss {final:.3g}, {result.steps} steps", flush=True)
+            print(f"  uniform {rate:g}, b = {b}: {final:.3g}, {result.steps} steps", flush=True)
     final, rate, b, steps = min(found)
     again = run(task, data, "uniform", rate, b, 1001, seconds, math.inf)
     return rate, b, statistics.mean([final, again.curve[-1][1]]), (steps + again.steps) / 2
@@ -466,8 +467,8 @@ def main(_) -> None:
         measure.write(FLAGS.out, {**result, "friendly": geometric_means(found)})
         text = table(found)
         pathlib.Path(FLAGS.out).with_suffix(".md").write_text(text + "\n")
-    print(f"\nspeedup: median (range over {FLAGS.seeds} seeds), median test error\n\n{table(found)}")
-    print(f"\ngeometric mean over friendly tasks: {geometric_means(found)}\nwritten to {FLAGS.out}")
+    print(f"\nspeedup: median (range over {FLAGS.seeds} seeds), median test error")
+    print(f"\n{table(found)}\n\ngeometric means, friendly tasks: {geometric_means(found)}")
 
 
 if __name__ == "__main__":

@@ -90,8 +90,9 @@ def importance_sample(
         score_in: "pipeline", where scoring overlaps with the training step before; or "step": the
             groups that are to be drawn from are handed to the training step whole, which scores
             them, draws and trains in one compiled function. With the same seed both draw the
-            same (but for a step that XLA compiles, whose random generators are others). For accelerators, where a pipeline on the host reaches the weights dearly; it
-            draws one batch of b from a group.
+            same (but for a step that XLA compiles, whose random generators are others). For
+            accelerators, where a pipeline on the host reaches the weights dearly; it draws one
+            batch of b from a group.
         scorer: `(model, x, y) -> [B]`; by default the model's.
         resampling: "multinomial" (independent draws, as in the papers), "systematic" (less
             variance; the default of a `Gain` switch), or a function
