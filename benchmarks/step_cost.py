@@ -6,8 +6,10 @@ For each net, in one process and interleaved:
 (b) importance: a step with importance sampling on / (a uniform step + a forward pass of B),
     both measured; 1 means that scoring costs what the paper counts for it, with this
     machine's own forward-to-step cost in place of 1/3.
-(c) retraces of the training step while τ crosses the threshold both ways.
-(d) growth: resident memory after the long run / after its first tenth.
+(c) guard: a step under a Gain switch that never draws, the gain measured in every step and a
+    learning rate that follows it / plain Keras's step.
+(d) retraces of the training step while τ crosses the threshold both ways.
+(e) growth: resident memory after the long run / after its first tenth.
 """
 
 from __future__ import annotations
@@ -63,20 +65,23 @@ def images() -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(data).repeat()
 
 
-def compiled(model: keras.Model) -> keras.Model:
+def compiled(model: keras.Model, rate=1e-3) -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(1e-3), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(rate), loss, metrics=["accuracy"])
     return model
 
 
 def ratios(make_net) -> dict:
-    """(a) and (b)."""
+    """(a), (b) and (c)."""
     data, b, B = images(), FLAGS.batch_size, FLAGS.presample_size
     uniform = data.batch(b, drop_remainder=True)
     plain = compiled(make_net())
     wrapped = compiled(tfi.ISModel(make_net()))
     sampling = compiled(tfi.ISModel(make_net()))
     drawn = data.apply(tfi.importance_sample(sampling, b, B, tau_threshold="always"))
+    guarded = compiled(tfi.ISModel(make_net()), tfi.schedules.GainAdapted(1e-3))
+    switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1e9)
+    undrawn = data.apply(tfi.importance_sample(guarded, b, B, switch=switch))
     presample = next(iter(data.batch(B)))[0]
     forward = tf.function(lambda: plain(presample, training=False))
     rounds = measure.interleaved(
@@ -84,6 +89,7 @@ def ratios(make_net) -> dict:
             "plain": lambda: measure.fit_seconds(plain, uniform, FLAGS.steps),
             "wrapped": lambda: measure.fit_seconds(wrapped, uniform, FLAGS.steps),
             "importance": lambda: measure.fit_seconds(sampling, drawn, FLAGS.steps),
+            "guarded": lambda: measure.fit_seconds(guarded, undrawn, FLAGS.steps),
             "forward": lambda: measure.call_seconds(forward, FLAGS.steps),
         },
         FLAGS.rounds,
@@ -93,6 +99,7 @@ def ratios(make_net) -> dict:
     return {
         "wrapper": measure.summary([r["wrapped"] / r["plain"] for r in rounds]),
         "importance": measure.summary([r["importance"] / e for r, e in zip(rounds, expected)]),
+        "guard": measure.summary([r["guarded"] / r["plain"] for r in rounds]),
         "importance_to_uniform": measure.summary([r["importance"] / r["plain"] for r in rounds]),
         "forward_to_uniform": measure.summary([r["forward"] / r["plain"] for r in rounds]),
     }
@@ -106,7 +113,7 @@ class Switch(keras.callbacks.Callback):
 
 
 def retraces(make_net) -> dict:
-    """(c): traces of the training step beyond those that its first steps needed."""
+    """(d): traces of the training step beyond those that its first steps needed."""
     model = compiled(tfi.ISModel(make_net()))
     batches = images().apply(
         tfi.importance_sample(model, FLAGS.batch_size, FLAGS.presample_size, tau_threshold=3.0)
@@ -132,7 +139,7 @@ def resident_megabytes() -> float:
 
 
 def memory(make_net) -> dict:
-    """(d)"""
+    """(e)"""
     model = compiled(tfi.ISModel(make_net()))
     batches = images().apply(
         tfi.importance_sample(model, FLAGS.batch_size, FLAGS.presample_size, tau_threshold=3.0)

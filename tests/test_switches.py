@@ -235,7 +235,7 @@ def test_training_measures_its_own_steps(blobs):
 # In training ------------------------------------------------------------------------------
 
 
-def fitted(blobs, seed=0, epochs=1, steps=120, callbacks=(), **kwargs):
+def fitted(blobs, seed=0, epochs=1, steps=180, callbacks=(), **kwargs):
     keras.utils.set_random_seed(3)
     model = compiled(tfi.schedules.GainAdapted(1.0))
     switch = kwargs.setdefault("switch", switches.Gain(step_seconds=1.0, scoring_seconds=0.2))

@@ -136,7 +136,9 @@ class Emission(NamedTuple):
         told = {"weight": weights}
         if self.with_gain:
             gains = tf.fill(tf.shape(weights), gain)
-            told |= {"importance": group.importance, "gain": gains}
+            told |= {"gain": gains}
+            if self.sample_weighted:
+                told |= {"importance": group.importance}
         if self.with_seed:
             # For each example, so that batches have nothing without a batch axis.
             told["seed"] = tf.broadcast_to(seed, tf.concat([tf.shape(weights), [2]], axis=0))

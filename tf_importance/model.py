@@ -31,7 +31,9 @@ _SCORER_PREFIX = "tfi.scorers."
 # The newest step's share in the averages of the gain's moments, as in RAIS.
 _GAIN_SMOOTHING = 0.01
 # Steps to have been measured before a gain is spoken of.
-_GAIN_STEPS = 50
+_GAIN_STEPS = 25
+# One in so many steps on uniform batches is measured, and every one on a drawn batch.
+_GAIN_EVERY = 4
 # Rates ρ at which rounding is measured, at most.
 _MOST_RATES = 16
 
@@ -478,15 +480,24 @@ class ISModel(keras.Model):
         return tf.stop_gradient(scorer.from_forward(self.objective, labels, passed))
 
     def _measure_gain(self, labels, passed: forward.Forward, scores, weights, told) -> None:
-        """Take this batch up in the averages of the gain's moments; one that is not finite not."""
+        """Take this batch up in the averages of the gain's moments."""
         weights = tf.cast(weights, tf.float32)
-        of_sampling = weights
-        sample_weights = tf.ones_like(weights)
-        if told is not None and told.importance is not None:
-            of_sampling = tf.cast(told.importance, tf.float32)
-            sample_weights = tf.abs(tf.math.divide_no_nan(weights, of_sampling))
-        squares = last_layer.gradient_squares(self.net, self.objective, labels, passed, weights)
+        known = told is not None and told.importance is not None
+        of_sampling = tf.cast(told.importance, tf.float32) if known else weights
         state = compat.value(self._gain_moments)
+        due = tf.cast(self.optimizer.iterations, tf.int32) % _GAIN_EVERY == 0
+        self._gain_moments.assign(
+            tf.cond(
+                due | tf.reduce_any(of_sampling != 1.0),
+                lambda: self._averaged(state, labels, passed, scores, weights, of_sampling),
+                lambda: state,
+            )
+        )
+
+    def _averaged(self, state, labels, passed, scores, weights, of_sampling) -> tf.Tensor:
+        """The averages with this batch; without it, where it is not finite."""
+        sample_weights = tf.abs(tf.math.divide_no_nan(weights, of_sampling))
+        squares = last_layer.gradient_squares(self.net, self.objective, labels, passed, weights)
         moments = gain.batch_moments(
             sample_weights * scores,
             sample_weights**2 * squares.per_example,
@@ -498,8 +509,7 @@ class ISModel(keras.Model):
         missing = [0.0] * (_MOST_RATES - len(self._gain_of.rates))
         newest = tf.concat([[1.0], tf.stack(moments[:4]), moments.rounding, missing], axis=0)
         known = tf.reduce_all(tf.math.is_finite(newest))
-        averaged = state + _GAIN_SMOOTHING * (newest - state)
-        self._gain_moments.assign(tf.where(known, averaged, state))
+        return tf.where(known, state + _GAIN_SMOOTHING * (newest - state), state)
 
     def _mean_score(self, state, weighted_scores) -> tf.Tensor:
         """mean(Ĝ) of the averages, this batch included."""

@@ -68,8 +68,8 @@ def importance_sample(
     for a `Gain` switch that measures its costs).
 
     Where the model's learning rate follows the gain (`tfi.schedules.GainAdapted`), or the switch
-    is a `Gain`, batches are `(x, y, {"weight", "importance", "gain"})`: [b] each, the gain ratio r
-    that is predicted for the batch, and what sampling alone multiplies into the weights. The
+    is a `Gain`, batches are `(x, y, {"weight", "gain"})`, [b] each, r the gain ratio that is predicted
+    for the batch; with sample weights there is "importance" too, the weights without them. The
     training step measures the moments of which r is made.
 
     Args:

@@ -193,7 +193,8 @@ class Gain(Switch):
       of every 1024 pre-samples. That is all the scoring there is while uniform sampling is
       faster: one pre-sample in 200.
     * A plan gives way when another is faster by the hysteresis, or when it falls below uniform
-      sampling. Nothing is decided before 50 steps have been measured.
+      sampling. Nothing is decided before 25 steps have been measured, one in four of the uniform
+      ones.
     * With `step_seconds` and `scoring_seconds` nothing is timed, and runs repeat.
 
     Args:
