@@ -49,6 +49,44 @@ def test_a_run_of_each_sampling_records_every_metric(settings_of, name):
     assert shares == [0.0 if name == "uniform" else 1.0] * 3
 
 
+@pytest.mark.parametrize("presample", ["--presample_size=auto", "--draws_per_presample=2"])
+def test_a_run_by_the_gain(settings_of, presample):
+    """The rate follows the schedule of the budget and the gain, up to the ceiling."""
+    path, model = image_classification.train(
+        settings_of(
+            "--switch=gain",
+            "--follow_gain",
+            "--step_schedule=budget",
+            "--schedule=linear",
+            "--gain_ceiling=2",
+            "--learning_rate=0.5",
+            presample,
+            "--batch_size=4",
+            "--net=linear",
+            "--steps=300",
+            "--evaluations=3",
+        )
+    )
+    rows = _rows(path)
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert 0 < rows[2]["learning_rate"] < rows[1]["learning_rate"] < 0.5
+    assert np.isfinite(rows[-1]["gain"]) and rows[-1]["effective_step"] > 0
+    assert int(model.switch.presamples) > 0
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (["--presample_size=many"], "a number or auto; got 'many'"),
+        (["--presample_size=auto"], "give switch="),
+        (["--follow_gain"], "needs a --step_schedule"),
+    ],
+)
+def test_wrong_gain_flags_are_refused(settings_of, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        image_classification.train(settings_of(*wrong, "--steps=1", "--net=linear"))
+
+
 def test_run_json_says_what_the_run_was(settings_of):
     path, _ = image_classification.train(settings_of("--net=linear", "--steps=1", "--seed=5"))
     run = json.loads((path / "run.json").read_text())
