@@ -1,19 +1,19 @@
-"""Seconds to a training loss: python -m benchmarks.time_to_target [--tasks=mnist_mlp,…]
+"""Time to the same training loss: python -m benchmarks.time_to_target [--tasks=mnist_mlp,…]
 
-Each task is a net on data. In one process, interleaved, over several seeds:
+Each task is a net on data. In one process, interleaved, over several seeds, every run decayed
+linearly to 0 over its seconds of training (evaluations and the first step are not counted):
 
     uniform   at its own best learning rate and batch size, of the whole grid
     paper     Algorithm 1 as published (τ over the guaranteed threshold), same rate and batch
-    control   as much work as `always`, its batches drawn at random from the pre-samples
+    control   batches drawn at random from pre-samples that are scored all the same
     gain      tfi.importance_sample(…, "auto", switch=Gain()) under GainAdapted
     memory    tfi.history_sample by RAIS under GainAdapted
 
-gain and memory get uniform's rate and batch size, and nothing of their own. The learning rate
-falls linearly to 0: for the first three over --seconds of training, for the last two over the
-effective steps that uniform sampling makes in that time. The target is fixed beforehand, as 1.15
-times the training loss that uniform sampling ends at with the grid's own seeds. Evaluations are
-not counted. speedup = uniform's median seconds to the target / the method's; a run that does not
-get there counts as infinitely slow.
+gain and memory get uniform's rate and batch size, and nothing of their own. Uniform sampling is
+run for half, once and twice the seconds, too: its loss against its time, both in logarithms, is
+the scale that the others are measured on. A method's speedup is the time that uniform sampling
+would need, decayed to its end, for the training loss that the method ends with, over the method's
+time. Above 1 it is faster, whatever the target in that range.
 """
 
 from __future__ import annotations
@@ -42,14 +42,16 @@ from trainers.step_schedules import Told
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("tasks", [], "Tasks; all whose data is there by default.")
-flags.DEFINE_float("seconds", 8.0, "Training time of a uniform run.")
+flags.DEFINE_float("seconds", 6.0, "Training time of a run.")
 flags.DEFINE_integer("seeds", 5, "Runs of each method.")
 flags.DEFINE_list("methods", ["uniform", "paper", "control", "gain", "memory"], "What to compare.")
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps MNIST and CIFAR-10.")
 flags.DEFINE_string("out", "runs/benchmarks/time_to_target.json", "Where the result goes.")
 
-_EVALUATIONS = 40
-_SLACK = 1.15
+# Uniform sampling's seconds, in units of --seconds, beside 1.
+_BUDGETS = (0.5, 2.0)
+# A speedup outside of uniform sampling's own runs would be a guess.
+_LEAST, _MOST = 0.25, 4.0
 L = keras.layers
 
 
@@ -223,8 +225,8 @@ TASKS = {
     "augmented": Task(False, lambda: mnist()._replace(change=rotated), cnn, sgd, _SGD),
     "tiny": Task(False, lambda: first(digits(), 128), mlp, sgd, _SGD),
 }
-# Seconds of one pass over the data are too few to need more.
-_SECONDS = {"first_epoch": 1.0}
+# Of --seconds: what is to be learned in a first epoch, or of few examples, takes no longer.
+_SHARES = {"first_epoch": 0.25, "tiny": 0.25, "constant_norms": 0.25}
 
 
 def first(data: Data, count: int) -> Data:
@@ -235,48 +237,33 @@ def first(data: Data, count: int) -> Data:
 
 
 class Result(NamedTuple):
-    """A run: (seconds, loss) at each evaluation, steps made, and the test error at the end."""
+    """A run: training loss and test error at its end, steps made."""
 
-    curve: list[tuple[float, float]]
-    steps: int
+    loss: float
     test_error: float
+    steps: int
 
 
 class Course(keras.callbacks.Callback):
-    """Times training, lets the rate fall, evaluates, and ends the run."""
+    """Times training, lets the rate fall, and ends the run."""
 
-    def __init__(self, data: Data, seconds: float, steps: float, told, effective) -> None:
+    def __init__(self, seconds: float, told: Told) -> None:
         super().__init__()
-        self._subset = np.random.default_rng(0).permutation(len(data.x))[:2000]
-        self._data, self._limit, self._steps = data, seconds, steps
-        self._told, self._effective = told, effective
+        self._limit, self._told = seconds, told
         self._seconds, self._last, self._rate = 0.0, None, float(told.rate)
-        self.curve: list[tuple[float, float]] = []
         self.steps = 0
-
-    @property
-    def progress(self) -> float:
-        if self._effective is None:
-            return self._seconds / self._limit
-        return float(self._effective) / self._steps
 
     def on_train_batch_begin(self, batch, logs=None) -> None:
         self._last = self._last or time.perf_counter()
         if self.steps % 4 == 0:
-            self._told.rate.assign(self._rate * max(1 - self.progress, 1e-3))
+            self._told.rate.assign(self._rate * max(1 - self._seconds / self._limit, 1e-3))
 
     def on_train_batch_end(self, batch, logs=None) -> None:
         now = time.perf_counter()
         # The first step traces.
         self._seconds += now - self._last if self.steps else 0.0
         self._last, self.steps = now, self.steps + 1
-        progress = self.progress
-        if progress * _EVALUATIONS >= len(self.curve) + 1 or progress >= 1:
-            loss = mean_loss(self.model, self._data.x[self._subset], self._data.y[self._subset])
-            self.curve.append((self._seconds, loss))
-            self._last = None
-        lost = not math.isfinite(float(logs["loss"]))
-        if progress >= 1 or self._seconds > 2 * self._limit or lost:
+        if self._seconds >= self._limit or not math.isfinite(float(logs["loss"])):
             self.model.stop_training = True
 
 
@@ -285,36 +272,35 @@ def _logits(net):
     return tf.function(lambda x: net(x, training=False), autograph=False)
 
 
-def mean_loss(model, x, y) -> float:
-    chunks = [_logits(model.net)(tf.constant(part)) for part in np.array_split(x, 4)]
-    losses = keras.losses.sparse_categorical_crossentropy(y, tf.concat(chunks, 0), from_logits=True)
-    return float(np.mean(losses))
+def losses_and_error(net, x, y) -> tuple[float, float]:
+    """Mean loss and share of wrong classes."""
+    logits = tf.concat([_logits(net)(tf.constant(part)) for part in np.array_split(x, 8)], 0)
+    each = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+    loss = float(np.mean(each))
+    return loss if math.isfinite(loss) else math.inf, float(np.mean(np.argmax(logits, 1) != y))
 
 
-def run(task: Task, data: Data, method: str, rate: float, b: int, seed: int, seconds, steps):
+def run(task: Task, data: Data, method: str, rate: float, b: int, seed: int, seconds) -> Result:
     """One training."""
     keras.utils.set_random_seed(seed)
     model = tfi.ISModel(task.net(data))
     told = Told(rate)
-    follows = method in ("gain", "memory")
-    schedule = tfi.schedules.GainAdapted(told) if follows else told
+    schedule = tfi.schedules.GainAdapted(told) if method in ("gain", "memory") else told
     sampler = None
     if method == "memory":
         size = len(data.x)
         sampler = tfi.samplers.RAIS(size, min(20_000, max(size, 2 * b)))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(task.optimizer(schedule), loss, sampler=sampler)
-    effective = schedule.following if follows else None
-    course = Course(data, seconds, steps, told, effective)
+    course = Course(seconds, told)
     batches = sampled(model, data, method, b, seed, sampler)
     model.fit(batches, steps_per_epoch=10**9, verbose=0, shuffle=False, callbacks=[course])
-    logits = np.concatenate(
-        [_logits(model.net)(tf.constant(part)) for part in np.array_split(data.x_test, 8)]
-    )
-    error = float(np.mean(logits.argmax(axis=1) != data.y_test))
+    subset = np.random.default_rng(0).permutation(len(data.x))[:4000]
+    final, _ = losses_and_error(model.net, data.x[subset], data.y[subset])
+    _, error = losses_and_error(model.net, data.x_test, data.y_test)
     _logits.cache_clear()
     keras.backend.clear_session()
-    return Result(course.curve, course.steps, error)
+    return Result(final, error, course.steps)
 
 
 def sampled(model, data: Data, method: str, b: int, seed: int, sampler) -> tf.data.Dataset:
@@ -363,76 +349,80 @@ def blind(model, x, y) -> tf.Tensor:
     )
 
 
-def seconds_to(result: Result, target: float) -> float:
-    """When the loss is first at the target, linearly between evaluations."""
-    before = None
-    for at, loss in result.curve:
-        if loss <= target:
-            if before is None or before[1] <= loss:
-                return at
-            share = (before[1] - target) / (before[1] - loss)
-            return before[0] + share * (at - before[0])
-        before = (at, loss)
-    return math.inf
-
-
 # Results ----------------------------------------------------------------------------------
 
 
-def best_uniform(task: Task, data: Data, seconds: float) -> tuple[float, int, float, float]:
-    """Learning rate, batch size, final loss and steps of the best of the grid."""
+def best_uniform(task: Task, data: Data, seconds: float) -> tuple[float, int]:
+    """Learning rate and batch size of the least training loss in the grid."""
     found = []
     for b in task.batch_sizes:
         for rate in task.rates:
-            result = run(task, data, "uniform", rate, b, 1000, seconds, math.inf)
-            final = result.curve[-1][1] if result.curve else math.inf
-            found.append((final if math.isfinite(final) else math.inf, rate, b, result.steps))
-            print(f"  uniform {rate:g}, b = {b}: {final:.3g}, {result.steps} steps", flush=True)
-    final, rate, b, steps = min(found)
-    again = run(task, data, "uniform", rate, b, 1001, seconds, math.inf)
-    return rate, b, statistics.mean([final, again.curve[-1][1]]), (steps + again.steps) / 2
+            result = run(task, data, "uniform", rate, b, 1000, seconds)
+            found.append((result.loss, rate, b))
+            print(f"  uniform {rate:g}, b = {b}: {result.loss:.3g}", flush=True)
+    return min(found)[1:]
+
+
+class Scale(NamedTuple):
+    """log loss = offset + slope · log(time), of uniform sampling; time in units of --seconds."""
+
+    offset: float
+    slope: float
+
+    def time_to(self, loss: float) -> float:
+        """What uniform sampling needs for a loss."""
+        if not math.isfinite(loss):
+            return _LEAST
+        time_needed = math.exp((math.log(max(loss, 1e-12)) - self.offset) / self.slope)
+        return min(max(time_needed, _LEAST), _MOST)
+
+
+def scale(losses: dict[float, list[float]]) -> Scale | None:
+    """By least squares over all runs; None where more time is no lower loss."""
+    pairs = [(t, loss) for t, found in losses.items() for loss in found if math.isfinite(loss)]
+    times, values = np.log(np.array(pairs)).T
+    slope, offset = np.polyfit(times, values, 1)
+    return Scale(offset, slope) if slope < -0.05 else None
 
 
 def measured(name: str, task: Task) -> dict:
     """All methods on one task."""
     print(f"== {name}", flush=True)
-    data, seconds = task.data(), _SECONDS.get(name, FLAGS.seconds)
-    rate, b, final, steps = best_uniform(task, data, seconds)
-    target = _SLACK * final
+    data, seconds = task.data(), FLAGS.seconds * _SHARES.get(name, 1.0)
+    rate, b = best_uniform(task, data, seconds)
     results: dict[str, list[Result]] = {method: [] for method in FLAGS.methods}
+    losses: dict[float, list[float]] = {1.0: [], **{budget: [] for budget in _BUDGETS}}
     for seed in range(FLAGS.seeds):
         order = list(results) if seed % 2 == 0 else list(results)[::-1]
         for method in order:
-            result = run(task, data, method, rate, b, seed, seconds, steps)
+            result = run(task, data, method, rate, b, seed, seconds)
             results[method].append(result)
-            at = seconds_to(result, target)
-            print(f"  seed {seed} {method}: {at:.2f} s, {result.steps} steps", flush=True)
-    base = statistics.median(seconds_to(r, target) for r in results["uniform"])
-    summary = {"learning_rate": rate, "batch_size": b, "target": target, "steps": steps}
+            print(f"  seed {seed} {method}: {result.loss:.3g}, {result.steps} steps", flush=True)
+        for budget in _BUDGETS if seed < 2 else ():
+            result = run(task, data, "uniform", rate, b, seed, budget * seconds)
+            losses[budget].append(result.loss)
+            print(f"  seed {seed} uniform, {budget:g} times as long: {result.loss:.3g}", flush=True)
+    losses[1.0] = [result.loss for result in results["uniform"]]
+    of_uniform = scale(losses)
+    summary: dict[str, Any] = {"learning_rate": rate, "batch_size": b, "seconds": seconds}
+    summary["uniform_losses"] = {str(budget): found for budget, found in losses.items()}
     for method, runs in results.items():
-        times = [seconds_to(r, target) for r in runs]
-        median = statistics.median(times)
+        speedups = [of_uniform.time_to(r.loss) if of_uniform else math.nan for r in runs]
         summary[method] = {
-            "speedup": _ratio(base, median),
-            "speedups": sorted(_ratio(base, at) for at in times),
-            "reached": sum(math.isfinite(at) for at in times),
-            "final_loss": statistics.median(r.curve[-1][1] if r.curve else math.nan for r in runs),
-            "test_error": [round(r.test_error, 5) for r in runs],
+            "speedup": round(statistics.median(speedups), 3),
+            "speedups": sorted(round(speedup, 3) for speedup in speedups),
+            "losses": [r.loss for r in runs],
+            "test_errors": [round(r.test_error, 5) for r in runs],
+            "steps": [r.steps for r in runs],
         }
     return {"friendly": task.friendly, **summary}
 
 
-def _ratio(base: float, at: float) -> float:
-    if not math.isfinite(base):
-        return math.nan
-    return round(base / at, 3) if math.isfinite(at) else 0.0
-
-
 def geometric_means(found: dict[str, dict]) -> dict[str, float]:
-    """Of the friendly tasks' speedups; one that was not reached counts as 0.1."""
+    """Of the friendly tasks' median speedups."""
     means = {}
     for method in FLAGS.methods:
-        speedups = [max(t[method]["speedup"], 0.1) for t in found.values() if t["friendly"]]
+        speedups = [t[method]["speedup"] for t in found.values() if t["friendly"]]
         means[method] = round(statistics.geometric_mean(speedups), 3) if speedups else math.nan
     return means
 
@@ -444,9 +434,11 @@ def table(found: dict[str, dict]) -> str:
         cells = []
         for method in FLAGS.methods:
             one = task[method]
-            error = statistics.median(one["test_error"])
+            error, loss = statistics.median(one["test_errors"]), statistics.median(one["losses"])
             low, high = one["speedups"][0], one["speedups"][-1]
-            cells.append(f"{one['speedup']:.2f} ({low:.2f} to {high:.2f}), {error:.1%}")
+            cells.append(
+                f"**{one['speedup']:.2f}** ({low:.2f} to {high:.2f}); {loss:.2g}, {error:.2%}"
+            )
         settings = f"{task['learning_rate']:g}, {task['batch_size']}"
         lines.append(f"| {name} | {settings} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -463,11 +455,11 @@ def main(_) -> None:
         except (ConnectionError, AssertionError, OSError) as error:
             print(f"skipped, its data is not to be had: {error}")
             continue
-        result = {"seconds": FLAGS.seconds, "seeds": FLAGS.seeds, "tasks": found}
+        result: dict[str, Any] = {"seeds": FLAGS.seeds, "tasks": found}
         measure.write(FLAGS.out, {**result, "friendly": geometric_means(found)})
         text = table(found)
         pathlib.Path(FLAGS.out).with_suffix(".md").write_text(text + "\n")
-    print(f"\nspeedup: median (range over {FLAGS.seeds} seeds), median test error")
+    print(f"\nspeedup: median (range over {FLAGS.seeds} seeds); median loss and test error")
     print(f"\n{table(found)}\n\ngeometric means, friendly tasks: {geometric_means(found)}")
 
 

@@ -139,20 +139,21 @@ def estimate_gain(
             f"the gain is measured on {_CHUNK} examples at least, and the dataset has fewer."
         )
     averages = [sum(float(part[i]) for part in found) / len(found) for i in range(len(found[0]))]
-    moments = gain.Moments(*map(tf.constant, averages[:4]), tf.constant(averages[6:]))
-    moments = moments._replace(mean_square=tf.maximum(moments.mean_square, 0.0))
+    mean_square, *others = map(tf.constant, averages[:4])
+    moments = gain.Moments(
+        tf.maximum(mean_square, 0.0), others[0], others[1], others[2], tf.constant(averages[6:])
+    )
     tau = (averages[5] ** 0.5) / averages[4] if averages[4] > 0 else 1.0
     clock = _Clock(model, pairs)
     predictions = tuple(
         _prediction(moments, rates, plan, size, clock) for plan, size in menus
     )
-    noise = float(moments.square - moments.mean_square)
-    mean_square = float(moments.mean_square)
+    noise = tf.math.divide_no_nan(moments.square - moments.mean_square, moments.mean_square)
     result = GainEstimate(
         examples=len(found) * _CHUNK,
         tau=tau,
         effective_sample_size=1 / tau**2,
-        noise_scale=noise / mean_square if mean_square > 0 else float("inf"),
+        noise_scale=float(noise) if float(moments.mean_square) > 0 else float("inf"),
         predictions=predictions,
     )
     if print_fn is not None:

@@ -363,7 +363,7 @@ class ISModel(keras.Model):
         moments = tf.math.divide_no_nan(state[1:], state[0])
         rates = () if self._gain_of is None else self._gain_of.rates
         rounding = moments[4 : 4 + len(rates)]
-        return gain.Moments(*tf.unstack(moments[:4]), rounding), enough
+        return gain.Moments(moments[0], moments[1], moments[2], moments[3], rounding), enough
 
     def largest_gain(self) -> tf.Tensor:
         """The gain ratio that the learning rate can follow in the coming step."""
@@ -388,7 +388,7 @@ class ISModel(keras.Model):
         if self._draw is not None and samplers.is_group(data):
             data, unusable = self._draw(data)
         data, told = samplers.split(data)
-        indices = None if told is None else told.index
+        indices = None if told is None else told.indices
         if indices is not None and self.sampler is None:
             raise ValueError(
                 f"the dataset is one of history_sample, and model {self.name!r} is compiled "
@@ -420,7 +420,7 @@ class ISModel(keras.Model):
                 scores = self._scores(labels, passes[-1])
                 estimate, largest = self._estimate(scores, weights, expects_drawn)
                 if self._gain_of is not None and expects_drawn and weights is not None:
-                    self._measure_gain(labels, passes[-1], scores, weights, told)
+                    self._measure_gain(labels, passes[-1], scores, weights, told, self._gain_of)
             except losses.Unscorable:
                 # Keras trains on such a loss; importance sampling was refused at its start.
                 if expects_drawn:
@@ -479,7 +479,7 @@ class ISModel(keras.Model):
             scorer = scorers.upper_bound
         return tf.stop_gradient(scorer.from_forward(self.objective, labels, passed))
 
-    def _measure_gain(self, labels, passed: forward.Forward, scores, weights, told) -> None:
+    def _measure_gain(self, labels, passed, scores, weights, told, sampling) -> None:
         """Take this batch up in the averages of the gain's moments."""
         weights = tf.cast(weights, tf.float32)
         known = told is not None and told.importance is not None
@@ -489,12 +489,23 @@ class ISModel(keras.Model):
         self._gain_moments.assign(
             tf.cond(
                 due | tf.reduce_any(of_sampling != 1.0),
-                lambda: self._averaged(state, labels, passed, scores, weights, of_sampling),
+                lambda: self._averaged(
+                    state, labels, passed, scores, weights, of_sampling, sampling
+                ),
                 lambda: state,
             )
         )
 
-    def _averaged(self, state, labels, passed, scores, weights, of_sampling) -> tf.Tensor:
+    def _averaged(
+        self,
+        state: tf.Tensor,
+        labels,
+        passed: forward.Forward,
+        scores: tf.Tensor,
+        weights: tf.Tensor,
+        of_sampling: tf.Tensor,
+        sampling: gain.Sampling,
+    ) -> tf.Tensor:
         """The averages with this batch; without it, where it is not finite."""
         sample_weights = tf.abs(tf.math.divide_no_nan(weights, of_sampling))
         squares = last_layer.gradient_squares(self.net, self.objective, labels, passed, weights)
@@ -503,19 +514,13 @@ class ISModel(keras.Model):
             sample_weights**2 * squares.per_example,
             of_sampling,
             squares.batch,
-            self._gain_of,
-            self._mean_score(state, of_sampling * sample_weights * scores),
+            sampling,
+            _mean_score(state, of_sampling * sample_weights * scores, sampling.smoothing),
         )
-        missing = [0.0] * (_MOST_RATES - len(self._gain_of.rates))
+        missing = [0.0] * (_MOST_RATES - len(sampling.rates))
         newest = tf.concat([[1.0], tf.stack(moments[:4]), moments.rounding, missing], axis=0)
         known = tf.reduce_all(tf.math.is_finite(newest))
         return tf.where(known, state + _GAIN_SMOOTHING * (newest - state), state)
-
-    def _mean_score(self, state, weighted_scores) -> tf.Tensor:
-        """mean(Ĝ) of the averages, this batch included."""
-        smooth_mean = state[3] / (1 + self._gain_of.smoothing)
-        newest = _GAIN_SMOOTHING * (tf.reduce_mean(weighted_scores) - smooth_mean)
-        return (smooth_mean + newest) / (state[0] + _GAIN_SMOOTHING * (1 - state[0]))
 
     def _estimate(self, scores, weights, drawn: bool):
         """τ of this batch, NaN where its scores are unusable, and the largest weight."""
@@ -584,3 +589,10 @@ class ISModel(keras.Model):
                 "tfi.layers.weight_batch_normalization(net).",
                 stacklevel=3,
             )
+
+
+def _mean_score(state: tf.Tensor, weighted_scores: tf.Tensor, smoothing: float) -> tf.Tensor:
+    """mean(Ĝ) of the gain's averages, this batch included."""
+    before = state[3] / (1 + smoothing)
+    total = before + _GAIN_SMOOTHING * (tf.reduce_mean(weighted_scores) - before)
+    return total / (state[0] + _GAIN_SMOOTHING * (1 - state[0]))

@@ -61,6 +61,7 @@ def menu(
             f"switch=tfi.switches.Gain(). Got {presample_size!r} and {min_batch_size!r}."
         )
     sizes = _batch_sizes(batch_size, min_batch_size)
+    each: tuple[int, ...]
     if auto:
         if draws != 1:
             raise ValueError(

@@ -68,9 +68,9 @@ def importance_sample(
     for a `Gain` switch that measures its costs).
 
     Where the model's learning rate follows the gain (`tfi.schedules.GainAdapted`), or the switch
-    is a `Gain`, batches are `(x, y, {"weight", "gain"})`, [b] each, r the gain ratio that is predicted
-    for the batch; with sample weights there is "importance" too, the weights without them. The
-    training step measures the moments of which r is made.
+    is a `Gain`, batches are `(x, y, {"weight", "gain"})`, [b] each; gain is the ratio r that is
+    predicted for the batch. With sample weights there is "importance" too, the weights without
+    them. The training step measures the moments of which r is made.
 
     Args:
         model: a compiled ISModel; an unbuilt net is built from the dataset's element_spec.

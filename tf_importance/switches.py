@@ -217,21 +217,11 @@ class Gain(Switch):
         hysteresis: float = 0.1,
     ) -> None:
         super().__init__(name="gain_switch")
-        if (step_seconds is None) != (scoring_seconds is None):
-            raise ValueError(
-                "step_seconds and scoring_seconds are given together, or both are measured; got "
-                f"{step_seconds} and {scoring_seconds}."
-            )
-        if step_seconds is not None and not (step_seconds > 0 and scoring_seconds >= 0):
-            raise ValueError(
-                "step_seconds must be positive and scoring_seconds not negative; got "
-                f"{step_seconds} and {scoring_seconds}."
-            )
+        self._by_hand = _by_hand(step_seconds, scoring_seconds)
         if not hysteresis > 0:
             raise ValueError(f"hysteresis must be positive; got {hysteresis}.")
-        self._by_hand = None if step_seconds is None else (step_seconds, scoring_seconds)
         self._hysteresis = hysteresis
-        self._plans: tuple[Plan, ...] | None = None
+        self._opened_for: tuple[int, tuple[Plan, ...]] | None = None
         self.plan = tf.Variable(0, trainable=False, name="plan")
         self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
         self.presamples = tf.Variable(0, dtype=tf.int64, trainable=False, name="presamples")
@@ -239,12 +229,12 @@ class Gain(Switch):
 
     def open(self, setting: Setting) -> None:
         key = (setting.presample_size, setting.plans)
-        if self._plans not in (None, key):
+        if self._opened_for not in (None, key):
             raise ValueError(
                 "a Gain switch measures one pipeline and cannot serve another of other sizes; "
-                f"make a new one. It was made for {self._plans}, and got {key}."
+                f"make a new one. It was made for {self._opened_for}, and got {key}."
             )
-        self._plans = key
+        self._opened_for = key
         if self._by_hand is None and self.costs is None:
             self.costs = costs.StepCosts(setting.plans, setting.presample_size)
 
@@ -264,7 +254,8 @@ class Gain(Switch):
         return plan
 
     def _seconds(self, setting: Setting) -> tf.Tensor:
-        if self.costs is not None:
+        if self._by_hand is None:
+            assert self.costs is not None, "open comes first"
             return self.costs.seconds()
         step, scoring = self._by_hand
         return tf.constant(
@@ -294,6 +285,23 @@ class Gain(Switch):
         draws = tf.constant([plan.draws for plan in setting.plans])
         other = tf.where(tf.gather(draws, best) > 0, first[0], first[1])
         return tf.where(starting, at_start, tf.where(refreshing, other, best))
+
+
+def _by_hand(step: float | None, scoring: float | None) -> tuple[float, float] | None:
+    """Costs as a user gave them, None if they are to be measured."""
+    if step is None and scoring is None:
+        return None
+    if step is None or scoring is None:
+        raise ValueError(
+            "step_seconds and scoring_seconds are given together, or both are measured; got "
+            f"{step} and {scoring}."
+        )
+    if not (step > 0 and scoring >= 0):
+        raise ValueError(
+            "step_seconds must be positive and scoring_seconds not negative; got "
+            f"{step} and {scoring}."
+        )
+    return step, scoring
 
 
 def _to_time_first(plans: Sequence[Plan]) -> list[int]:

@@ -219,7 +219,7 @@ class Drawn(NamedTuple):
 
     Attributes:
         weight: [b] what the loss is weighted by.
-        index: [b] of the examples in the source, by `history_sample`.
+        indices: [b] of the examples in the source, by `history_sample`.
         importance: [b] the part of the weights that sampling has multiplied into them.
         gain: [b] the predicted gain ratio r of the batch, the same for all.
         presample: `{"index", "weight", "score"}`, [B] each, of the pre-sample that a sampler drew
@@ -229,7 +229,7 @@ class Drawn(NamedTuple):
     """
 
     weight: tf.Tensor
-    index: tf.Tensor | None = None
+    indices: tf.Tensor | None = None
     importance: tf.Tensor | None = None
     gain: tf.Tensor | None = None
     presample: dict[str, tf.Tensor] | None = None
@@ -256,9 +256,10 @@ def split(data) -> tuple[Any, Drawn | None]:
     """A batch as (x, y, weight) and, where a pipeline of ours made it, all that it says."""
     if not _is_ours(data):
         return data, None
-    return (*data[:2], data[2]["weight"]), Drawn(**data[2])
+    told = {("indices" if key == "index" else key): part for key, part in data[2].items()}
+    return (*data[:2], told["weight"]), Drawn(**told)
 
 
 def _is_ours(data) -> bool:
     has_dict = isinstance(data, tuple) and len(data) == 3 and isinstance(data[2], dict)
-    return has_dict and "weight" in data[2] and set(data[2]) <= set(Drawn._fields)
+    return has_dict and "weight" in data[2] and set(data[2]) <= {"index", *Drawn._fields}

@@ -47,12 +47,12 @@ class Feedback:
             [b] the weights for the loss.
         """
         told, passed = _told.get(), forward.latest()
-        if told is None or told.index is None or passed is None:
+        if told is None or told.indices is None or passed is None:
             return weights
         drawn_with = tf.cast(weights, tf.float32)
         if told.presample is None:
             scores = tf.stop_gradient(_scores(model, inputs, labels, passed))
-            scales = self._sampler.update(Visit(told.index, drawn_with, scores))
+            scales = self._sampler.update(Visit(told.indices, drawn_with, scores))
         else:
             # All of the pre-sample, of which the batch is a part.
             seen = told.presample
