@@ -8,8 +8,9 @@ For each net, in one process and interleaved:
     machine's own forward-to-step cost in place of 1/3.
 (c) guard: a step under a Gain switch that never draws, the gain measured in every step and a
     learning rate that follows it / plain Keras's step.
-(d) retraces of the training step while τ crosses the threshold both ways.
-(e) growth: resident memory after the long run / after its first tenth.
+(d) in_step: importance on, scored inside the training step / scored in the pipeline.
+(e) retraces of the training step while τ crosses the threshold both ways.
+(f) growth: resident memory after the long run / after its first tenth.
 """
 
 from __future__ import annotations
@@ -72,13 +73,17 @@ def compiled(model: keras.Model, rate=1e-3) -> keras.Model:
 
 
 def ratios(make_net) -> dict:
-    """(a), (b) and (c)."""
+    """(a) to (d)."""
     data, b, B = images(), FLAGS.batch_size, FLAGS.presample_size
     uniform = data.batch(b, drop_remainder=True)
     plain = compiled(make_net())
     wrapped = compiled(tfi.ISModel(make_net()))
     sampling = compiled(tfi.ISModel(make_net()))
     drawn = data.apply(tfi.importance_sample(sampling, b, B, tau_threshold="always"))
+    inside = compiled(tfi.ISModel(make_net()))
+    groups = data.apply(
+        tfi.importance_sample(inside, b, B, tau_threshold="always", score_in="step")
+    )
     guarded = compiled(tfi.ISModel(make_net()), tfi.schedules.GainAdapted(1e-3))
     switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1e9)
     undrawn = data.apply(tfi.importance_sample(guarded, b, B, switch=switch))
@@ -89,6 +94,7 @@ def ratios(make_net) -> dict:
             "plain": lambda: measure.fit_seconds(plain, uniform, FLAGS.steps),
             "wrapped": lambda: measure.fit_seconds(wrapped, uniform, FLAGS.steps),
             "importance": lambda: measure.fit_seconds(sampling, drawn, FLAGS.steps),
+            "inside": lambda: measure.fit_seconds(inside, groups, FLAGS.steps),
             "guarded": lambda: measure.fit_seconds(guarded, undrawn, FLAGS.steps),
             "forward": lambda: measure.call_seconds(forward, FLAGS.steps),
         },
@@ -99,6 +105,7 @@ def ratios(make_net) -> dict:
     return {
         "wrapper": measure.summary([r["wrapped"] / r["plain"] for r in rounds]),
         "importance": measure.summary([r["importance"] / e for r, e in zip(rounds, expected)]),
+        "in_step": measure.summary([r["inside"] / r["importance"] for r in rounds]),
         "guard": measure.summary([r["guarded"] / r["plain"] for r in rounds]),
         "importance_to_uniform": measure.summary([r["importance"] / r["plain"] for r in rounds]),
         "forward_to_uniform": measure.summary([r["forward"] / r["plain"] for r in rounds]),
@@ -113,7 +120,7 @@ class Switch(keras.callbacks.Callback):
 
 
 def retraces(make_net) -> dict:
-    """(d): traces of the training step beyond those that its first steps needed."""
+    """(e): traces of the training step beyond those that its first steps needed."""
     model = compiled(tfi.ISModel(make_net()))
     batches = images().apply(
         tfi.importance_sample(model, FLAGS.batch_size, FLAGS.presample_size, tau_threshold=3.0)
@@ -139,7 +146,7 @@ def resident_megabytes() -> float:
 
 
 def memory(make_net) -> dict:
-    """(e)"""
+    """(f)"""
     model = compiled(tfi.ISModel(make_net()))
     batches = images().apply(
         tfi.importance_sample(model, FLAGS.batch_size, FLAGS.presample_size, tau_threshold=3.0)
