@@ -7,6 +7,7 @@ from tf_importance import (
     samplers,
     schedules,
     scorers,
+    stores,
     variance,
     variance_reduced,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "samplers",
     "schedules",
     "scorers",
+    "stores",
     "variance",
     "variance_reduced",
 ]
