@@ -1,6 +1,7 @@
 """Importance sampling for training deep nets in TensorFlow 2 and Keras."""
 
 from tf_importance import (
+    distributed,
     layers,
     proposals,
     robust,
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ISModel",
+    "distributed",
     "history_sample",
     "importance_sample",
     "layers",

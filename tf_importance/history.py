@@ -55,7 +55,7 @@ def history_sample(
     if not isinstance(sampler, samplers.Sampler):
         raise TypeError(f"sampler must be one of tfi.samplers; got {sampler!r}.")
     batch_size = arguments.positive_integer("batch_size", batch_size)
-    size, gather = _opened(source)
+    size, gather = opened(source)
     if size != sampler.num_examples:
         raise ValueError(
             f"sampler was made for num_examples={sampler.num_examples}, and the source has {size}."
@@ -78,8 +78,12 @@ def history_sample(
     return batches.with_options(_options(seed))
 
 
-def _opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
-    """The number of examples, and a function from indices [b] to (x, y)."""
+def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
+    """The number of examples of a source, and a function from indices [b] to (x, y).
+
+    Raises:
+        TypeError: the source has no random access. ValueError: it is empty, or of no such form.
+    """
     if isinstance(source, tf.data.Dataset):
         raise TypeError(
             f"a tf.data.Dataset has no random access; got {source!r}. {_EXPLANATION}. For TFDS: "

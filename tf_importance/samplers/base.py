@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tf_importance import proposals
 from tf_importance.arguments import positive_integer
 from tf_importance.samplers.gain import GainEstimator
 
@@ -175,6 +176,16 @@ def uniform_points(size: int, number: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """[b] float64 in [0, 1) of batch `number`."""
     mixed = tf.stack([seed[0] + number, seed[1] - 7_919 * number])
     return tf.random.stateless_uniform([size], mixed, dtype=tf.float64)
+
+
+def from_all(scores: tf.Tensor, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+    """Draw by p_i ∝ the scores [n] of all examples, uniformly where they are unusable: O(n)."""
+    proposal = proposals.normalize(tf.cast(scores, tf.float64))
+    ends = tf.cumsum(proposal)
+    points = uniform_points(size, number, seed) * ends[-1]
+    indices = tf.searchsorted(ends, tf.minimum(points, ends[-1] * (1 - 2.0**-50)), side="right")
+    weights = tf.gather(proposals.importance_weights(proposal), indices)
+    return Draw(tf.cast(indices, tf.int64), tf.cast(weights, tf.float32))
 
 
 def once_each(visit: Visit) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
