@@ -15,6 +15,7 @@ ROOMS = (
     "variance",
     "robust",
     "epochs",
+    "processes",
     "losses",
     "layers",
     "scorers.forward",

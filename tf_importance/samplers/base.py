@@ -217,8 +217,9 @@ def check(sampler: Any, replicas: int) -> None:
         raise TypeError(f"sampler must be one of tfi.samplers, or None; got {sampler!r}.")
     if sampler is not None and replicas > 1:
         raise ValueError(
-            "samplers with memory work on one replica, since all would write to one memory; got a "
-            f"strategy of {replicas}. importance_sample works on several."
+            "samplers with memory work on one replica of a process, since all would write to one "
+            f"memory; got a strategy of {replicas}. importance_sample works on several, and "
+            "tfi.distributed.Peer on one in each of several processes."
         )
 
 
