@@ -169,8 +169,12 @@ class Master(SharedScores):
     def _send(self) -> int:
         with self._outbox.sending() as taken:
             if taken is not None:
-                blob, before = parameters.pack(taken), int(self.version.numpy())
-                self.version.assign(self.store.publish(blob, self._fence, before))
+                before = int(self.version.numpy())
+                version = self.store.publish(parameters.pack(taken), self._fence, before)
+                if not before:
+                    # A new training may find the scores of an earlier one.
+                    self.mirror.first_version = version
+                self.version.assign(version)
         return int(self.version.numpy())
 
     def _take_up(self) -> None:

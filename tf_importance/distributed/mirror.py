@@ -58,11 +58,13 @@ class Mirror:
         num_examples: n.
         staleness: what counts.
     Attributes:
+        first_version: scores computed with parameters before these are of another training.
         lock: held while a change is made, for those who want several answers about one state.
     """
 
     def __init__(self, num_examples: int, staleness: Staleness) -> None:
         self.lock = threading.RLock()
+        self.first_version = 0
         self._size, self._staleness = num_examples, staleness
         padded = -(-num_examples // FANOUT) * FANOUT
         self._scores = np.full(padded, np.nan, np.float32)
@@ -102,7 +104,7 @@ class Mirror:
     def filter(self, now: float, version: int) -> None:
         """Find which scores count, at a time by the store's clock and a version of parameters."""
         with self.lock:
-            usable = ~np.isnan(self._scores)
+            usable = ~np.isnan(self._scores) & (self._versions >= self.first_version)
             if self._staleness.seconds < math.inf:
                 usable &= self._times >= now - self._staleness.seconds
             if self._staleness.versions < math.inf:
