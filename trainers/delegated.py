@@ -45,7 +45,7 @@ def define(values: flags.FlagValues) -> None:
     own(number, "pull_seconds", 1.0, "From one pull of scores to the next.")
     own(number, "fallback_seconds", 10.0, "Silence of the store after which draws are uniform.")
     own(flags.DEFINE_boolean, "exact", False, "Wait for all scores before each step.")
-    own(integer, "workers", 0, "Workers in the threads of the master, for --store=memory://.")
+    own(integer, "workers", 0, "Threads of the master that score, with --store=memory:// only.")
     own(integer, "shard_size", 0, "Examples scored under one lease; 0 for a size that fits.")
     _define_place(values)
 
@@ -83,10 +83,10 @@ def checked(settings: flags.FlagValues) -> None:
             f"--role={settings.role} needs a store that other processes can reach, such as "
             f"--store=redis://host:6379; got {settings.store!r}. In one process: --workers=3."
         )
-    if settings.workers and not in_memory:
+    if in_memory and settings.sampling == NAME and settings.workers < 1:
         raise ValueError(
-            "--workers are threads of the master, for --store=memory://; beside another store "
-            "start processes with --role=worker."
+            "with --store=memory:// nobody scores but --workers, threads of the master; got "
+            f"--workers={settings.workers}."
         )
     if settings.exact and not settings.repeatable:
         raise ValueError("--exact draws nothing ahead: give --repeatable and --steps too.")
@@ -246,9 +246,10 @@ def worker(
 
 @contextlib.contextmanager
 def workers_in_threads(settings: flags.FlagValues, data: datasets.Data) -> Iterator[None]:
-    """--workers of them, until the end of the block."""
+    """--workers of them, until the end of the block, if the store is this process's memory."""
     stop = threading.Event()
-    made = [worker(settings, data, f"worker {number}") for number in range(settings.workers)]
+    count = settings.workers if settings.store.startswith("memory://") else 0
+    made = [worker(settings, data, f"worker {number}") for number in range(count)]
     threads = [threading.Thread(target=_run, args=(one, stop), daemon=True) for one in made]
     for thread in threads:
         thread.start()
