@@ -27,6 +27,6 @@ def test_workers_that_are_done_wait_for_the_next_publication():
 
 
 def test_parameters_that_take_long_make_scores_older():
-    system = staleness.System(10_000, 100, 4, 10_000, 1.0, pull_seconds=0.03)
+    system = staleness.System(100_000, 100, 4, 10_000, 1.0, pull_seconds=0.03)
     slow = staleness.simulate(system._replace(parameter_seconds=0.5), 60.0)
     assert slow.seconds[1] > staleness.simulate(system, 60.0).seconds[1] + 0.05
