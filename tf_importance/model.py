@@ -461,6 +461,8 @@ class ISModel(keras.Model):
         }
         if self.sampler is not None:
             logs |= self.sampler.logs()
+        if processes.are_several(self.distribute_strategy):
+            return logs
         return compat.logs_of_a_replica(logs)
 
     def _warn_of_batch_normalization(self) -> None:

@@ -142,14 +142,25 @@ def compile_model(settings, model: tfi.ISModel, sampler=None) -> None:
 # Those who train ------------------------------------------------------------------------------
 
 
-def prepared(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, _) -> Sampled:
-    """A model with a `Master` or `Peer`, and its batches; as `recipe.fit` wants it."""
+def prepared(
+    strategy: tf.distribute.Strategy,
+    settings: flags.FlagValues,
+    net: keras.Model,
+    data: datasets.Data,
+    _,
+) -> Sampled:
+    """A model with a `Master` or `Peer`, and its batches; with a strategy, as `recipe.fit` wants.
+
+    The model is the strategy's, and the sampler this process's own.
+    """
     peer = settings.role == "peer"
     scorer = tfi.scorers.BY_NAME[settings.scorer]
-    model = _compiled(settings, net, scorer=scorer) if peer else _compiled(settings, net)
+    with strategy.scope():
+        model = _compiled(settings, net, **({"scorer": scorer} if peer else {}))
     make = _peer if peer else _master
     sampler = make(settings, data, model, scorer)
-    compile_model(settings, model, sampler)
+    with strategy.scope():
+        compile_model(settings, model, sampler)
     seed = settings.seed * 1000 + settings.rank if settings.repeatable or peer else None
     if settings.exact:
         seed = settings.seed

@@ -21,6 +21,8 @@ All roles take the same flagfile. --out of a master or peer holds what
 
 from __future__ import annotations
 
+import functools
+
 import keras
 from absl import app, flags
 
@@ -56,17 +58,17 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
     keras.utils.set_random_seed(settings.seed)
     with strategy.scope():
         net = nets.build(settings.net, data.image_shape, data.num_classes)
-        if settings.sampling != delegated.NAME:
-            return recipe.fit(settings, data, net)
-        delegated.own_store(settings)
-        with delegated.workers_in_threads(settings, data):
-            return recipe.fit(
-                settings,
-                data,
-                net,
-                also=lambda model: delegated.recorder(settings, model),
-                prepare=delegated.prepared,
-            )
+    if settings.sampling != delegated.NAME:
+        return recipe.fit(settings, data, net)
+    delegated.own_store(settings)
+    with delegated.workers_in_threads(settings, data):
+        return recipe.fit(
+            settings,
+            data,
+            net,
+            also=lambda model: delegated.recorder(settings, model),
+            prepare=functools.partial(delegated.prepared, strategy),
+        )
 
 
 def main(arguments) -> None:

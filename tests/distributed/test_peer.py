@@ -89,6 +89,13 @@ def test_a_batch_that_does_not_fit_is_refused(data, make_model, meeting):
         tfi.history_sample(data, sampler, 8)
 
 
+def test_under_a_strategy_it_is_refused(make_model, meeting):
+    model = make_model()
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        with pytest.raises(ValueError, match=r"outside of strategy.scope\(\)"):
+            peer(model, meeting())
+
+
 def test_one_peer_trains_by_itself(data, make_model, meeting):
     model = make_model()
     sampler = peer(model, meeting("peer"), largest_batch=8)

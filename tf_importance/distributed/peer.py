@@ -28,6 +28,8 @@ class Peer(SharedScores):
         num_examples, model, store: as in `SharedScores`, and so are further arguments.
         push_every: k ≥ 1, steps.
         largest_batch: examples in a batch, at most; of each process.
+    Raises:
+        ValueError: as `SharedScores`; or it is made under a strategy.
     """
 
     def __init__(
@@ -41,6 +43,11 @@ class Peer(SharedScores):
         scorer: scorers.Scorer | None = None,
         **options,
     ) -> None:
+        if tf.distribute.has_strategy():
+            raise ValueError(
+                "a Peer's memory is its process's own: make it outside of strategy.scope(), and "
+                "compile the model with it inside."
+            )
         scorer = model.scorer if scorer is None else scorer
         super().__init__(num_examples, model, store, scorer=scorer, **options)
         self._push_every = positive_integer("push_every", push_every)
