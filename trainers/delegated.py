@@ -10,11 +10,11 @@ import pathlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
-from absl import flags, logging
+from absl import flags
 
 import tf_importance as tfi
 from trainers import datasets, nets, optimizers, remembered, runner
@@ -255,29 +255,13 @@ def worker(
     )
 
 
-@contextlib.contextmanager
-def workers_in_threads(settings: flags.FlagValues, data: datasets.Data) -> Iterator[None]:
-    """--workers of them, until the end of the block, if the store is this process's memory."""
-    stop = threading.Event()
+def workers_in_threads(
+    settings: flags.FlagValues, data: datasets.Data
+) -> contextlib.AbstractContextManager[None]:
+    """--workers of them, for a block, if the store is this process's memory."""
     count = settings.workers if settings.store.startswith("memory://") else 0
     made = [worker(settings, data, f"worker {number}") for number in range(count)]
-    threads = [threading.Thread(target=_run, args=(one, stop), daemon=True) for one in made]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
-def _run(one: tfi.distributed.Worker, stop: threading.Event) -> None:
-    try:
-        one.run(stop)
-    except Exception:
-        # The run goes on without it, as it would without a process.
-        logging.exception("%s ended.", one.name)
+    return tfi.distributed.working(*made)
 
 
 def work(settings: flags.FlagValues, data: datasets.Data) -> None:

@@ -1,7 +1,5 @@
 """A small run: data, models, a store, workers in threads."""
 
-import contextlib
-import threading
 import uuid
 
 import keras
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 
 import tf_importance as tfi
-from tf_importance import distributed, stores
+from tf_importance import stores
 
 N = 96
 
@@ -48,34 +46,7 @@ def meeting():
     stores.MemoryStore(name).clear()
 
 
-@contextlib.contextmanager
-def working(*workers):
-    """Workers in threads, until the end of the block; what ends one early is raised."""
-    stop, failures = threading.Event(), []
-
-    def run(worker):
-        try:
-            worker.run(stop)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(worker,)) for worker in workers]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-        for failure in failures:
-            raise failure
-
-
 def score_all(worker):
     """Let a worker score what there is to score."""
     while worker.step():
         pass
-
-
-__all__ = ["N", "compile_model", "distributed", "score_all", "working"]

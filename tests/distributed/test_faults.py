@@ -15,7 +15,7 @@ import pytest
 import redis
 
 import tf_importance as tfi
-from tests.distributed.conftest import N, compile_model, working
+from tests.distributed.conftest import N, compile_model
 from tests.redis_server import NEEDS_REDIS, RedisServer
 from tf_importance import distributed, stores
 
@@ -92,15 +92,17 @@ def test_training_outlasts_its_store(kind, data, make_model):
                     seen["uniform"] = time.monotonic() - seen["lost"]
                     trouble.end()
                     seen["recovered"] = until(
-                        lambda: sampler.draws_by_scores
-                        and sampler.mirror.oldest_version() > seen["version"]
+                        lambda: (
+                            sampler.draws_by_scores
+                            and sampler.mirror.oldest_version() > seen["version"]
+                        )
                     )
                     self.model.stop_training = True
 
     compile_model(model, sampler)
     batches = tfi.history_sample(data, sampler, 8, seed=1).repeat()
     try:
-        with working(one):
+        with distributed.working(one):
             model.fit(batches, steps_per_epoch=2_000, verbose=0, callbacks=[Course()])
         assert seen["recovered"] and seen["uniform"] >= 0.25
         versions = np.concatenate(sampler.store.read(range(3)))["version"]

@@ -7,7 +7,7 @@ from tf_importance.distributed.monitors import Monitor, covariances
 from tf_importance.distributed.peer import Peer
 from tf_importance.distributed.shared import SharedScores
 from tf_importance.distributed.smoothing import Constant, TargetEntropy, entropy
-from tf_importance.distributed.worker import Worker
+from tf_importance.distributed.worker import Worker, working
 
 __all__ = [
     "Constant",
@@ -21,4 +21,5 @@ __all__ = [
     "covariances",
     "describe",
     "entropy",
+    "working",
 ]

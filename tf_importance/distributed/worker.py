@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -158,3 +159,32 @@ class Worker:
             rate = (self.scored - before) / elapsed
             numbers = {"scored": self.scored, "per_second": rate, "version": self._version}
             self._store.report(self.name, numbers)
+
+
+@contextlib.contextmanager
+def working(*workers: Worker) -> Iterator[None]:
+    """Workers in threads of this process, until the end of the block.
+
+    Raises:
+        stores.StoreError: at the end of the block, what ended one of them before.
+    """
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def run(worker: Worker) -> None:
+        try:
+            worker.run(stop)
+        except BaseException as error:  # raised below, where somebody waits for it
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(one,), name=one.name) for one in workers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
