@@ -7,6 +7,7 @@ import json
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -37,7 +38,8 @@ class _Contents:
         self.reports: dict[str, str] = {}
 
 
-_ALL: dict[str, _Contents] = {}
+# As long as a store of that name is in use.
+_ALL: weakref.WeakValueDictionary[str, _Contents] = weakref.WeakValueDictionary()
 _ALL_LOCK = threading.Lock()
 
 
@@ -52,7 +54,8 @@ class MemoryStore(base.Store):
     def __init__(self, name: str = "", role: str = "process") -> None:
         super().__init__(f"memory://{name}", role)
         with _ALL_LOCK:
-            self._contents = _ALL.setdefault(name, _Contents())
+            made = _Contents()
+            self._contents = _ALL.setdefault(name, made)
 
     @contextlib.contextmanager
     def _held(self, of_run: bool = True) -> Iterator[_Contents]:
