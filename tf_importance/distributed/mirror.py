@@ -123,9 +123,12 @@ class Mirror:
             self._changed[:] = False
             usable = self._usable.reshape(-1, FANOUT)[rows]
             scores = self._scores.reshape(-1, FANOUT)[rows]
-            inside = rows[:, None] * FANOUT + np.arange(FANOUT) < self._size
-        parts = (np.where(usable, scores, 0), usable, inside & ~usable)
-        return rows, np.stack([part.astype(np.float32) for part in parts], axis=2)
+        leaves = np.empty([*usable.shape, COLUMNS], np.float32)
+        leaves[..., 0] = np.where(usable, scores, 0)
+        leaves[..., 1] = usable
+        leaves[..., 2] = ~usable
+        leaves[rows * FANOUT + FANOUT > self._size, self._size % FANOUT or FANOUT :] = 0
+        return rows, leaves
 
     def mark_all(self) -> None:
         """Let `leaves` give all rows the next time."""

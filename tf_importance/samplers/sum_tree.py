@@ -104,15 +104,17 @@ class SumTree(tf.Module):
             rows: [m] integers, distinct. leaves: [m, 32, columns], zeros behind the last leaf.
         """
         rows = tf.cast(rows, tf.int64)
-        self.levels[0].scatter_nd_update(rows[:, tf.newaxis], tf.cast(leaves, tf.float32))
-        self._add_up(rows)
+        leaves = tf.cast(leaves, tf.float32)
+        self.levels[0].scatter_nd_update(rows[:, tf.newaxis], leaves)
+        self._add_up(rows, tf.reduce_sum(tf.cast(leaves, tf.float64), axis=1))
 
-    def _add_up(self, rows: tf.Tensor) -> None:
-        """Recompute the nodes above rows of leaves."""
+    def _add_up(self, rows: tf.Tensor, sums: tf.Tensor | None = None) -> None:
+        """Recompute the nodes above rows of leaves, of which the sums may be known."""
         for level, parents in zip(self.levels, self.levels[1:]):
-            sums = tf.reduce_sum(tf.cast(tf.gather(level, rows), tf.float64), axis=1)
+            if sums is None:
+                sums = tf.reduce_sum(tf.cast(tf.gather(level, rows), tf.float64), axis=1)
             parents.scatter_nd_update(_places(rows), sums)
-            rows //= FANOUT
+            rows, sums = rows // FANOUT, None
 
     def assign(self, levels: list[np.ndarray]) -> None:
         """Set all leaves; `levels_of` makes the levels, in a thread if need be. O(n) copies."""
