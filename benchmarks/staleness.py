@@ -105,19 +105,25 @@ def _published(system: System, now: float) -> int:
     return int(now / system.publish_seconds) + 1
 
 
-_DEFINED = ("examples", "shard_size", "scores_per_second", "publish_seconds", "parameter_seconds")
+_DEFINED = (
+    *("examples", "shard_size", "scores_per_second"),
+    *("publish_seconds", "parameter_seconds", "seconds_on_line"),
+)
 
 
 def main(_) -> None:
     result = {}
     for workers in map(int, FLAGS.workers):
+        # All pull at about the same time, and share the server's line.
+        pulling = FLAGS.parameter_seconds + workers * FLAGS.seconds_on_line
         system = System(
             FLAGS.examples,
             FLAGS.shard_size,
             workers,
             FLAGS.scores_per_second,
-            FLAGS.publish_seconds,
-            FLAGS.parameter_seconds,
+            # Workers that pull for more than half of their time would score little.
+            max(FLAGS.publish_seconds, 2 * pulling),
+            pulling,
         )
         seen = simulate(system)
         result[workers] = {
@@ -137,6 +143,7 @@ if __name__ == "__main__":
     flags.DEFINE_float("scores_per_second", 7_000, "Of one worker.")
     flags.DEFINE_float("publish_seconds", 4.0, "From one publication to the next.")
     flags.DEFINE_float("parameter_seconds", 0.1, "For a worker to pull the parameters.")
+    flags.DEFINE_float("seconds_on_line", 0.0, "In addition, for each worker that pulls as well.")
     flags.DEFINE_list("workers", ["1", "2", "3", "10", "30", "100", "300", "1000"], "W.")
     flags.DEFINE_string("out", "runs/benchmarks/staleness.json", "Where the result goes.")
     app.run(main)
