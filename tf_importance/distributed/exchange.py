@@ -12,6 +12,8 @@ from tf_importance.distributed.mirror import Mirror
 
 _LOG = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.25
+# 12 MB of the largest ones.
+_SHARDS_AT_ONCE = 256
 
 
 class Exchange:
@@ -73,8 +75,10 @@ class Exchange:
     def _pull(self, version: int) -> None:
         changes = self._store.changes(self._mark)
         layout, created = self._store.layout, self._store.run.created
-        for shard, found in zip(changes.shards, self._store.read(changes.shards)):
-            self._mirror.merge(layout.examples(shard).start, found, created)
+        for start in range(0, len(changes.shards), _SHARDS_AT_ONCE):
+            shards = changes.shards[start : start + _SHARDS_AT_ONCE]
+            for shard, found in zip(shards, self._store.read(shards)):
+                self._mirror.merge(layout.examples(shard).start, found, created)
         # Not before all is read: what failed halfway is asked for again.
         self._mark = changes.mark
         self._mirror.filter(self._store.now(), version)
@@ -115,7 +119,7 @@ class Exchange:
                 pause = self._until_pull() if self._tried() else _RETRY_SECONDS
                 self._wake.wait(pause)
                 self._wake.clear()
-        except BaseException as error:  # noqa: BLE001  raised again where the training is
+        except BaseException as error:  # raised again where the training is
             self._failure = error
 
     def _tried(self) -> bool:

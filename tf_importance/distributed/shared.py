@@ -115,6 +115,9 @@ class SharedScores(Sampler):
     # The course of a training -------------------------------------------------------------
 
     def begin(self) -> None:
+        if self._exchange is not None:
+            # Of a training that was broken off.
+            self._exchange.stop()
         self._exchange = Exchange(
             self.store,
             self._describe(),
