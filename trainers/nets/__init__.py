@@ -23,8 +23,6 @@ NETS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
     "linear": linear.linear,
     "mlp": mlp.mlp,
     "wide_mlp": mlp.wide_mlp,
-    "mlp_4x256": mlp.mlp_4x256,
-    "mlp_4x2048": mlp.mlp_4x2048,
     "cnn": cnn.cnn,
     "wide_resnet": wide_resnet.wide_resnet,
     "wide_resnet_28_10": functools.partial(wide_resnet.wide_resnet, width=10),
@@ -34,6 +32,8 @@ NETS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
     "resnet18": preactivation_resnet.resnet18,
     "resnet50": resnet50.resnet50,
     "lstm": lstm.lstm,
+    "mlp_4x256": mlp.mlp_4x256,
+    "mlp_4x2048": mlp.mlp_4x2048,
 }
 
 
