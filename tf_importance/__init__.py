@@ -1,6 +1,7 @@
 """Importance sampling for training deep nets in TensorFlow 2 and Keras."""
 
 from tf_importance import (
+    distributed,
     gain,
     layers,
     proposals,
@@ -8,6 +9,7 @@ from tf_importance import (
     samplers,
     schedules,
     scorers,
+    stores,
     switches,
     variance,
     variance_reduced,
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ISModel",
+    "distributed",
     "estimate_gain",
     "gain",
     "history_sample",
@@ -33,6 +36,7 @@ __all__ = [
     "samplers",
     "schedules",
     "scorers",
+    "stores",
     "switches",
     "variance",
     "variance_reduced",

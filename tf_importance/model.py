@@ -18,6 +18,7 @@ from tf_importance import (
     groups,
     layers,
     losses,
+    processes,
     proposals,
     samplers,
     scorers,
@@ -185,7 +186,7 @@ class ISModel(keras.Model):
 
     def _use(self, sampler: samplers.Sampler | None) -> None:
         """Give what the steps see to a sampler, and the gain to a learning rate that follows it."""
-        samplers.check(sampler, self.distribute_strategy.num_replicas_in_sync)
+        samplers.check(sampler, processes.replicas_here(self.distribute_strategy))
         schedule = compat.learning_rate(self.optimizer)
         schedule = schedule if hasattr(schedule, "advance") else None
         if schedule is not None:
@@ -232,6 +233,8 @@ class ISModel(keras.Model):
             drawn=self._sampled and spec is not None,
             sample_weighted=self._sample_weighted or given["class_weight"] is not None,
         )
+        if processes.are_several(self.distribute_strategy):
+            return self._fit_in_several_processes(given)
         last, epoch = given["epochs"], given["initial_epoch"]
         varies = epochs.length_varies(given["x"], given["steps_per_epoch"])
         if not (varies and self._expects_drawn and epoch < last):
@@ -254,6 +257,14 @@ class ISModel(keras.Model):
             epoch = max(epoch + 1, compat.take_restored_epoch(self))
         training.finish()
         return self.history
+
+    def _fit_in_several_processes(self, given: dict[str, Any]):
+        if given["validation_data"] is not None or given["validation_split"]:
+            raise ValueError(
+                "fit in several processes takes no validation data; evaluate by a callback."
+            )
+        taken = ("steps_per_epoch", "epochs", "initial_epoch", "callbacks")
+        return processes.fit(self, given["x"], **{name: given[name] for name in taken})
 
     def export(self, filepath, *args, **kwargs):
         """Write a SavedModel of the net alone: it loads without this package."""
@@ -575,6 +586,8 @@ class ISModel(keras.Model):
         }
         if self.sampler is not None:
             logs |= self.sampler.logs()
+        if processes.are_several(self.distribute_strategy):
+            return logs
         return compat.logs_of_a_replica(logs)
 
     def _warn_of_batch_normalization(self) -> None:

@@ -17,7 +17,11 @@ _EXPLANATION = (
 
 
 def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
-    """The number of examples, and a function from indices [b] to (x, y)."""
+    """The number of examples of a source, and a function from indices [b] to (x, y).
+
+    Raises:
+        TypeError: the source has no random access. ValueError: it is empty, or of no such form.
+    """
     if isinstance(source, tf.data.Dataset):
         raise TypeError(
             f"a tf.data.Dataset has no random access; got {source!r}. {_EXPLANATION}. For TFDS: "

@@ -181,3 +181,34 @@ def exact_gain_ratio(
     rest = objective_gradient_square - mean_gradient_square / batch_size
     numerator, denominator = uniform / batch_size + rest, importance / batch_size + rest
     return tf.where(denominator > 0, tf.math.divide_no_nan(numerator, denominator), 1.0)
+
+
+def covariance_trace(
+    norms: tf.Tensor, scores: tf.Tensor, mean_gradient_square: float | tf.Tensor = 0.0
+) -> tf.Tensor:
+    """Tr Σ(q) of a draw by q_i ∝ ω̃_i, weighted   (Alain et al. 2015, eq. 6 and 9).
+
+    Tr Σ(q) = (mean ω̃) (mean ‖g_i‖²/ω̃_i) − ‖g_TRUE‖²
+
+    Args:
+        norms: [n] ‖g_i‖, the true norms. scores: [n] ω̃_i ≥ 0, such as stale norms plus a constant.
+        mean_gradient_square: ‖g_TRUE‖², or what stands for it (section B.2).
+    Returns:
+        Scalar; infinite where an example with a gradient is never drawn.
+    """
+    ratios = tf.where(norms > 0, norms**2 / scores, tf.zeros_like(norms))
+    return tf.reduce_mean(scores) * tf.reduce_mean(ratios) - mean_gradient_square
+
+
+def ideal_covariance_trace(
+    norms: tf.Tensor, mean_gradient_square: float | tf.Tensor = 0.0
+) -> tf.Tensor:
+    """Tr Σ(q_IDEAL) = (mean ‖g_i‖)² − ‖g_TRUE‖², the least there is   (eq. 7)."""
+    return tf.reduce_mean(norms) ** 2 - mean_gradient_square
+
+
+def uniform_covariance_trace(
+    norms: tf.Tensor, mean_gradient_square: float | tf.Tensor = 0.0
+) -> tf.Tensor:
+    """Tr Σ(q_UNIF) = mean ‖g_i‖² − ‖g_TRUE‖²   (eq. 8)."""
+    return tf.reduce_mean(norms**2) - mean_gradient_square

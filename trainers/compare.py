@@ -13,21 +13,24 @@ from __future__ import annotations
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
 from absl import app, flags
 
 from reports import curves
-from trainers import fine_tuning, image_classification, sequence_classification
+from trainers import fine_tuning, image_classification, issgd, sequence_classification
 from trainers import flags as trainer_flags
 
 _TASKS = {
     "image_classification": image_classification.train,
     "fine_tuning": fine_tuning.train,
     "sequence_classification": sequence_classification.train,
+    "issgd": issgd.train,
 }
+# Tasks with flags of their own.
+_DEFINE = {"issgd": issgd.define}
 
 _TASK = flags.DEFINE_enum("task", "image_classification", list(_TASKS), "The trainer.")
 _CURVES = flags.DEFINE_list("curves", None, "Flagfiles, one for each curve.", required=True)
@@ -83,10 +86,12 @@ def in_turns(compared: Sequence[Variant], seeds: int) -> list[tuple[Variant, int
     ]
 
 
-def settings(variant: Variant, *overrides: str) -> flags.FlagValues:
-    """The trainer's parsed flags for one run."""
+def settings(
+    variant: Variant, *overrides: str, define: Callable = trainer_flags.define
+) -> flags.FlagValues:
+    """The trainer's parsed flags for one run, those that it defines."""
     values = flags.FlagValues()
-    trainer_flags.define(values)
+    define(values)
     values([sys.argv[0], *variant.arguments, *overrides])
     return values
 
@@ -103,7 +108,8 @@ def run(variant: Variant, seed: int) -> curves.Run:
         overrides.append(f"--clock={_CLOCK.value}")
     print(f"\n{variant.label}, seed {seed}", flush=True)
     keras.backend.clear_session()
-    path, _ = _TASKS[_TASK.value](settings(variant, *overrides))
+    define = _DEFINE.get(_TASK.value, trainer_flags.define)
+    path, _ = _TASKS[_TASK.value](settings(variant, *overrides, define=define))
     return curves.read(path, variant.label)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags, logging
@@ -137,6 +138,17 @@ def define_positive(values: flags.FlagValues, name: str, default: int, text: str
         values: where. name, default, text: as of any flag.
     """
     flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=values)
+
+
+def define_own(
+    values: flags.FlagValues, define_flag: Callable[..., Any], name: str, default: Any, text: str
+) -> None:
+    """Define a flag of one trainer that makes a run what it is like the shared ones.
+
+    Args:
+        values: where. define_flag: such as `flags.DEFINE_float`. name, default, text: its own.
+    """
+    define_flag(name, default, text, flag_values=values)
 
 
 def of_run(values: flags.FlagValues) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from absl import flags
@@ -19,6 +20,8 @@ from trainers.evaluation import Evaluator
 from trainers.sampling import Sampled, sampled
 
 Trained = tuple[pathlib.Path, keras.Model]
+# From flags, net, data and its endless examples.
+Prepare = Callable[[flags.FlagValues, keras.Model, datasets.Data, Any], Sampled]
 
 
 def fit(
@@ -26,6 +29,7 @@ def fit(
     data: datasets.Data,
     net: keras.Model,
     also: Callable[[keras.Model], runner.Also] | None = None,
+    prepare: Prepare | None = None,
 ) -> Trained:
     """Fit a net to data as the flags say.
 
@@ -34,12 +38,13 @@ def fit(
         data: a data set.
         net: ends in logits.
         also: makes of the compiled model what is called at every evaluation.
+        prepare: compiles the model and batches the examples; by default as --sampling says.
     Returns:
         The run's directory and the fitted model. Under --dry_run nothing is fitted.
     """
     examples = datasets.shuffled(data, settings.seed)
     examples = examples.apply(augmentation.augmented(settings.augment, settings.seed))
-    prepared = _prepared(settings, net, data, examples)
+    prepared = (prepare or _prepared)(settings, net, data, examples)
     if settings.dry_run:
         dry_run.report(settings, prepared)
         return pathlib.Path(settings.out or "."), prepared.model

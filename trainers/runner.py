@@ -18,7 +18,10 @@ from trainers.run_directory import RunDirectory
 from trainers.sampling import Sampled
 
 # Logs of an ISModel, null before its first step.
-_IMPORTANCE_LOGS = ("tau", "ess", "importance", "max_weight", "fallbacks", "gain", "outliers")
+_IMPORTANCE_LOGS = (
+    *("tau", "ess", "importance", "max_weight", "fallbacks"),
+    *("gain", "outliers", "usable"),
+)
 
 
 Also = Callable[[pathlib.Path, int], None]
@@ -119,6 +122,7 @@ class _Recorder:
             "step": self._course.step,
             "seconds": self._course.seconds,
             "train_loss": train.loss,
+            "train_error": train.error,
             "test_loss": test.loss,
             "test_error": test.error,
             "objective": train.loss + _penalties(self._model),

@@ -103,3 +103,18 @@ def test_ten_million_updates_leave_no_drift():
     leaves = tree.levels[0].numpy().reshape(-1).astype(np.float64)
     assert np.count_nonzero(leaves) == size
     assert float(tree.total()[0]) == pytest.approx(leaves.sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 40, 1024, 5_000])
+def test_rows_are_set_like_their_leaves(size):
+    rng = np.random.default_rng(size)
+    by_leaves, by_rows = SumTree(size, 3), SumTree(size, 3)
+    for _ in range(3):
+        rows = np.flatnonzero(rng.random(-(-size // 32)) < 0.5)
+        values = rng.random([len(rows), 32, 3]).astype(np.float32)
+        places = rows[:, None] * 32 + np.arange(32)
+        values[places >= size] = 0
+        by_rows.update_rows(rows, values)
+        by_leaves.update(places[places < size], values[places < size])
+    for mine, theirs in zip(by_rows.levels, by_leaves.levels):
+        np.testing.assert_array_equal(mine, theirs)

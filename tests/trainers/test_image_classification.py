@@ -19,8 +19,8 @@ needs_addons = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow_addons") is None, reason="needs TensorFlow Addons"
 )
 _KEYS = (
-    "step seconds train_loss test_loss test_error objective tau ess importance max_weight "
-    "fallbacks gain outliers learning_rate epoch effective_step"
+    "step seconds train_loss train_error test_loss test_error objective tau ess importance "
+    "max_weight fallbacks gain outliers usable learning_rate epoch effective_step"
 ).split()
 
 

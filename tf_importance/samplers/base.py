@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tf_importance import proposals
 from tf_importance.arguments import positive_integer
 from tf_importance.samplers.gain import GainEstimator
 
@@ -180,6 +181,16 @@ def uniform_points(size: int, number: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_uniform([size], mixed, dtype=tf.float64)
 
 
+def from_all(scores: tf.Tensor, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+    """Draw by p_i ∝ the scores [n] of all examples, uniformly where they are unusable: O(n)."""
+    proposal = proposals.normalize(tf.cast(scores, tf.float64))
+    ends = tf.cumsum(proposal)
+    points = uniform_points(size, number, seed) * ends[-1]
+    indices = tf.searchsorted(ends, tf.minimum(points, ends[-1] * (1 - 2.0**-50)), side="right")
+    weights = tf.gather(proposals.importance_weights(proposal), indices)
+    return Draw(tf.cast(indices, tf.int64), tf.cast(weights, tf.float32))
+
+
 def once_each(visit: Visit) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """What a batch saw of each example, where one may stand in it several times.
 
@@ -209,8 +220,9 @@ def check(sampler: Any, replicas: int) -> None:
         raise TypeError(f"sampler must be one of tfi.samplers, or None; got {sampler!r}.")
     if sampler is not None and replicas > 1:
         raise ValueError(
-            "samplers with memory work on one replica, since all would write to one memory; got a "
-            f"strategy of {replicas}. importance_sample works on several."
+            "samplers with memory work on one replica of a process, since all would write to one "
+            f"memory; got a strategy of {replicas}. importance_sample works on several, and "
+            "tfi.distributed.Peer on one in each of several processes."
         )
 
 

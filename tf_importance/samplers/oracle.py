@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import compat, losses, proposals, scorers, variance
-from tf_importance.samplers.base import Draw, Sampler, uniform_points
+from tf_importance.samplers.base import Draw, Sampler, from_all
 
 
 class Oracle(Sampler):
@@ -45,12 +45,7 @@ class Oracle(Sampler):
     def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
         norms, gradients = self._exact()
         self.gain.ratio.assign(self._exact_gain(norms, gradients, size))
-        proposal = proposals.normalize(tf.cast(norms, tf.float64))
-        ends = tf.cumsum(proposal)
-        points = uniform_points(size, number, seed) * ends[-1]
-        indices = tf.searchsorted(ends, tf.minimum(points, ends[-1] * (1 - 2.0**-50)), side="right")
-        weights = tf.gather(proposals.importance_weights(proposal), indices)
-        return Draw(tf.cast(indices, tf.int64), tf.cast(weights, tf.float32))
+        return from_all(norms, size, number, seed)
 
     def record_gain(self, squares, weights, batch_square) -> tf.Tensor:
         self.steps.assign_add(1)

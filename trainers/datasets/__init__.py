@@ -57,6 +57,8 @@ SOURCES = {
     "rotated_mnist": Source("rotated_mnist"),
     # RAIS trains on the extra images too.
     "svhn_cropped": Source("svhn_cropped", train="train+extra"),
+    # ISSGD sets 5% of the training examples aside, to choose hyper-parameters by.
+    "svhn_cropped_95": Source("svhn_cropped", train="train[:95%]+extra[:95%]"),
     "cifar10_augmented": Source("cifar10_augmented", streamed=True),
     "cifar100_augmented": Source("cifar100_augmented", streamed=True),
     "mit67": Source("mit67", to_input=mit67.resized, streamed=True),

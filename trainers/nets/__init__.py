@@ -32,6 +32,8 @@ NETS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
     "resnet18": preactivation_resnet.resnet18,
     "resnet50": resnet50.resnet50,
     "lstm": lstm.lstm,
+    "mlp_4x256": mlp.mlp_4x256,
+    "mlp_4x2048": mlp.mlp_4x2048,
 }
 
 

@@ -1,4 +1,4 @@
-"""Perceptrons with two hidden layers."""
+"""Perceptrons."""
 
 from __future__ import annotations
 
@@ -15,13 +15,24 @@ def wide_mlp(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
     return _perceptron("wide_mlp", 1024, input_shape, num_classes)
 
 
-def _perceptron(name: str, units: int, input_shape: tuple[int, ...], num_classes: int):
+def mlp_4x2048(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
+    """Four hidden layers of 2,048 rectified units (Alain et al. 2015, section 5.1)."""
+    return _perceptron("mlp_4x2048", 2048, input_shape, num_classes, hidden=4)
+
+
+def mlp_4x256(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
+    """The same with 256 units, for small machines."""
+    return _perceptron("mlp_4x256", 256, input_shape, num_classes, hidden=4)
+
+
+def _perceptron(
+    name: str, units: int, input_shape: tuple[int, ...], num_classes: int, hidden: int = 2
+):
     return keras.Sequential(
         [
             keras.layers.Input(input_shape),
             keras.layers.Flatten(),
-            keras.layers.Dense(units, activation="relu"),
-            keras.layers.Dense(units, activation="relu"),
+            *(keras.layers.Dense(units, activation="relu") for _ in range(hidden)),
             keras.layers.Dense(num_classes, name="logits"),
         ],
         name=name,

@@ -1,0 +1,417 @@
+"""A master and its workers: exact and relaxed, with stores that fail and come back."""
+
+import threading
+import time
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tests.distributed.conftest import N, compile_model, score_all
+from tf_importance import distributed, stores
+
+SHARD = 32
+
+
+def master(model, store, **options):
+    options = {"pull_seconds": 0.02, "publish_every": 2, "shard_size": SHARD, **options}
+    return distributed.Master(N, model, store, **options)
+
+
+def worker(model, data, store, **options):
+    return distributed.Worker(model, data, store, shard_size=SHARD, **options)
+
+
+def until(condition, seconds=20.0):
+    """Wait for what other threads do."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return bool(condition())
+
+
+class Recorder(keras.callbacks.Callback):
+    """The loss after each step, and what else is asked for."""
+
+    def __init__(self, also=lambda step: None):
+        super().__init__()
+        self.losses, self._also = [], also
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(float(logs["loss"]))
+        self._also(len(self.losses))
+
+
+def recording(sampler):
+    """Write down what a sampler draws."""
+    drawn, draw = [], sampler._draw
+
+    def note(indices, weights):
+        drawn.append((indices.copy(), weights.copy()))
+        return np.int32(0)
+
+    def recorded(size, number, seed):
+        found = draw(size, number, seed)
+        noted = tf.numpy_function(note, [found.indices, found.weights], tf.int32)
+        with tf.control_dependencies([noted]):
+            return tfi.samplers.Draw(tf.identity(found.indices), tf.identity(found.weights))
+
+    sampler._draw = recorded
+    return drawn
+
+
+def trained(model, sampler, data, steps=12, also=lambda step: None, seed=3, learning_rate=0.05):
+    compile_model(model, sampler, learning_rate)
+    batches = tfi.history_sample(data, sampler, 8, seed=seed).repeat()
+    recorder = Recorder(also)
+    model.fit(batches, steps_per_epoch=steps, verbose=0, callbacks=[recorder])
+    return recorder.losses
+
+
+# Exact ----------------------------------------------------------------------------------------
+
+
+def test_exact_is_the_oracle_bit_for_bit(data, make_model, meeting):
+    oracle_model, model = make_model(), make_model()
+    oracle = tfi.samplers.Oracle(N, oracle_model, scored_at_once=SHARD)
+    exact = master(model, meeting("master"), exact=True)
+    draws = recording(oracle), recording(exact)
+    wanted = trained(oracle_model, oracle, data)
+    workers = [worker(make_model(), data, meeting(f"worker {i}")) for i in range(3)]
+    with distributed.working(*workers):
+        found = trained(model, exact, data)
+    assert found == wanted and len(draws[0]) == len(draws[1]) >= 12
+    for mine, theirs in zip(*draws):
+        np.testing.assert_array_equal(mine[0], theirs[0])
+        np.testing.assert_array_equal(mine[1], theirs[1])
+    for mine, theirs in zip(model.net.get_weights(), oracle_model.net.get_weights()):
+        np.testing.assert_array_equal(mine, theirs)
+    assert sum(w.scored for w in workers) >= 12 * N
+    # Negative control: by scores of the beginning it is another training.
+    stale_model = make_model()
+    stale = master(stale_model, meeting("master"), exact=True)
+    stale._pass_barrier = lambda: stale.turns.assign_add([1, 0])
+    stale.scores.assign(exact.scores)
+    assert trained(stale_model, stale, data) != wanted
+
+
+def test_exact_draws_nothing_ahead(data, make_model, meeting):
+    model = make_model()
+    exact = master(model, meeting("master"), exact=True)
+    with distributed.working(worker(make_model(), data, meeting("worker"))):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="drawn ahead"):
+            trained(model, exact, data, seed=None)
+
+
+def test_a_barrier_that_nobody_lifts_is_an_error(data, make_model, meeting):
+    model = make_model()
+    exact = master(model, meeting("master"), exact=True, barrier_seconds=0.05)
+    with pytest.raises(stores.StoreError, match="^master: .*0.05 seconds .*Start workers"):
+        trained(model, exact, data)
+
+
+# Relaxed --------------------------------------------------------------------------------------
+
+
+def pulled(sampler, data, make_model, meeting, shards=3, publish=True):
+    """Let a worker score some shards with the master's parameters as they are; pull that."""
+    tfi.history_sample(data, sampler, 8)
+    sampler._start = lambda: None
+    if sampler._exchange is None:
+        sampler.begin()
+    if publish:
+        sampler._snapshot()
+        sampler.exchange.once()
+    if shards:
+        if sampler not in WORKERS:
+            WORKERS[sampler] = worker(make_model(), data, meeting("worker"))
+        for _ in range(shards):
+            WORKERS[sampler].step()
+    sampler.exchange.once()
+
+
+# One for each master: what a worker takes the most time for is its first shard.
+WORKERS = weakref.WeakKeyDictionary()
+
+
+def drawn(sampler, batches=20, size=2_000):
+    draw = tf.function(lambda: sampler.draw(size, 5), autograph=False)
+    parts = [draw() for _ in range(batches)]
+    return tuple(np.concatenate([part[i].numpy() for part in parts]) for i in (0, 1))
+
+
+def shift(model, seed):
+    for weight in model.net.weights:
+        weight.assign_add(np.random.default_rng(seed).normal(scale=0.3, size=weight.shape))
+
+
+@pytest.mark.parametrize(
+    "shards, smoothing", [(1, 0.0), (3, 0.0), (2, 0.3), (2, distributed.TargetEntropy(0.9))]
+)
+def test_stale_and_missing_scores_leave_the_mean_unbiased(
+    data, make_model, meeting, shards, smoothing
+):
+    model = make_model()
+    sampler = master(model, meeting("master"), smoothing=smoothing)
+    pulled(sampler, data, make_model, meeting, 3)
+    shift(model, 1)
+    pulled(sampler, data, make_model, meeting, shards)
+    shift(model, 2)
+    values = np.array(tfi.per_example_gradient_norms(model, *data), np.float64) + 1
+    indices, weights = drawn(sampler)
+    terms = values[indices] * weights
+    error = terms.std() / np.sqrt(len(terms))
+    assert abs(terms.mean() - values.mean()) < 4.5 * error
+    # Negative control: without the weights it is not.
+    assert abs(values[indices].mean() - values.mean()) > 4.5 * error
+
+
+def test_those_without_a_score_have_the_mean_or_are_left_out(data, make_model, meeting):
+    for unscored in ("mean", "leave_out"):
+        model = make_model()
+        sampler = master(model, meeting("master"), unscored=unscored)
+        sampler.store.clear()
+        pulled(sampler, data, make_model, meeting, 2)
+        known = sampler.mirror.known()
+        assert known.usable.sum() == 2 * SHARD == round(float(sampler.usable.numpy()) * N)
+        indices, weights = drawn(sampler)
+        unknown = ~known.usable[indices]
+        if unscored == "mean":
+            assert abs(unknown.mean() - 1 / 3) < 0.02
+            np.testing.assert_allclose(weights[unknown], 1, rtol=1e-3)
+        else:
+            assert not unknown.any()
+            scores = known.scores[known.usable]
+            counts = np.bincount(indices, minlength=N)[known.usable]
+            assert np.corrcoef(counts, scores)[0, 1] > 0.98
+            assert abs((values := known.scores[indices] * weights).mean() - scores.mean()) < (
+                5 * values.std() / np.sqrt(len(values)) + 1e-3 * scores.mean()
+            )
+
+
+def test_zero_and_broken_scores_are_drawn_all_the_same(data, make_model, meeting):
+    for values in (np.zeros(N), np.full(N, np.nan), np.full(N, -1.0), np.eye(1, N)[0]):
+        sampler = master(make_model(), meeting("master"))
+        sampler.store.clear()
+        tfi.history_sample(data, sampler, 8)
+        sampler._start = lambda: None
+        sampler.begin()
+        scores = values.astype(np.float32).reshape(3, SHARD)
+        now = sampler.store.now()
+        sampler.store.write([stores.Message(i, part, 1, now) for i, part in enumerate(scores)])
+        sampler.exchange.once()
+        indices, weights = drawn(sampler, 4, 20_000)
+        assert np.isfinite(weights).all() and (weights > 0).all()
+        assert len(set(indices)) > (0.5 if sampler.draws_by_scores else 0.99) * N
+        assert sampler.draws_by_scores == (np.nan_to_num(values).max() > 0)
+
+
+def test_staleness_in_versions_and_in_seconds(data, make_model, meeting, monkeypatch):
+    for staleness in (distributed.Staleness(versions=1), distributed.Staleness(seconds=60.0)):
+        monkeypatch.undo()
+        sampler = master(make_model(), meeting("master"), staleness=staleness)
+        sampler.store.clear()
+        for shards, seconds, share in ((3, 0, 1), (0, 50, 1), (0, 61, 0)):
+            monkeypatch.setattr(stores.MemoryStore, "now", lambda _, s=seconds: time.time() + s)
+            pulled(sampler, data, make_model, meeting, shards)
+            assert float(sampler.usable.numpy()) == share
+        # Uniform, for lack of scores that count.
+        np.testing.assert_allclose(drawn(sampler, 1)[1], 1, rtol=1e-6)
+        pulled(sampler, data, make_model, meeting, 3)
+        assert float(sampler.usable.numpy()) == 1
+    for bad in ({"seconds": 0}, {"versions": -1}, {"seconds": float("nan")}):
+        with pytest.raises(ValueError, match="staleness"):
+            distributed.Staleness(**bad)
+
+
+def test_training_goes_on_while_workers_score(data, make_model, meeting):
+    model = make_model()
+    sampler = master(model, meeting("master"), smoothing=0.1)
+    workers = [worker(make_model(), data, meeting(f"w{i}"), scored_at_once=20) for i in range(2)]
+    shares = []
+
+    def course(step):
+        if step == 10:
+            until(lambda: sampler.usable.numpy() == 1)
+        shares.append(float(sampler.usable.numpy()))
+
+    before = loss(model, data)
+    with distributed.working(*workers):
+        trained(model, sampler, data, 60, course, learning_rate=0.3)
+    assert loss(model, data) < 0.8 * before
+    assert shares[-1] == 1 and sampler.version.numpy() >= 2
+
+
+def loss(model, data):
+    logits = model.net(data[0])
+    return float(tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(data[1], logits)))
+
+
+# Stores that fail -----------------------------------------------------------------------------
+
+
+class Failing(stores.MemoryStore):
+    """A store that can be taken away."""
+
+    lost = False
+
+    def _held(self, of_run=True):
+        if Failing.lost:
+            raise self.error(stores.Unreachable, "the store does not answer", "Start it.")
+        return super()._held(of_run)
+
+
+def test_without_its_store_the_master_draws_uniformly_and_then_recovers(data, make_model, request):
+    Failing.lost = False
+    request.addfinalizer(lambda: setattr(Failing, "lost", False))
+    model, name = make_model(), request.node.name
+    sampler = master(model, Failing(name, "master"), fallback_seconds=0.2)
+    seen = {}
+
+    def course(step):
+        time.sleep(0.02)
+        if step == 3:
+            until(lambda: sampler.draws_by_scores)
+            Failing.lost = seen["lost"] = True
+        if "lost" in seen and "uniform" not in seen and not sampler.draws_by_scores:
+            seen["uniform"], Failing.lost = True, False
+            seen["recovered"] = until(lambda: sampler.draws_by_scores)
+
+    with distributed.working(worker(make_model(), data, Failing(name, "worker"))):
+        losses = trained(model, sampler, data, 30, course)
+    assert seen["uniform"] and seen["recovered"]
+    assert np.isfinite(losses).all()
+
+
+def test_a_store_may_be_silent_for_the_stated_time(data, make_model, meeting):
+    sampler = master(make_model(), meeting("master"), fallback_seconds=10.0)
+    pulled(sampler, data, make_model, meeting)
+    for silent, by_scores in ((9.0, True), (10.5, False)):
+        sampler.exchange._contact = time.monotonic() - silent
+        sampler.maintain(1, None)
+        assert sampler.draws_by_scores == by_scores
+    sampler.exchange.once()
+    assert sampler.draws_by_scores
+
+
+def test_an_emptied_store_is_filled_again(data, make_model, meeting, caplog):
+    model = make_model()
+    sampler = master(model, meeting("master"))
+    other = meeting()
+    seen = []
+
+    def course(step):
+        if step == 5:
+            until(lambda: sampler.draws_by_scores)
+            seen.append(int(sampler.version.numpy()))
+            other.clear()
+            # Versions go on from where they were, and all is scored again.
+            assert until(lambda: sampler.mirror.oldest_version() > seen[0])
+
+    one = worker(make_model(), data, meeting("worker"))
+    with distributed.working(one):
+        trained(model, sampler, data, 10, course)
+    assert seen
+    assert "Beginning it anew" in caplog.text and sampler.draws_by_scores
+
+
+def test_a_second_master_ends_the_first_ones_training(data, make_model, meeting):
+    model = make_model()
+    sampler = master(model, meeting("first"))
+
+    def course(step):
+        time.sleep(0.01)
+        if step == 3:
+            second = meeting("second")
+            second.create(sampler.store.run.description)
+            second.take_over()
+
+    with pytest.raises(stores.Superseded, match="^first: another master"):
+        trained(model, sampler, data, 200, course)
+
+
+def test_roles_with_other_models_or_data_are_refused(data, make_model, meeting):
+    sampler = master(make_model(), meeting("master"))
+    pulled(sampler, data, make_model, meeting)
+    x, y = data
+    other_model = tfi.ISModel(keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)]))
+    compile_model(other_model)
+    other_loss = make_model()
+    other_loss.compile("sgd", keras.losses.CategoricalHinge())
+    for model, source, what in (
+        (other_model, data, "model"),
+        (other_loss, data, "loss"),
+        (make_model(), (x[::-1], y[::-1]), "data"),
+        (make_model(), (x[:-1], y[:-1]), "num_examples"),
+    ):
+        with pytest.raises(stores.Mismatch, match=f"^worker: .*{what} .* there"):
+            worker(model, source, meeting("worker")).run(threading.Event())
+    with pytest.raises(stores.Mismatch, match="scorer"):
+        worker(make_model(), data, meeting("w"), scorer=tfi.scorers.loss).step()
+
+
+@pytest.mark.parametrize(
+    "option", [{"publish_every": 0}, {"unscored": "x"}, {"pull_seconds": 0}, {"smoothing": -1}]
+)
+def test_options_out_of_range_are_refused(make_model, meeting, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        master(make_model(), meeting(), **option)
+
+
+def test_a_restored_master_goes_on(data, make_model, meeting, tmp_path):
+    def run(steps):
+        model = make_model()
+        sampler = master(model, meeting("master"))
+        compile_model(model, sampler)
+        model.optimizer.build(model.trainable_variables)
+        checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+        manager = tf.train.CheckpointManager(checkpoint, str(tmp_path), 1)
+        restored = manager.restore_or_initialize()
+        before = int(sampler.steps.numpy()), int(sampler.version.numpy())
+        with distributed.working(worker(make_model(), data, meeting("worker"))):
+            trained(model, sampler, data, steps)
+        manager.save()
+        return restored, before, sampler
+
+    first = run(10)[2]
+    meeting().clear()
+    restored, (steps, version), second = run(10)
+    assert restored and steps == 10 and version == first.version.numpy() > 0
+    assert second.steps.numpy() == 20
+    assert second.version.numpy() > version, "even though the store began anew"
+
+
+# Workers --------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_hangs_is_made_up_for(data, make_model, meeting, monkeypatch):
+    sampler = master(make_model(), meeting("master"))
+    pulled(sampler, data, make_model, meeting, 0)
+    hanging = meeting("hanging")
+    hanging.join(sampler.store.run.description)
+    lost = hanging.lease("hanging", 1, 30.0)
+    other = worker(make_model(), data, meeting("other"))
+    score_all(other)
+    assert other.scored == 2 * SHARD
+    monkeypatch.setattr(stores.MemoryStore, "now", lambda _: time.time() + 31)
+    score_all(other)
+    assert other.scored == 3 * SHARD
+    # It wakes up, with scores of the same parameters at an earlier time: they count for nothing.
+    message = stores.Message(lost.shard, np.full(SHARD, 9.0), 1, 0.0, lease=lost.token)
+    assert hanging.write([message]) == 0
+
+
+def test_workers_cover_all_examples_once_for_each_version(data, make_model, meeting):
+    sampler = master(make_model(), meeting("master"))
+    workers = [worker(make_model(), data, meeting(f"w{i}")) for i in range(3)]
+    pulled(sampler, data, make_model, meeting, 0)
+    with distributed.working(*workers):
+        until(lambda: sum(w.scored for w in workers) >= N)
+        time.sleep(0.1)
+    assert sum(w.scored for w in workers) == N, "nothing is scored twice with the same parameters"
+    sampler.exchange.once()
+    wanted = tfi.per_example_gradient_norms(make_model(), *data)
+    np.testing.assert_allclose(sampler.mirror.known().scores, wanted, rtol=1e-5)

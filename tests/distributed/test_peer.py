@@ -1,0 +1,145 @@
+"""Peers: their own steps' scores, shared; alone, and two processes under one strategy."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tests.distributed.conftest import N, compile_model
+from tests.redis_server import NEEDS_REDIS, RedisServer
+from tf_importance import distributed, stores
+
+
+def peer(model, store, **options):
+    options = {"push_every": 2, "pull_seconds": 0.02, "shard_size": 32, **options}
+    return distributed.Peer(N, model, store, **options)
+
+
+def visit(sampler, indices, scores):
+    scores = tf.constant(scores, tf.float32)
+    indices = tf.constant(indices, tf.int64)
+    sampler.update(tfi.samplers.Visit(indices, tf.ones_like(scores), scores))
+
+
+def alone(data, make_model, meeting, name):
+    """A peer whose exchanges happen when the test says so."""
+    sampler = peer(make_model(), meeting(name), largest_batch=16)
+    tfi.history_sample(data, sampler, 8)
+    sampler._start = lambda: None
+    sampler.begin()
+    return sampler
+
+
+def test_each_draws_by_what_all_have_seen(data, make_model, meeting):
+    first, second = (alone(data, make_model, meeting, f"peer {i}") for i in range(2))
+    visit(first, [0, 40, 5, 0], [1.0, 2.0, 3.0, 5.0])
+    visit(second, [90, 40], [4.0, 8.0])
+    second.maintain(2, None)
+    second.exchange.once()
+    first.maintain(4, None)
+    first.exchange.once()
+    second.exchange.once()
+    for sampler in (first, second):
+        known = sampler.mirror.known()
+        assert set(np.flatnonzero(known.usable)) == {0, 5, 40, 90}
+        # Twice in a batch counts as its mean; a later step's score replaces an earlier one's.
+        np.testing.assert_allclose(known.scores[[0, 5, 40, 90]], [3.0, 3.0, 2.0, 4.0])
+        assert known.versions[[40, 90]].tolist() == [4, 2]
+
+
+def test_a_late_peer_overwrites_nothing_newer(data, make_model, meeting):
+    first, second = (alone(data, make_model, meeting, f"peer {i}") for i in range(2))
+    visit(first, [7, 8], [1.0, np.nan])
+    first.maintain(10, None)
+    first.exchange.once()
+    visit(second, [7, 8], [9.0, 2.0])
+    second.maintain(4, None)
+    second.exchange.once()
+    first.exchange.once()
+    np.testing.assert_array_equal(first.mirror.known().scores[[7, 8]], [1.0, 2.0])
+
+
+def test_what_could_not_be_sent_is_sent_later(data, make_model, meeting, monkeypatch):
+    sampler = alone(data, make_model, meeting, "peer")
+    visit(sampler, [1, 2], [1.0, 2.0])
+    sampler.maintain(2, None)
+
+    def fail(self, messages):
+        raise self.error(stores.Unreachable, "gone", "")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stores.MemoryStore, "write", fail)
+        with pytest.raises(stores.Unreachable):
+            sampler.exchange.once()
+    visit(sampler, [2, 3], [5.0, 3.0])
+    sampler.maintain(4, None)
+    sampler.exchange.once()
+    np.testing.assert_array_equal(sampler.mirror.known().scores[[1, 2, 3]], [1.0, 5.0, 3.0])
+
+
+def test_a_batch_that_does_not_fit_is_refused(data, make_model, meeting):
+    sampler = peer(make_model(), meeting(), largest_batch=4)
+    with pytest.raises(ValueError, match="largest_batch .* 4 and 8"):
+        tfi.history_sample(data, sampler, 8)
+
+
+def test_under_a_strategy_it_is_refused(make_model, meeting):
+    model = make_model()
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        with pytest.raises(ValueError, match=r"outside of strategy.scope\(\)"):
+            peer(model, meeting())
+
+
+def test_one_peer_trains_by_itself(data, make_model, meeting):
+    model = make_model()
+    sampler = peer(model, meeting("peer"), largest_batch=8)
+    compile_model(model, sampler, 0.3)
+    batches = tfi.history_sample(data, sampler, 8, seed=1).repeat()
+    history = model.fit(batches, steps_per_epoch=40, epochs=3, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert history["usable"][-1] > 0.5
+
+
+@NEEDS_REDIS
+@pytest.mark.slow
+def test_two_processes_share_scores_and_parameters(tmp_path):
+    ports = []
+    for _ in range(2):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            ports.append(str(found.getsockname()[1]))
+    server = RedisServer()
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    try:
+        outs = [tmp_path / f"{rank}.json" for rank in range(2)]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.distributed.peer_process"]
+                + [str(rank), ",".join(ports), server.url, str(out)],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank, out in enumerate(outs)
+        ]
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], errors
+    finally:
+        for process in processes:
+            process.kill()
+        server.close()
+    first, second = (json.loads(out.read_text()) for out in outs)
+    assert first["weights"] == second["weights"] and first["before"] == second["before"]
+    assert first["after"] < 0.6 * first["before"]
+    assert first["count"] == second["count"] == 60 * 8
+    # Each knows what either has visited, and either has visited what the other has not lately.
+    assert set(first["visited"]) != set(second["visited"])
+    for one in (first, second):
+        assert set(one["scored"]) >= set(first["visited"]) | set(second["visited"])
+    assert max(first["versions"]) >= 58

@@ -1,0 +1,156 @@
+"""What a trainer does with a store beside its steps, in a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from tf_importance import stores
+from tf_importance.distributed.mirror import Mirror
+
+_LOG = logging.getLogger(__name__)
+_RETRY_SECONDS = 0.25
+# 12 MB of the largest ones.
+_SHARDS_AT_ONCE = 256
+
+
+class Exchange:
+    """Sends what there is to send, pulls the scores that changed, and says that they did.
+
+    The store may go and come back; it may come back empty. Then the run is begun anew, and
+    everything sent again. A trainer that was replaced, and anything unforeseen, fails its training.
+
+    Args:
+        store: where to meet.
+        description: of the run.
+        mirror: takes up the scores.
+        joined: called after the run was begun or joined.
+        send: called when woken and before each pull; gives the version that scores are compared to.
+        pulled: called after it.
+        pull_seconds: from one pull to the next.
+    """
+
+    def __init__(
+        self,
+        store: stores.Store,
+        description: stores.Description,
+        mirror: Mirror,
+        *,
+        joined: Callable[[], None],
+        send: Callable[[], int],
+        pulled: Callable[[], None],
+        pull_seconds: float,
+    ) -> None:
+        self._store, self._description, self._mirror = store, description, mirror
+        self._joined, self._send, self._pulled = joined, send, pulled
+        self._pull_seconds = pull_seconds
+        self._mark = stores.Mark()
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._said = ""
+        self._contact = self._last_pull = time.monotonic()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since the last exchange that went well."""
+        return time.monotonic() - self._contact
+
+    def join(self) -> None:
+        """Begin or join the run.
+
+        Raises:
+            stores.StoreError: that cannot be.
+        """
+        self._store.create(self._description)
+        self._mark = stores.Mark()
+        self._joined()
+
+    def once(self) -> None:
+        """Send and pull."""
+        self._pull(self._send())
+
+    def _pull(self, version: int) -> None:
+        changes = self._store.changes(self._mark)
+        layout, created = self._store.layout, self._store.run.created
+        for start in range(0, len(changes.shards), _SHARDS_AT_ONCE):
+            shards = changes.shards[start : start + _SHARDS_AT_ONCE]
+            for shard, found in zip(shards, self._store.read(shards)):
+                self._mirror.merge(layout.examples(shard).start, found, created)
+        # Not before all is read: what failed halfway is asked for again.
+        self._mark = changes.mark
+        self._mirror.filter(self._store.now(), version)
+        self._pulled()
+        self._contact = self._last_pull = time.monotonic()
+
+    # The thread ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Go on by itself until `stop`."""
+        self._stop.clear()
+        self._contact = time.monotonic()
+        self._last_pull = -self._pull_seconds
+        self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Finish the exchange that is going on, and no more."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+
+    def raise_failure(self) -> None:
+        """Raise what ended the thread, if something did."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                pause = self._until_pull() if self._tried() else _RETRY_SECONDS
+                self._wake.wait(pause)
+                self._wake.clear()
+        except BaseException as error:  # raised again where the training is
+            self._failure = error
+
+    def _tried(self) -> bool:
+        """Whether an exchange went well."""
+        try:
+            version = self._send()
+            if self._until_pull() <= 0:
+                self._pull(version)
+        except stores.Superseded:
+            raise
+        except stores.NoRun as error:
+            self._say(error, "Beginning it anew.")
+            return self._began_anew()
+        except stores.StoreError as error:
+            self._say(error, "Trying again.")
+            return False
+        self._said = ""
+        return True
+
+    def _until_pull(self) -> float:
+        return max(0.0, self._last_pull + self._pull_seconds - time.monotonic())
+
+    def _began_anew(self) -> bool:
+        try:
+            self.join()
+        except stores.StoreError as error:
+            self._say(error, "Trying again.")
+        return False
+
+    def _say(self, error: stores.StoreError, then: str) -> None:
+        """Log a trouble, once."""
+        if str(error) != self._said:
+            self._said = str(error)
+            _LOG.warning("%s %s", error, then)

@@ -1,0 +1,182 @@
+"""The master: it trains by the scores of workers (Alain et al. 2015, section 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from tf_importance import stores
+from tf_importance.arguments import positive_integer
+from tf_importance.distributed import parameters
+from tf_importance.distributed.shared import SharedScores
+from tf_importance.samplers.base import Draw, from_all
+
+_BARRIER_POLL_SECONDS = 0.002
+
+
+class _Outbox:
+    """The newest snapshot; one that waits to be sent is replaced by the next."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._newest: parameters.Snapshot | None = None
+        self._is_due = False
+
+    def put(self, taken: parameters.Snapshot) -> None:
+        with self._lock:
+            self._newest, self._is_due = taken, True
+
+    def send_again(self) -> None:
+        with self._lock:
+            self._is_due = self._newest is not None
+
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[parameters.Snapshot | None]:
+        """What is to be sent, if anything; it remains so if the block fails."""
+        with self._lock:
+            taken = self._newest if self._is_due else None
+            self._is_due = False
+        try:
+            yield taken
+        except BaseException:
+            self.send_again()
+            raise
+
+
+class Master(SharedScores):
+    """Pushes its parameters every k steps, and draws by the scores that workers push back.
+
+        sampler = tfi.distributed.Master(len(x), model, store)
+        model.compile("sgd", loss, sampler=sampler)
+        model.fit(tfi.history_sample((x, y), sampler, 128), epochs=20)
+
+    Relaxed (section 4.3), it waits for nobody. Exact, there is a barrier before each draw: all n
+    examples are scored with the parameters as they are, and drawn by p_i ∝ ω̃_i + c. Then it is the
+    oracle of section 4.1, bit for bit, and as slow; for sanity checks. `history_sample` needs a
+    seed for it, or would draw a batch ahead.
+
+    Args:
+        num_examples, model, store: as in `SharedScores`, and so are further arguments.
+        publish_every: k ≥ 1, steps.
+        exact: whether to wait for all scores before each draw.
+        barrier_seconds: how long at most.
+    Attributes:
+        version: variable, of the parameters that were published last.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        model,
+        store: stores.Store,
+        *,
+        publish_every: int = 100,
+        exact: bool = False,
+        barrier_seconds: float = 600.0,
+        **options,
+    ) -> None:
+        self.exact = exact
+        super().__init__(num_examples, model, store, **options)
+        self._publish_every = positive_integer("publish_every", publish_every)
+        self._barrier_seconds = barrier_seconds
+        self._fence = 0
+        self._outbox = _Outbox()
+        self._last_published = -1
+
+    def _make_state(self) -> None:
+        self.version = tf.Variable(0, dtype=tf.int64, trainable=False, name="version")
+        if not self.exact:
+            super()._make_state()
+            return
+        self.usable = tf.Variable(0.0, trainable=False, name="usable")
+        self.scores = tf.Variable(tf.zeros([self.num_examples]), trainable=False, name="scores")
+        # Draws that the barrier has let through, and those made.
+        self.turns = tf.Variable([0, 0], dtype=tf.int64, trainable=False, name="turns")
+
+    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+        if not self.exact:
+            return super()._draw(size, number, seed)
+        turns = self.turns.assign_add([0, 1])
+        ahead = "exact: a batch was drawn ahead of the step; give history_sample(…, seed=…)"
+        with tf.control_dependencies([tf.debugging.assert_less_equal(turns[1], turns[0], ahead)]):
+            return from_all(tf.identity(self.scores), size, number, seed)
+
+    # The course of a training -------------------------------------------------------------
+
+    def begin(self) -> None:
+        self._snapshot()
+        super().begin()
+
+    def _start(self) -> None:
+        if self.exact:
+            self.turns.assign([0, 0])
+        else:
+            super()._start()
+
+    def _draw_uniformly(self) -> None:
+        if not self.exact:
+            super()._draw_uniformly()
+
+    def maintain(self, updates: int, model) -> None:
+        if self.exact:
+            self._pass_barrier()
+            return
+        super().maintain(updates, model)
+        turn = updates // self._publish_every
+        if turn != self._last_published:
+            self._last_published = turn
+            self._snapshot()
+            self.exchange.wake()
+
+    def _snapshot(self) -> None:
+        # Taken between steps, packed and sent beside them.
+        self._outbox.put(parameters.snapshot(self._model().net))
+
+    def _pass_barrier(self) -> None:
+        """Publish, and wait until all examples are scored with that."""
+        self._snapshot()
+        end = time.monotonic() + self._barrier_seconds
+        while True:
+            self.exchange.once()
+            if self.mirror.oldest_version() >= int(self.version.numpy()):
+                break
+            if time.monotonic() > end:
+                raise self.store.error(
+                    stores.StoreError,
+                    f"not all examples were scored in {self._barrier_seconds} seconds",
+                    "Start workers (--role=worker), or give a larger barrier_seconds.",
+                )
+            time.sleep(_BARRIER_POLL_SECONDS)
+        scores = self.mirror.known().scores
+        usable = np.isfinite(scores)
+        constant = self._smoothing(scores[usable]) if usable.any() else 0.0
+        # A score that is none makes the draw uniform, as everywhere.
+        self.scores.assign(scores + np.float32(constant))
+        self.usable.assign(usable.mean())
+        self.turns.assign_add([1, 0])
+
+    # In the thread ------------------------------------------------------------------------
+
+    def _joined(self) -> None:
+        self._fence = self.store.take_over()
+        self._outbox.send_again()
+
+    def _send(self) -> int:
+        with self._outbox.sending() as taken:
+            if taken is not None:
+                before = int(self.version.numpy())
+                version = self.store.publish(parameters.pack(taken), self._fence, before)
+                if not before:
+                    # A new training may find the scores of an earlier one.
+                    self.mirror.first_version = version
+                self.version.assign(version)
+        return int(self.version.numpy())
+
+    def _take_up(self) -> None:
+        if not self.exact:
+            super()._take_up()

@@ -1,0 +1,202 @@
+"""A sampler whose scores come out of a store."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import tensorflow as tf
+
+from tf_importance import scorers, stores
+from tf_importance.distributed import description
+from tf_importance.distributed.exchange import Exchange
+from tf_importance.distributed.mirror import COLUMNS, Mirror, Staleness
+from tf_importance.distributed.smoothing import Smoothing, as_smoothing
+from tf_importance.samplers.base import Draw, Sampler, uniform_points
+from tf_importance.samplers.sum_tree import SumTree
+
+# No smaller share of the mean score is added to a score: one that was 0 when it was computed may
+# be so no longer, and what cannot be drawn cannot be made up for by weights.
+_FLOOR = 1e-3
+_UNIFORM = [0.0, 1.0, 1.0]
+
+UNSCORED = ("mean", "leave_out")
+
+
+class SharedScores(Sampler):
+    """Draw by p_i ∝ ω̃_i + c of the scores in a store; what master and peers have in common.
+
+    A thread pulls the scores that changed and puts them into a tree, while steps go on. An example
+    without a score that counts is taken to have the mean of the others, so that every example can
+    be drawn at any time and the weights 1/(n p_i) are unbiased, however stale the scores. While
+    there is no such score, or the store has been silent for `fallback_seconds`, all are drawn
+    alike, with weights 1.
+
+    Args:
+        num_examples: n.
+        model: the ISModel in training.
+        store: where to meet.
+        scorer: what the scores are.
+        staleness: which scores count (section B.1); by default all.
+        smoothing: c ≥ 0 (section B.3), or a function of the usable scores such as
+            `TargetEntropy`.
+        unscored: "mean", as above; or "leave_out", the paper's way: such examples are not drawn,
+            and weights make up for the difference to the mean over the others only. Unbiased if who
+            is left out does not depend on what their gradients are.
+        pull_seconds: from one pull to the next.
+        fallback_seconds: how long the store may be silent.
+        shard_size: as in `stores.Description`.
+        gain_smoothing: as in `Sampler`.
+    Attributes:
+        mirror: the scores as they were last pulled.
+        usable: variable, share of the examples whose score counts.
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        model,
+        store: stores.Store,
+        *,
+        scorer: scorers.Scorer = scorers.gradient_norm,
+        staleness: Staleness = Staleness(),  # noqa: B008  frozen
+        smoothing: float | Smoothing = 0.0,
+        unscored: str = "mean",
+        pull_seconds: float = 1.0,
+        fallback_seconds: float = 10.0,
+        shard_size: int = 0,
+        gain_smoothing: float = 0.01,
+    ) -> None:
+        super().__init__(num_examples, gain_smoothing)
+        if not pull_seconds > 0 or not fallback_seconds > 0:
+            raise ValueError(
+                "pull_seconds and fallback_seconds must be positive; got "
+                f"{pull_seconds} and {fallback_seconds}."
+            )
+        if unscored not in UNSCORED:
+            raise ValueError(f"unscored must be one of {', '.join(UNSCORED)}; got {unscored!r}.")
+        self.store = store
+        self.mirror = Mirror(self.num_examples, staleness)
+        self._smoothing, self._leave_out = as_smoothing(smoothing), unscored == "leave_out"
+        self._pull_seconds, self._fallback_seconds = pull_seconds, fallback_seconds
+        # In functions: as attributes, model and scorer would become part of its checkpoints.
+        self._model = lambda: model
+        self._describe = lambda: description.describe(
+            model, self.gather, self.num_examples, scorer, shard_size
+        )
+        self._exchange: Exchange | None = None
+        self._lock = threading.RLock()
+        self._make_state()
+
+    def _make_state(self) -> None:
+        self.tree = SumTree(self.num_examples, COLUMNS, initial=[0.0, 0.0, 1.0])
+        self.mixing = tf.Variable(_UNIFORM, dtype=tf.float64, trainable=False, name="mixing")
+        # Over how many examples the weighted mean is taken.
+        self.population = tf.Variable(
+            float(self.num_examples), dtype=tf.float64, trainable=False, name="population"
+        )
+        self.usable = tf.Variable(0.0, trainable=False, name="usable")
+
+    # Draws --------------------------------------------------------------------------------
+
+    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+        points = uniform_points(size, number, seed)
+        drawn = self.tree.draw(points, tf.convert_to_tensor(self.mixing))
+        expected = tf.convert_to_tensor(self.population) * drawn.probabilities
+        # 0 if all of a branch were left out the moment that it was taken.
+        weights = tf.math.divide_no_nan(tf.ones_like(expected), expected)
+        return Draw(drawn.indices, tf.cast(weights, tf.float32))
+
+    def logs(self) -> dict[str, tf.Tensor]:
+        return {**super().logs(), "usable": tf.identity(self.usable)}
+
+    # The course of a training -------------------------------------------------------------
+
+    def begin(self) -> None:
+        if self._exchange is not None:
+            # Of a training that was broken off.
+            self._exchange.stop()
+        self._exchange = Exchange(
+            self.store,
+            self._describe(),
+            self.mirror,
+            joined=self._joined,
+            send=self._send,
+            pulled=self._take_up,
+            pull_seconds=self._pull_seconds,
+        )
+        self.mirror.mark_all()
+        self._draw_uniformly()
+        self._exchange.join()
+        self._start()
+
+    def _start(self) -> None:
+        self.exchange.start()
+
+    @property
+    def exchange(self) -> Exchange:
+        """The exchange with the store, of a training that goes on.
+
+        Raises:
+            ValueError: none does.
+        """
+        if self._exchange is None:
+            raise ValueError(f"{type(self).__name__} exchanges scores in `fit` only.")
+        return self._exchange
+
+    def maintain(self, updates: int, model) -> None:
+        self.exchange.raise_failure()
+        if self.exchange.silent_seconds > self._fallback_seconds and self.draws_by_scores:
+            self._draw_uniformly()
+
+    def end(self) -> None:
+        if self._exchange is not None:
+            self._exchange.stop()
+            self._exchange.raise_failure()
+
+    @property
+    def draws_by_scores(self) -> bool:
+        """Whether it does; otherwise all examples are drawn alike."""
+        return float(self.usable.numpy()) > 0
+
+    def _draw_uniformly(self) -> None:
+        with self._lock:
+            self.mixing.assign(_UNIFORM)
+            self.population.assign(float(self.num_examples))
+            self.usable.assign(0.0)
+
+    # In the thread ------------------------------------------------------------------------
+
+    def _joined(self) -> None:
+        """The run was begun or joined."""
+
+    def _send(self) -> int:
+        """Send what there is; the version that scores are compared to."""
+        raise NotImplementedError
+
+    def _take_up(self) -> None:
+        """Put what changed into the tree, and draw by it."""
+        scores = self.mirror.usable_scores()
+        constant = self.constant(scores)
+        with self._lock:
+            if constant is None:
+                # First, or for a moment there would be nobody to draw.
+                self._draw_uniformly()
+            rows, leaves = self.mirror.leaves()
+            if len(rows):
+                self.tree.update_rows(rows, leaves)
+            if constant is not None:
+                unknown = (
+                    0.0 if self._leave_out else float(scores.mean(dtype=np.float64)) + constant
+                )
+                self.mixing.assign([1.0, constant, unknown])
+                self.population.assign(float(len(scores) if self._leave_out else self.num_examples))
+                self.usable.assign(len(scores) / self.num_examples)
+
+    def constant(self, scores: np.ndarray) -> float | None:
+        """What is added to each of the usable scores [k]; None if they tell nothing."""
+        if not len(scores) or not scores.max() > 0:
+            return None
+        return max(self._smoothing(scores), _FLOOR * float(scores.mean(dtype=np.float64)))

@@ -1,0 +1,365 @@
+"""A store in a Redis server: version 6 or later, redis-py 5 or later."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import urllib.parse
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_importance.stores import base, errors, lua
+from tf_importance.stores.records import RECORD, Message, ticks
+
+SCHEMES = ("redis", "rediss", "unix")
+# A string of Redis holds 512 MB; smaller ones also keep a slow line from blocking it for long.
+CHUNK = 64 * 2**20
+_HEADER = 16
+# What becomes of chunks that were written by a master that died before it pointed to them.
+_UNPOINTED_SECONDS = 3600
+# How long those who began to read parameters may go on after the next ones were published.
+_FORMER_MILLISECONDS = 60_000
+_SHARDS_AT_ONCE = 256
+
+
+class RedisStore(base.Store):
+    """A run in a Redis server.
+
+    The keys of run R all begin with `tfi:{R}:`. Parameters are cut into chunks under names of their
+    own, and then one hash is pointed to them: whoever reads gets the ones or the others, and the
+    digest proves it. A shard of scores is one string. The server runs what must happen in one go
+    (`tf_importance/stores/lua.py`).
+
+    Args:
+        url: redis://[user:password@]host[:port][/database], rediss:// for TLS, or
+            unix://[user:password@]/path; further options as redis-py has them, such as
+            ?ssl_ca_certs=….
+        name: the run's, so that several can share a server.
+        role: as in `Store`.
+        timeout: seconds to wait for a connection or an answer.
+        chunk: bytes in one chunk of parameters.
+    Raises:
+        ImportError: redis-py is not installed.
+        ValueError: the URL is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str = "default",
+        role: str = "process",
+        *,
+        timeout: float = 10.0,
+        chunk: int = CHUNK,
+    ) -> None:
+        super().__init__(url, role)
+        self._prefix = f"tfi:{{{base.checked_name(name)}}}:"
+        self._redis = _module()
+        self._secrets = _secrets(url)
+        self._chunk = chunk
+        try:
+            # A command that was lost is repeated by whoever gave it, who knows what it means.
+            self._client = self._redis.Redis.from_url(
+                url,
+                socket_connect_timeout=timeout,
+                socket_timeout=timeout,
+                retry=self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 0),
+                retry_on_timeout=False,
+            )
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{role}: no store has the URL {self.address!r}: {self._clean(error)}. Give "
+                "redis://host:port/database, rediss://… for TLS, or unix:///path."
+            ) from None
+
+    # Commands -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Turn redis-py's errors into the store's, without their credentials."""
+        failures = self._redis.exceptions
+        try:
+            yield
+        except (failures.AuthenticationError, failures.NoPermissionError) as error:
+            raise self._unauthorized(error) from None
+        except failures.OutOfMemoryError as error:
+            raise self._full(error) from None
+        except (failures.ConnectionError, failures.TimeoutError, OSError) as error:
+            raise self.error(
+                errors.Unreachable,
+                f"the store does not answer: {self._clean(error)}",
+                "Start it (redis-server --port …), or check host, port and network.",
+            ) from None
+        except failures.ResponseError as error:
+            raise self._of_response(str(error)) from None
+
+    def _of_response(self, text: str) -> errors.StoreError:
+        """The error that a reply of the server stands for."""
+        if "TFIRUN" in text:
+            return self.other_run()
+        if "TFISUPERSEDED" in text:
+            return self.superseded()
+        if "TFIFOREIGN" in text:
+            return self.foreign(f"the {text.split('TFIFOREIGN ')[1].split(' script')[0]} there")
+        if "TFICORRUPT" in text:
+            return self._torn("chunks that were just written are gone")
+        if "WRONGTYPE" in text:
+            return self.foreign(f"a key under {self._prefix}")
+        if "OOM" in text:
+            return self._full(text)
+        if any(code in text for code in ("NOAUTH", "WRONGPASS", "NOPERM")):
+            return self._unauthorized(text)
+        return self.error(
+            errors.StoreError,
+            f"the store refused a command: {self._clean(text)}",
+            "It must be a Redis server of version 6 or later that accepts writes.",
+        )
+
+    def _unauthorized(self, error: Any) -> errors.StoreError:
+        return self.error(
+            errors.Unauthorized,
+            f"the store denies access: {self._clean(error)}",
+            "Give the right user and password in the URL, or allow this user all commands on "
+            f"the keys {self._prefix}*.",
+        )
+
+    def _full(self, error: Any) -> errors.StoreError:
+        return self.error(
+            errors.OutOfMemory,
+            f"the store has no room left: {self._clean(error)}",
+            "Raise its maxmemory (CONFIG SET maxmemory …), or delete other runs.",
+        )
+
+    def _torn(self, what: str) -> errors.StoreError:
+        return self.error(
+            errors.Corrupt,
+            f"parameters cannot be used: {what}",
+            "The master's next publication replaces them; if this goes on, check that no other "
+            f"program writes to {self._prefix}* and that maxmemory-policy is noeviction.",
+        )
+
+    def _clean(self, error: Any) -> str:
+        text = errors.without_credentials(str(error))
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    def _run_script(self, script: str, *arguments: Any) -> Any:
+        return self._run_scripts(script, [arguments])[0]
+
+    def _run_scripts(self, script: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        """Run a script for each list of arguments, by as few round trips as there can be."""
+        sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        with self._asking():
+            for _ in range(2):
+                pipeline = self._client.pipeline(transaction=False)
+                for arguments in calls:
+                    pipeline.execute_command("EVALSHA", sha, 0, self._prefix, *arguments)
+                replies = pipeline.execute(raise_on_error=False)
+                if not any(self._is_unknown(reply) for reply in replies):
+                    break
+                # All scripts may be run twice with the same arguments.
+                self._client.script_load(script)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return replies
+
+    def _is_unknown(self, reply: Any) -> bool:
+        return isinstance(reply, self._redis.exceptions.NoScriptError)
+
+    # Run ----------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        with self._asking():
+            seconds, microseconds = self._client.time()
+        return seconds + microseconds / 1e6
+
+    def _create(self, description: base.Description) -> base.Run:
+        text = base.as_json(description)
+        shards = description.layout.shards
+        return self._parsed(self._run_script(lua.CREATE, uuid.uuid4().hex, text, shards))
+
+    def _find(self) -> base.Run | None:
+        with self._asking():
+            fields = self._client.hmget(
+                f"{self._prefix}run", "magic", "id", "created", "description"
+            )
+            if not any(fields) and not self._client.exists(f"{self._prefix}run"):
+                return None
+        return self._parsed(fields)
+
+    def _parsed(self, fields: Sequence[bytes | None]) -> base.Run:
+        magic, *rest = [field or b"" for field in fields]
+        if magic != b"tf_importance" or not all(rest):
+            raise self.foreign("the run there")
+        identity, created, description = rest
+        try:
+            began, name = float(created), str(identity, "ascii")
+            text = str(description, "utf-8")
+        except ValueError:
+            raise self.foreign("the run there") from None
+        return base.Run(name, began, self._described(text))
+
+    def take_over(self) -> int:
+        return self._run_script(lua.TAKE_OVER, self.run.id)
+
+    # Parameters ---------------------------------------------------------------------------
+
+    def publish(self, blob: bytes, fence: int, at_least: int = 0) -> int:
+        token = uuid.uuid4().hex
+        view = memoryview(blob)
+        starts = range(0, max(len(blob), 1), self._chunk)
+        keys = [self._chunk_key(token, number) for number in range(len(starts))]
+        arguments = (token, len(keys), len(blob), self._chunk, _digest(blob), _FORMER_MILLISECONDS)
+        try:
+            with self._asking():
+                for key, start in zip(keys, starts):
+                    part = view[start : start + self._chunk]
+                    self._client.set(key, part, ex=_UNPOINTED_SECONDS)
+            return self._run_script(lua.PUBLISH, self.run.id, fence, at_least, *arguments)
+        except (errors.OutOfMemory, errors.Superseded, errors.NoRun):
+            with self._asking():
+                self._client.unlink(*keys)
+            raise
+
+    def _chunk_key(self, token: str, number: int) -> str:
+        return f"{self._prefix}parameters:{token}:{number}"
+
+    def parameters(self, newer_than: int = 0) -> base.Parameters | None:
+        for _ in range(3):
+            with self._asking():
+                fields = self._client.hmget(
+                    f"{self._prefix}parameters", "version", "token", "chunks", "size", "digest"
+                )
+            if fields[0] is None:
+                return None
+            version, token, chunks, size, digest = self._pointer(fields)
+            if version <= newer_than:
+                return None
+            blob = self._joined(token, chunks)
+            if blob is not None and len(blob) == size and _digest(blob) == digest:
+                return base.Parameters(version, blob)
+            # Published anew meanwhile, so long ago that the chunks are gone: look again.
+        raise self._torn(f"version {version} is not what was published")
+
+    def _pointer(self, fields: Sequence[bytes]) -> tuple[int, str, int, int, str]:
+        try:
+            version, token, chunks, size, digest = (str(field, "ascii") for field in fields)
+            return int(version), token, int(chunks), int(size), digest
+        except (TypeError, ValueError):
+            raise self.foreign("the parameters' pointer") from None
+
+    def _joined(self, token: str, chunks: int) -> bytes | None:
+        parts = []
+        for number in range(chunks):
+            with self._asking():
+                parts.append(self._client.get(self._chunk_key(token, number)))
+            if parts[-1] is None:
+                return None
+        return b"".join(parts)
+
+    # Scores -------------------------------------------------------------------------------
+
+    def write(self, messages: Sequence[Message]) -> int:
+        layout, run = self.layout, self.run
+        calls = []
+        for message in messages:
+            message.checked(layout)
+            given = message.offsets
+            offsets = b"" if given is None else np.asarray(given, "<u4").tobytes()
+            calls.append(
+                (
+                    *(run.id, message.shard, len(layout.examples(message.shard))),
+                    *(message.version, ticks(message.time, run.created)),
+                    *(message.records(run.created).tobytes(), offsets, message.lease or ""),
+                )
+            )
+        return sum(self._run_scripts(lua.WRITE, calls)) if calls else 0
+
+    def changes(self, since: base.Mark = base.Mark()) -> base.Changes:  # noqa: B008
+        with self._asking():
+            # A server that came back from its disk may have forgotten changes that were seen.
+            incarnation = self._client.info("server")["run_id"]
+        known = since.number if since.incarnation == incarnation else 0
+        count, shards = self._run_script(lua.CHANGES, self.run.id, known)
+        return base.Changes(base.Mark(incarnation, count), sorted(map(int, shards)))
+
+    def read(self, shards: Sequence[int]) -> list[np.ndarray]:
+        found: list[np.ndarray] = []
+        for start in range(0, len(shards), _SHARDS_AT_ONCE):
+            some = shards[start : start + _SHARDS_AT_ONCE]
+            with self._asking():
+                values = self._client.mget([f"{self._prefix}scores:{shard}" for shard in some])
+            found += [self._records(shard, value) for shard, value in zip(some, values)]
+        return found
+
+    def _records(self, shard: int, value: bytes | None) -> np.ndarray:
+        size = len(self.layout.examples(shard))
+        if value is None:
+            return np.zeros(size, RECORD)
+        whole = len(value) == _HEADER + RECORD.itemsize * size
+        if not whole or value[:8] != b"TFIS\x01\0\0\0":
+            raise self.foreign(f"the shard {shard} there")
+        return np.frombuffer(value, RECORD, offset=_HEADER)
+
+    def lease(self, owner: str, version: int, seconds: float) -> base.Lease | None:
+        token = f"{owner}:{uuid.uuid4().hex}".replace(" ", "_")
+        milliseconds = max(1, int(1000 * seconds))
+        shard = self._run_script(lua.LEASE, self.run.id, token, version, milliseconds)
+        return None if shard is None else base.Lease(shard, token)
+
+    # Others -------------------------------------------------------------------------------
+
+    def report(self, name: str, numbers: Mapping[str, float]) -> None:
+        text = base.as_json(dict(numbers))
+        text = text[:-1] if numbers else '{"reported": 1'
+        self._run_script(lua.REPORT, self.run.id, name, text)
+
+    def reports(self) -> dict[str, dict[str, float]]:
+        with self._asking():
+            found = self._client.hgetall(f"{self._prefix}reports")
+        try:
+            return {str(name, "utf-8"): json.loads(text) for name, text in found.items()}
+        except ValueError:
+            raise self.foreign("a report") from None
+
+    def clear(self) -> None:
+        # A glob takes { and } as they are.
+        with self._asking():
+            for key in self._client.scan_iter(match=f"{self._prefix}*", count=1000):
+                self._client.unlink(key)
+        self._run = None
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _module() -> Any:
+    try:
+        return importlib.import_module("redis")
+    except ImportError:
+        raise ImportError(
+            "a store in Redis needs redis-py: pip install 'tf-importance[redis]'."
+        ) from None
+
+
+def _digest(blob: bytes) -> str:
+    return hashlib.blake2b(blob, digest_size=16).hexdigest()
+
+
+def _secrets(url: str) -> list[str]:
+    """User's password in a URL, in all its spellings."""
+    try:
+        parsed = urllib.parse.urlsplit(url)
+        options = urllib.parse.parse_qs(parsed.query)
+        found = [parsed.password, *options.get("password", [])]
+    except ValueError:
+        return []
+    spelled = {*found, *(urllib.parse.unquote(secret) for secret in found if secret)}
+    return sorted(filter(None, spelled), key=len, reverse=True)

@@ -1,0 +1,29 @@
+"""Stores by their URLs."""
+
+from __future__ import annotations
+
+from tf_importance.stores import errors
+from tf_importance.stores.base import Store, checked_name
+from tf_importance.stores.memory import MemoryStore
+from tf_importance.stores.redis import SCHEMES, RedisStore
+
+
+def open_store(url: str, name: str = "default", role: str = "process") -> Store:
+    """The store of a run.
+
+    Args:
+        url: memory:// for the threads of this process; redis://, rediss:// or unix:// for a Redis
+            server (`RedisStore`).
+        name: the run's. role: of this process, for messages.
+    Raises:
+        ValueError: no store has such a URL.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "memory":
+        return MemoryStore(f"{rest}/{checked_name(name)}", role)
+    if separator and scheme in SCHEMES:
+        return RedisStore(url, name, role)
+    raise ValueError(
+        f"{role}: a store's URL begins with memory://, redis://, rediss:// or unix://; got "
+        f"{errors.without_credentials(url)!r}."
+    )
