@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_importance.plans import Plan
 
 # Of so many newest timings the median counts: a pause, an evaluation or a trace is one of them.
-_TIMINGS = 9
+_TIMINGS = 5
 
 
 class StepCosts(tf.Module):
@@ -25,7 +25,7 @@ class StepCosts(tf.Module):
         plans: all there are.
         presample_size: B.
     Attributes:
-        timings: [m + 1, 9] newest seconds: of a uniform step of each of the m batch sizes, and
+        timings: [m + 1, 5] newest seconds: of a uniform step of each of the m batch sizes, and
             of scoring. counts: [m + 1] how many there ever were.
     """
 

@@ -173,9 +173,11 @@ class Tau(Switch):
         return float(self._threshold)
 
 
-# Pre-samples in a row for which each cost is measured at the start, and measured anew later.
+# Pre-samples in a row for which a cost is measured.
 _PROBES = 5
-# Between two measurements of what is not in use.
+# What is not in use is timed anew from these numbers of pre-samples on (a process gets faster in its
+# first seconds), and then before every so many.
+_REFRESH_AT = (64, 256)
 _REFRESH_EVERY = 1024
 
 
@@ -188,10 +190,10 @@ class Gain(Switch):
     this machine, reading and scoring examples included where they do not overlap with it. The
     fastest plan is taken.
 
-    * It starts uniformly. The first 5 pre-samples time uniform steps, the next 5 scoring, and
-      then 5 each of every smaller batch size; thereafter what is not in use is timed anew for 5
-      of every 1024 pre-samples. That is all the scoring there is while uniform sampling is
-      faster: one pre-sample in 200.
+    * It starts uniformly. The first 5 pre-samples warm up, the next 5 time uniform steps, then
+      5 scoring, and 5 each of every smaller batch size. What is not in use is timed anew for 5
+      pre-samples from the 64th and the 256th on, and of every 1,024. That is all the scoring
+      there is while uniform sampling is faster: in the long run one pre-sample in 200.
     * A plan gives way when another is faster by the hysteresis, or when it falls below uniform
       sampling. Nothing is decided before 25 steps have been measured, one in four of the uniform
       ones.
@@ -282,8 +284,10 @@ class Gain(Switch):
         starting = turn < len(first)
         at_start = tf.gather(first, tf.minimum(turn, len(first) - 1))
         refreshing = number % _REFRESH_EVERY >= _REFRESH_EVERY - _PROBES
+        for start in _REFRESH_AT:
+            refreshing |= (number >= start) & (number < start + _PROBES)
         draws = tf.constant([plan.draws for plan in setting.plans])
-        other = tf.where(tf.gather(draws, best) > 0, first[0], first[1])
+        other = tf.where(tf.gather(draws, best) > 0, first[0], first[2])
         return tf.where(starting, at_start, tf.where(refreshing, other, best))
 
 
@@ -305,12 +309,12 @@ def _by_hand(step: float | None, scoring: float | None) -> tuple[float, float] |
 
 
 def _to_time_first(plans: Sequence[Plan]) -> list[int]:
-    """Uniform steps of b; a plan that draws batches of b; uniform steps of every other size."""
+    """Uniform steps of b, twice; a plan that draws batches of b; every other size uniformly."""
     size = plans[0].batch_size
     drawing = [i for i, plan in enumerate(plans) if plan.draws and plan.batch_size == size]
     drawn = drawing[len(drawing) // 2]
     smaller = [i for i, plan in enumerate(plans) if not plan.draws and plan.batch_size != size]
-    return [0, drawn, *smaller]
+    return [0, 0, drawn, *smaller]
 
 
 def named(tau_threshold: float | str | None) -> Switch:
