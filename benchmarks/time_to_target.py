@@ -203,12 +203,12 @@ def pretrained(data: Data) -> keras.Model:
 sgd = keras.optimizers.SGD
 heavy_ball = functools.partial(keras.optimizers.SGD, momentum=0.9)
 adam = keras.optimizers.Adam
-_SGD, _HEAVY, _ADAM = (0.1, 0.2, 0.4), (0.01, 0.03, 0.1), (1e-3, 3e-3, 1e-2)
+_SGD, _HEAVY, _ADAM = (0.2, 0.4, 0.8), (0.01, 0.03, 0.1), (1e-3, 3e-3, 1e-2)
 
 TASKS = {
     "digits_mlp": Task(True, digits, mlp, sgd, _SGD),
     "mnist_mlp": Task(True, mnist, mlp, sgd, _SGD),
-    "mnist_cnn": Task(True, mnist, cnn, sgd, _SGD),
+    "mnist_cnn": Task(True, mnist, cnn, sgd, (0.05, 0.1, 0.2)),
     "digits_lstm": Task(True, lambda: pixels(digits()), lstm, adam, _ADAM),
     "mnist_fine_tuning": Task(
         True, lambda: second_half(mnist()), pretrained, heavy_ball, _HEAVY
@@ -222,7 +222,7 @@ TASKS = {
     "first_epoch": Task(False, lambda: first(mnist(), 60_000), mlp, sgd, _SGD),
     "linear": Task(False, digits, functools.partial(mlp, units=()), sgd, (0.4, 0.8, 1.6)),
     "slow_input": Task(False, lambda: digits()._replace(change=slowly), mlp, sgd, _SGD),
-    "augmented": Task(False, lambda: mnist()._replace(change=rotated), cnn, sgd, _SGD),
+    "augmented": Task(False, lambda: mnist()._replace(change=rotated), cnn, sgd, (0.05, 0.1, 0.2)),
     "tiny": Task(False, lambda: first(digits(), 128), mlp, sgd, _SGD),
 }
 # Of --seconds: what is to be learned in a first epoch, or of few examples, takes no longer.
@@ -412,6 +412,7 @@ def measured(name: str, task: Task) -> dict:
             "speedup": round(statistics.median(speedups), 3),
             "speedups": sorted(round(speedup, 3) for speedup in speedups),
             "losses": [r.loss for r in runs],
+            "diverged": sum(not math.isfinite(r.loss) for r in runs),
             "test_errors": [round(r.test_error, 5) for r in runs],
             "steps": [r.steps for r in runs],
         }

@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_all_gradients(trained, data):
     assert found.effective_sample_size == pytest.approx(1 / tau**2, rel=1e-4)
     as_tensors = gain.Moments(*map(tf.constant, moments), tf.zeros([0]))
     for prediction in found.predictions:
-        rate = prediction.draws * prediction.batch_size / prediction.presample_size
+        rate = prediction.batch_size / prediction.presample_size
         rounding = reference.rounding(smooth, rate)
         expected = gain.gain_ratio(
             gain.uniform_square(as_tensors, 16), gain.drawn_square(as_tensors, 16, rate, rounding)

@@ -35,7 +35,7 @@ def sums_of_draws(population, draws: int, resample, number: int):
     def batches(seed):
         chosen = tf.random.experimental.stateless_shuffle(tf.range(N), tf.stack([seed, 1]))[:B]
         drawn = groups.proposals_drawn(
-            tf.gather(scores, chosen), plans.Plan(b, draws), resample, tf.stack([seed, 2])
+            tf.gather(scores, chosen), plans.Plan(b, draws, B), resample, tf.stack([seed, 2])
         )
         rows = tf.gather(gradients, tf.gather(chosen, drawn.indices))
         return tf.reduce_mean(drawn.weights[..., tf.newaxis] * rows, axis=1)
@@ -182,7 +182,7 @@ def test_without_the_random_order_the_first_batch_is_biased():
         seed = tf.stack([seed, 3])
         if shuffled:
             return groups.proposals_drawn(
-                scores, plans.Plan(1, 2), tfi.proposals.systematic, seed
+                scores, plans.Plan(1, 2, 2), tfi.proposals.systematic, seed
             ).indices[0, 0]
         return tfi.proposals.systematic(tfi.proposals.normalize(scores), 2, seed).indices[0]
 
@@ -194,7 +194,7 @@ def test_without_the_random_order_the_first_batch_is_biased():
 def test_several_batches_do_not_repeat_each_other():
     """b R = B equal scores: every example exactly once."""
     drawn = groups.proposals_drawn(
-        tf.ones([12]), plans.Plan(4, 3), tfi.proposals.systematic, tf.constant([1, 2])
+        tf.ones([12]), plans.Plan(4, 3, 12), tfi.proposals.systematic, tf.constant([1, 2])
     )
     assert sorted(drawn.indices.numpy().ravel()) == list(range(12))
     np.testing.assert_allclose(drawn.weights, np.ones([3, 4]), rtol=1e-6)
@@ -247,7 +247,7 @@ def test_training_measures_the_exact_moments(switch, blobs):
     np.testing.assert_allclose(found, exact[1:], rtol=0.08)
     assert float(measured.rounding[0]) == pytest.approx(rounding, rel=0.08)
     setting = tfi.switches.Setting(
-        model, 64, (plans.Plan(16, 0), plans.Plan(16, 1)), systematic=True, smoothing=0.2
+        model, 64, (plans.Plan(16), plans.Plan(16, 1, 64)), systematic=True, smoothing=0.2
     )
     ratio = float(setting.gains(tf.constant(1 if switch == "drawn" else 0))[1])
     truth = as_moments(exact, [rounding])

@@ -11,7 +11,7 @@ import tf_importance as tfi
 from tf_importance import costs, plans, switches
 
 B, b = 64, 16
-MENU = (plans.Plan(b, 0), plans.Plan(b, 1))
+MENU = (plans.Plan(b), plans.Plan(b, 1, B))
 
 
 def compiled(rate=None, loss="sparse_categorical_crossentropy", net=None):
@@ -43,8 +43,8 @@ class Told:
         return tf.convert_to_tensor(self.largest)
 
 
-def choices(switch, model, number=1, menu=MENU, presample_size=B):
-    setting = switches.Setting(model, presample_size, menu, systematic=True)
+def choices(switch, model, number=1, menu=MENU, group_size=B):
+    setting = switches.Setting(model, group_size, menu, systematic=True)
     switch.open(setting)
     choose = tf.function(lambda: switch.choose(setting))
     return [int(choose()) for _ in range(number)]
@@ -106,14 +106,14 @@ def test_nothing_is_decided_before_enough_is_known():
 
 def test_auto_takes_the_fastest_of_many_plans():
     menu = plans.menu(16, "auto", 1, 8)
-    rates = sorted({p.draws * p.batch_size / 192 for p in menu.plans if p.draws} | {8 / 192})
+    rates = [1 / 12, 1 / 6, 1 / 4, 1 / 3, 1 / 2]
     rounding = tuple(np.linspace(0.6, 0.2, len(rates)).astype(np.float32))
     model = Told(rounding=rounding)
     switch = switches.Gain(step_seconds=1.0, scoring_seconds=4.0)
-    setting = switches.Setting(model, menu.presample_size, menu.plans, systematic=True)
+    setting = switches.Setting(model, menu.group_size, menu.plans, systematic=True)
     assert setting.rates == pytest.approx(rates)
-    index = choices(switch, model, 1, menu.plans, menu.presample_size)[0]
-    seconds = [p.batch_size / 16 + (4.0 / p.draws if p.draws else 0) for p in menu.plans]
+    index = choices(switch, model, 1, menu.plans, menu.group_size)[0]
+    seconds = [p.batch_size / 16 + (4.0 / p.batches(192) if p.draws else 0) for p in menu.plans]
     speeds = setting.gains(tf.constant(0)).numpy() / seconds
     assert speeds[index] == pytest.approx(speeds.max()) and speeds[index] > 1.1
 
@@ -154,7 +154,7 @@ def test_wrong_combinations_are_refused(blobs):
     switch = switches.Gain()
     tfi.importance_sample(model, 16, 64, switch=switch)
     tfi.importance_sample(model, 16, 64, switch=switch)
-    with pytest.raises(ValueError, match="measures one pipeline"):
+    with pytest.raises(ValueError, match="measures one model and pipeline"):
         tfi.importance_sample(model, 16, 32, switch=switch)
 
 
@@ -205,12 +205,12 @@ def test_what_is_not_known_is_not_chosen():
 def test_costs_of_several_batch_sizes_and_draws():
     menu = plans.menu(16, "auto", 1, 8)
     at = {plan: i for i, plan in enumerate(menu.plans)}
-    sequence = [(at[plans.Plan(16, 0)], 12 * 1.0)] * 3 + [(at[plans.Plan(8, 0)], 24 * 0.6)] * 3
-    sequence += [(at[plans.Plan(16, 3)], 3 * 1.0 + 6.0)] * 3
-    seconds = timed(menu.plans, menu.presample_size, sequence)
+    sequence = [(at[plans.Plan(16)], 12 * 1.0)] * 3 + [(at[plans.Plan(8)], 24 * 0.6)] * 3
+    sequence += [(at[plans.Plan(16, 1, 64)], 3 * 1.0 + 6.0)] * 3
+    seconds = timed(menu.plans, menu.group_size, sequence)
     for plan, index in at.items():
         step = {16: 1.0, 8: 0.6}[plan.batch_size]
-        expected = step + (6.0 / plan.draws if plan.draws else 0.0)
+        expected = step + (6.0 / plan.batches(192) if plan.draws else 0.0)
         assert seconds[index] == pytest.approx(expected, rel=1e-5)
 
 

@@ -46,7 +46,12 @@ def track(model: keras.Model, name: str, module: tf.Module | None) -> None:
 
 
 def learning_rate(optimizer):
-    """What an optimizer was given as its learning rate; legacy ones keep it elsewhere."""
+    """What an optimizer was given as its learning rate; legacy ones keep it elsewhere.
+
+    That of the inner one, where mixed precision has wrapped it.
+    """
+    inner = getattr(optimizer, "inner_optimizer", None)
+    optimizer = optimizer if inner is None else inner
     name = "_learning_rate" if hasattr(optimizer, "_learning_rate") else "learning_rate"
     return getattr(optimizer, name, None)
 

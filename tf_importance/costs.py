@@ -15,21 +15,21 @@ _TIMINGS = 5
 class StepCosts(tf.Module):
     """Seconds of a step under each plan, as far as training has shown them.
 
-    A pipeline is asked for the next pre-sample when the batches of the last one are used up. So
-    the time between two of its pre-samples is what the first one's steps took, with all that did
-    not overlap with them: reading the examples, scoring them, callbacks. Uniform steps of each
-    size are timed like this, and what a drawn-from pre-sample took beyond its steps is the
-    seconds of scoring.
+    A pipeline is asked for the next group when the batches of the last one are used up. So the
+    time between two of its groups is what the first one's steps took, with all that did not
+    overlap with them: reading the examples, scoring them, callbacks. Uniform steps of each size
+    are timed like this, and what a drawn-from group took beyond its steps is the seconds of
+    scoring it.
 
     Args:
         plans: all there are.
-        presample_size: B.
+        group_size: examples that are asked for at once.
     Attributes:
         timings: [m + 1, 5] newest seconds: of a uniform step of each of the m batch sizes, and
             of scoring. counts: [m + 1] how many there ever were.
     """
 
-    def __init__(self, plans: Sequence[Plan], presample_size: int) -> None:
+    def __init__(self, plans: Sequence[Plan], group_size: int) -> None:
         super().__init__(name="step_costs")
         self._plans = tuple(plans)
         self._sizes = sorted({plan.batch_size for plan in plans}, reverse=True)
@@ -39,9 +39,9 @@ class StepCosts(tf.Module):
         self.last_time = _variable(tf.constant(0.0, tf.float64), "last_time")
         self.last_plan = _variable(tf.constant(-1), "last_plan")
         self.in_a_row = _variable(tf.constant(0), "in_a_row")
-        batches = [plan.draws or presample_size // plan.batch_size for plan in self._plans]
+        batches = [plan.batches(group_size) for plan in self._plans]
         self._batches = tf.constant(batches, tf.float32)
-        self._draws = tf.constant([plan.draws for plan in self._plans], tf.float32)
+        self._drawn = tf.constant([plan.draws > 0 for plan in self._plans])
         kind = [self._sizes.index(plan.batch_size) for plan in self._plans]
         self._kinds = tf.constant(kind)
 
@@ -52,12 +52,11 @@ class StepCosts(tf.Module):
         times = tf.sort(tf.where(known, tf.convert_to_tensor(self.timings), float("inf")), axis=1)
         middle = tf.maximum(tf.minimum(counts, _TIMINGS) - 1, 0) // 2
         medians = tf.gather(times, middle, batch_dims=1)
-        scoring = tf.math.divide_no_nan(medians[-1], self._draws)
-        scoring = tf.where(self._draws > 0, scoring, 0.0)
+        scoring = tf.where(self._drawn, medians[-1] / self._batches, 0.0)
         return tf.gather(medians, self._kinds) + scoring
 
     def asked(self, now: tf.Tensor) -> None:
-        """Take the time: the pre-sample that comes is asked for now.
+        """Take the time: the group that comes is asked for now.
 
         Args:
             now: scalar float64, seconds.
@@ -69,13 +68,18 @@ class StepCosts(tf.Module):
         tf.cond(row >= 2, lambda: self._record(plan, elapsed), lambda: None)
 
     def chosen(self, plan: tf.Tensor) -> None:
-        """What becomes of the pre-sample that was asked for."""
+        """What becomes of the group that was asked for."""
         row = tf.where(tf.equal(plan, self.last_plan), self.in_a_row + 1, 1)
         self.in_a_row.assign(row)
         self.last_plan.assign(plan)
 
+    def interrupted(self) -> None:
+        """What comes now, or a pause, is none of the plans'."""
+        self.in_a_row.assign(0)
+        self.last_plan.assign(-1)
+
     def _record(self, plan: tf.Tensor, elapsed: tf.Tensor) -> None:
-        batches, drawn = tf.gather(self._batches, plan), tf.gather(self._draws, plan) > 0
+        batches, drawn = tf.gather(self._batches, plan), tf.gather(self._drawn, plan)
         kind = tf.gather(self._kinds, plan)
         step = elapsed / batches
         own = tf.gather(self._own_step(), kind)
@@ -92,7 +96,7 @@ class StepCosts(tf.Module):
 
     def _own_step(self) -> tf.Tensor:
         """[m] seconds of a uniform step of each batch size."""
-        uniform = [self._plans.index(Plan(size, 0)) for size in self._sizes]
+        uniform = [self._plans.index(Plan(size)) for size in self._sizes]
         return tf.gather(self.seconds(), uniform)
 
     def _write(self, row, place, value) -> None:

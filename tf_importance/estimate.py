@@ -19,17 +19,16 @@ _WORTHWHILE = 1.1
 
 
 class Prediction(NamedTuple):
-    """What drawing R batches of b from every pre-sample of B would do.
+    """What drawing a batch of b from every pre-sample of B would do.
 
     Attributes:
-        batch_size: b. presample_size: B. draws: R.
+        batch_size: b. presample_size: B.
         gain: r, progress of a step over that of a uniform one, its learning rate times r.
         cost: seconds of a step over those of a uniform one, without overlap.
     """
 
     batch_size: int
     presample_size: int
-    draws: int
     gain: float
     cost: float
 
@@ -71,7 +70,7 @@ class GainEstimate(NamedTuple):
                 "sizes. A Gain switch finds out when that changes."
             )
         return (
-            f"Draw {best.draws} × {best.batch_size} from pre-samples of {best.presample_size}: "
+            f"Draw {best.batch_size} from pre-samples of {best.presample_size}: "
             f"about {best.speedup:.1f} times as fast, with a learning rate that follows the gain."
         )
 
@@ -80,11 +79,11 @@ class GainEstimate(NamedTuple):
             f"{self.examples} examples: τ {self.tau:.2f}, effective sample size "
             f"{self.effective_sample_size:.0%}, noise scale {self.noise_scale:.0f}",
             "",
-            f"{'b':>6} {'B':>6} {'R':>3} {'gain':>6} {'cost':>6} {'speedup':>8}",
+            f"{'b':>6} {'B':>6} {'gain':>6} {'cost':>6} {'speedup':>8}",
         ]
         for p in self.predictions:
             lines.append(
-                f"{p.batch_size:>6} {p.presample_size:>6} {p.draws:>3} "
+                f"{p.batch_size:>6} {p.presample_size:>6} "
                 f"{p.gain:>6.2f} {p.cost:>6.2f} {p.speedup:>8.2f}"
             )
         return "\n".join([*lines, "", self.recommendation])
@@ -105,10 +104,10 @@ def estimate_gain(
 
     Measures the moments of the gain (`tf_importance.gain`) over some examples, in the space of
     the last layer's weights as training does, and how long forward and backward passes take
-    here; predicts for each b three ways to draw: one batch of b from 4b, one from 12b, three from
-    12b, systematically. The answer is that of the moment: ask a half-trained model. An untrained
-    one has little to gain on nearly all data. (What `GainAdapted` can follow, a gain of 2 under a
-    constant learning rate, is not counted.)
+    here; predicts for each b what drawing it from 2b, 4b and 12b would do, systematically. The
+    answer is that of the moment: ask a half-trained model. An untrained one has little to gain
+    on nearly all data. (What `GainAdapted` can follow, a gain of 2 under a constant learning
+    rate, is not counted.)
 
     Args:
         model: a compiled ISModel; its weights are left as they are.
@@ -129,8 +128,8 @@ def estimate_gain(
     spec = element_specs.checked(model, dataset)
     element_specs.build(model, spec, dataset)
     pairs = dataset.map(lambda x, y, *rest: (x, y)).batch(_CHUNK, drop_remainder=True)
-    menus = [menu for size in sizes for menu in _menus(size)]
-    rates = sorted({_rate(plan, size) for plan, size in menus})
+    menu = [plan for size in sizes for plan in _menu(size)]
+    rates = sorted({plan.rate for plan in menu})
     sampling = gain.Sampling(tuple(rates), smoothing)
     measure = _chunk_moments(model, sampling)
     found = [measure(*chunk) for chunk in pairs.take(max(chunks, 1))]
@@ -145,9 +144,7 @@ def estimate_gain(
     )
     tau = (averages[5] ** 0.5) / averages[4] if averages[4] > 0 else 1.0
     clock = _Clock(model, pairs)
-    predictions = tuple(
-        _prediction(moments, rates, plan, size, clock) for plan, size in menus
-    )
+    predictions = tuple(_prediction(moments, rates, plan, clock) for plan in menu)
     noise = tf.math.divide_no_nan(moments.square - moments.mean_square, moments.mean_square)
     result = GainEstimate(
         examples=len(found) * _CHUNK,
@@ -161,23 +158,17 @@ def estimate_gain(
     return result
 
 
-def _menus(batch_size: int) -> list[tuple[plans.Plan, int]]:
-    one, three = plans.Plan(batch_size, 1), plans.Plan(batch_size, 3)
-    return [(one, 4 * batch_size), (one, 12 * batch_size), (three, 12 * batch_size)]
+def _menu(batch_size: int) -> list[plans.Plan]:
+    return [plans.Plan(batch_size, 1, factor * batch_size) for factor in (2, 4, 12)]
 
 
-def _rate(plan: plans.Plan, presample_size: int) -> float:
-    return plan.draws * plan.batch_size / presample_size
-
-
-def _prediction(moments, rates, plan: plans.Plan, presample_size: int, clock) -> Prediction:
-    rate = _rate(plan, presample_size)
-    rounding = moments.rounding[rates.index(rate)]
-    drawn = gain.drawn_square(moments, plan.batch_size, rate, rounding)
+def _prediction(moments, rates, plan: plans.Plan, clock) -> Prediction:
+    rounding = moments.rounding[rates.index(plan.rate)]
+    drawn = gain.drawn_square(moments, plan.batch_size, plan.rate, rounding)
     ratio = gain.gain_ratio(gain.uniform_square(moments, plan.batch_size), drawn)
-    step = clock.step_seconds(plan.batch_size)
-    cost = 1 + clock.scoring_seconds(presample_size) / plan.draws / step
-    return Prediction(plan.batch_size, presample_size, plan.draws, float(ratio), cost)
+    scoring_seconds = clock.scoring_seconds(plan.presample_size)
+    cost = 1 + scoring_seconds / clock.step_seconds(plan.batch_size)
+    return Prediction(plan.batch_size, plan.presample_size, float(ratio), cost)
 
 
 def _chunk_moments(model, sampling: gain.Sampling):
@@ -218,9 +209,12 @@ class _Clock:
 
         def gradients(inputs, labels):
             with tf.GradientTape() as tape:
-                outputs = model(inputs, training=True)
+                # In inference mode, which leaves moving statistics and seeds alone.
+                outputs = model(inputs, training=False)
                 loss = tf.reduce_mean(losses.per_example_losses(model.objective, labels, outputs))
-            return tape.gradient(loss, model.trainable_variables)
+            found = tape.gradient(loss, model.trainable_variables)
+            known = [tf.convert_to_tensor(part) for part in found if part is not None]
+            return tf.add_n([tf.reduce_sum(part) for part in known])
 
         return self._median(gradients, batch_size)
 
@@ -237,6 +231,6 @@ class _Clock:
         for _ in range(_REPEATS + 2):
             start = time.perf_counter()
             # A value on the host is there when all work is done.
-            tf.nest.flatten(function(inputs, labels))[-1].numpy()
+            function(inputs, labels).numpy()
             times.append(time.perf_counter() - start)
         return sorted(times[2:])[_REPEATS // 2]

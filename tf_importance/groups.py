@@ -184,6 +184,8 @@ class StepDraw(NamedTuple):
         chosen = tf.nest.map_structure(lambda part: tf.gather(part, draw.indices), parts)
         for name in {"weight", "importance"} & set(told):
             chosen[2][name] *= draw.weights
+        if "gain" in told:
+            chosen[2]["gain"] = tf.where(usable, chosen[2]["gain"], 1.0)
         return self._of_static_size(chosen), tf.logical_not(usable)
 
     def _as_it_is(self, parts: tuple) -> tuple[tuple, tf.Tensor]:

@@ -129,8 +129,8 @@ class ISModel(keras.Model):
         self._counts = self._state("counts", size=3)  # drawn, uniform, fallbacks
         # Σ 1/τ², steps, largest weight, unusable scores of the steps' own
         self._monitors = self._state("monitors", size=4)
-        # a^k of their average, then A, U, S, Q of the gain and F at each rate.
-        self._gain_moments = self._state("gain_moments", size=5 + _MOST_RATES)
+        # 1 − a^k, what they are moments of, then A, U, S, Q of the gain and F at each rate.
+        self._gain_moments = self._state("gain_moments", size=6 + _MOST_RATES)
         self._gain_of: gain.Sampling | None = None
         self._draw: groups.StepDraw | None = None
         self._sampled = False
@@ -190,6 +190,12 @@ class ISModel(keras.Model):
         schedule = compat.learning_rate(self.optimizer)
         schedule = schedule if hasattr(schedule, "advance") else None
         if schedule is not None:
+            accumulated = getattr(self.optimizer, "gradient_accumulation_steps", None) or 1
+            if accumulated > 1:
+                raise ValueError(
+                    "a learning rate that follows the gain moves on with every step, and this "
+                    f"optimizer makes one of {accumulated}; leave out gradient_accumulation_steps."
+                )
             schedule.suit(self.optimizer)
         compat.track(self, "sampler", sampler)
         compat.track(self, "_schedule", schedule)
@@ -222,9 +228,10 @@ class ISModel(keras.Model):
         if self.sampler is not None and samplers.is_drawn(spec):
             given["callbacks"] = feedback.with_maintenance(given["callbacks"], self.sampler)
         weighted = isinstance(spec, tuple) and len(spec) == 3
-        if given["class_weight"] is not None and weighted and compat.KERAS_3:
+        multiplies = not compat.KERAS_3 and not isinstance(spec and spec[-1], dict)
+        if given["class_weight"] is not None and weighted and not multiplies:
             raise ValueError(
-                "Keras 3 takes no class_weight beside the weights of a dataset, and "
+                "Keras takes no class_weight beside the weights of a dataset, and "
                 "importance_sample's have them. Give the class weights as sample weights "
                 "before it: dataset.map(lambda x, y: (x, y, tf.gather(class_weights, y)))"
                 ".apply(importance_sample(model)); they then count in the scores as well."
@@ -369,9 +376,9 @@ class ISModel(keras.Model):
 
         Steps measure them once `importance_sample` wants to know the gain.
         """
-        state = compat.value(self._gain_moments)
+        state = _if_of(self._gain_of, compat.value(self._gain_moments))
         enough = state[0] > 1 - (1 - _GAIN_SMOOTHING) ** _GAIN_STEPS
-        moments = tf.math.divide_no_nan(state[1:], state[0])
+        moments = tf.math.divide_no_nan(state[2:], state[0])
         rates = () if self._gain_of is None else self._gain_of.rates
         rounding = moments[4 : 4 + len(rates)]
         return gain.Moments(moments[0], moments[1], moments[2], moments[3], rounding), enough
@@ -396,7 +403,12 @@ class ISModel(keras.Model):
     def train_step(self, data):
         """A Keras training step, then τ from the same forward pass."""
         unusable = None
-        if self._draw is not None and samplers.is_group(data):
+        if samplers.is_group(data):
+            if self._draw is None:
+                raise ValueError(
+                    "the dataset is one of importance_sample(…, score_in='step'), and another "
+                    f"pipeline was made for model {self.name!r} since; apply it anew."
+                )
             data, unusable = self._draw(data)
         data, told = samplers.split(data)
         indices = None if told is None else told.indices
@@ -518,6 +530,7 @@ class ISModel(keras.Model):
         sampling: gain.Sampling,
     ) -> tf.Tensor:
         """The averages with this batch; without it, where it is not finite."""
+        state = _if_of(sampling, state)
         sample_weights = tf.abs(tf.math.divide_no_nan(weights, of_sampling))
         squares = last_layer.gradient_squares(self.net, self.objective, labels, passed, weights)
         moments = gain.batch_moments(
@@ -529,7 +542,9 @@ class ISModel(keras.Model):
             _mean_score(state, of_sampling * sample_weights * scores, sampling.smoothing),
         )
         missing = [0.0] * (_MOST_RATES - len(sampling.rates))
-        newest = tf.concat([[1.0], tf.stack(moments[:4]), moments.rounding, missing], axis=0)
+        newest = tf.concat(
+            [[1.0, _mark(sampling)], tf.stack(moments[:4]), moments.rounding, missing], axis=0
+        )
         known = tf.reduce_all(tf.math.is_finite(newest))
         return tf.where(known, state + _GAIN_SMOOTHING * (newest - state), state)
 
@@ -606,6 +621,19 @@ class ISModel(keras.Model):
 
 def _mean_score(state: tf.Tensor, weighted_scores: tf.Tensor, smoothing: float) -> tf.Tensor:
     """mean(Ĝ) of the gain's averages, this batch included."""
-    before = state[3] / (1 + smoothing)
+    before = state[4] / (1 + smoothing)
     total = before + _GAIN_SMOOTHING * (tf.reduce_mean(weighted_scores) - before)
     return total / (state[0] + _GAIN_SMOOTHING * (1 - state[0]))
+
+
+def _mark(sampling: gain.Sampling | None) -> float:
+    """A number that tells ways of drawing apart, whose moments must not be mixed."""
+    if sampling is None:
+        return 0.0
+    return 1.0 + sum(rate * (i + 1) for i, rate in enumerate(sampling.rates)) + sampling.smoothing
+
+
+def _if_of(sampling: gain.Sampling | None, state: tf.Tensor) -> tf.Tensor:
+    """The averages of the gain's moments; none where they are of another way of drawing."""
+    same = tf.abs(state[1] - _mark(sampling) * state[0]) <= 1e-4 * state[0]
+    return tf.where(same, state, tf.zeros_like(state))

@@ -7,32 +7,45 @@ from typing import NamedTuple
 
 from tf_importance import arguments
 
-# Of a pre-sample of 12 b, sampled at these rates ρ = R b/B.
-_AUTO_FACTOR = 12
-_AUTO_DRAWS = (1, 2, 3, 4, 6)
+# Pre-samples of so many b that "auto" chooses from; each divides the largest.
+_AUTO = (12, 6, 4, 3, 2)
 
 
 class Plan(NamedTuple):
-    """One thing that may become of a pre-sample.
+    """One thing that may become of a group of examples.
 
     Attributes:
         batch_size: examples in each batch.
-        draws: R, number of batches drawn from it; 0 if it leaves whole, as uniform batches.
+        draws: R, number of batches drawn from each pre-sample; 0 if the group leaves whole, as
+            uniform batches.
+        presample_size: B, which divides the group; 0 where nothing is drawn.
     """
 
     batch_size: int
-    draws: int
+    draws: int = 0
+    presample_size: int = 0
+
+    @property
+    def rate(self) -> float:
+        """ρ = R b/B."""
+        return self.draws * self.batch_size / self.presample_size
+
+    def batches(self, group_size: int) -> int:
+        """Number of batches that a group becomes."""
+        if self.draws:
+            return self.draws * (group_size // self.presample_size)
+        return group_size // self.batch_size
 
 
 class Menu(NamedTuple):
-    """All that may become of the pre-samples of a pipeline.
+    """All that may become of the groups of a pipeline.
 
     Attributes:
-        presample_size: B.
+        group_size: examples that are decided on at once.
         plans: the first is uniform batches of b.
     """
 
-    presample_size: int
+    group_size: int
     plans: tuple[Plan, ...]
 
 
@@ -61,19 +74,20 @@ def menu(
             f"switch=tfi.switches.Gain(). Got {presample_size!r} and {min_batch_size!r}."
         )
     sizes = _batch_sizes(batch_size, min_batch_size)
-    each: tuple[int, ...]
     if auto:
         if draws != 1:
-            raise ValueError(
-                f"presample_size='auto' chooses draws_per_presample itself; got {draws}."
-            )
-        size, each = _AUTO_FACTOR * batch_size, _AUTO_DRAWS
+            raise ValueError(f"presample_size='auto' draws one batch from each; got {draws}.")
+        presamples = [factor * batch_size for factor in _AUTO]
     else:
-        size, each = _presample_size(presample_size, batch_size, draws), (draws,)
-    uniform = [Plan(smaller, 0) for smaller in sizes]
-    # The same examples in smaller batches.
-    drawn = [Plan(smaller, batch_size // smaller * d) for smaller in sizes for d in each]
-    return Menu(size, (*uniform, *drawn))
+        presamples = [_presample_size(presample_size, batch_size, draws)]
+    uniform = [Plan(smaller) for smaller in sizes]
+    # Smaller batches are drawn at the same rates from smaller pre-samples.
+    drawn = [
+        Plan(smaller, draws, presample * smaller // batch_size)
+        for smaller in sizes
+        for presample in presamples
+    ]
+    return Menu(presamples[0], (*uniform, *drawn))
 
 
 def _presample_size(value: int | str | None, batch_size: int, draws: int) -> int:

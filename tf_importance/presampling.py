@@ -63,7 +63,9 @@ def importance_sample(
 
     The pipeline reads the model's live weights. Without a seed it works one batch ahead of
     the training step, so scores may be a step or two old: that costs a little variance and no
-    bias. With a seed nothing runs ahead, and a run repeats exactly (but for Keras 3 with
+    bias. Under a `Gain` switch only the examples are read ahead, and scores are those of the very
+    step: with a learning rate that follows the gain, old ones destabilize training. With a seed
+    nothing runs ahead, and a run repeats exactly (but for Keras 3 with
     steps_per_execution above 1, which fetches batches ahead of the steps: there it warns; and
     for a `Gain` switch that measures its costs).
 
@@ -76,8 +78,8 @@ def importance_sample(
         model: a compiled ISModel; an unbuilt net is built from the dataset's element_spec.
         batch_size: b.
         presample_size: B, a multiple of b; 4b by default. "auto", with a `Gain` switch, takes
-            groups of 12b and chooses by measured gain and cost how many batches to draw from
-            each.
+            groups of 12b and chooses by measured gain and cost whether to draw from them in
+            pre-samples of 12b, 6b, 4b, 3b or 2b.
         switch: of `tfi.switches`; by default the paper's, `Tau("guaranteed")`.
         tau_threshold: short for `switch=Tau(tau_threshold)`; or "always", "never".
         draws_per_presample: R, batches drawn from one scoring. The later ones are trained on
@@ -113,17 +115,21 @@ def importance_sample(
     resample = proposals.resampling_of(resampling)
     smoothing = proposals.checked_smoothing(smoothing, 0.2 if measured else 0.0)
     systematic = resample is proposals.systematic
-    setting = switches.Setting(model, menu.presample_size, menu.plans, systematic, smoothing)
+    setting = switches.Setting(model, menu.group_size, menu.plans, systematic, smoothing)
     switch.open(setting)
     score = model.scorer if scorer is None else scorer
     scoring.check(score, jit_compile)
-    in_step = _in_step(score_in, menu)
+    in_step = _in_step(score_in, menu, model)
+    _check_measurable(model, menu, measured)
     _warn(model, switch, seed)
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
         spec = element_specs.checked(model, dataset)
         element_specs.build(model, spec, dataset)
-        scored = scoring.compiled(model, score, spec, setting.presample_size, jit_compile)
+        sizes = {plan.presample_size for plan in setting.plans if plan.draws}
+        scored = {
+            size: scoring.compiled(model, score, spec, size, jit_compile) for size in sizes
+        }
         emission = groups.Emission(len(spec) == 3, measured or model.follows_gain, in_step)
         model.expect_drawn_examples(
             sample_weighted=emission.sample_weighted,
@@ -139,78 +145,135 @@ def importance_sample(
         seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
         # XLA draws by 32-bit seeds only.
         seeds = seeds.map(lambda pair: tf.bitcast(tf.cast(pair, tf.uint32), tf.int32))
-        presamples = tf.data.Dataset.zip((dataset.batch(setting.presample_size), seeds))
-        batches = presamples.map(pipeline.batches).unbatch()
-        batches = batches if seed is not None else batches.prefetch(1)
-        return batches.with_options(_options(seed))
+        together = tf.data.Dataset.zip((dataset.batch(setting.group_size), seeds))
+        if seed is None:
+            # The next group is read while the batches of the last one are trained on.
+            together = together.prefetch(1)
+        batches = pipeline.of(together)
+        ahead = seed is None and not measured
+        batches = batches.prefetch(1) if ahead else batches
+        return batches.with_options(_options(ahead))
 
     return transform
 
 
 class _Pipeline:
-    """From a group of up to B examples to its batches, stacked: nests of [k, b, …] tensors."""
+    """From a group of examples to its batches, stacked: nests of [k, b, …] tensors."""
 
     def __init__(
         self,
         setting: switches.Setting,
         switch: switches.Switch,
-        score: Callable,
+        scores: dict[int, Callable],
         resample: proposals.Resampling,
         emission: groups.Emission,
     ) -> None:
         self._setting = setting
         self._switch = switch
-        self._score = score
+        self._scores = scores
         self._resample = resample
         self._emission = emission
         self._means = not losses.only_sums(setting.model.objective)
 
-    def batches(self, elements, seed):
-        """All batches of a group, as its size and the switch decide."""
+    def of(self, together: tf.data.Dataset) -> tf.data.Dataset:
+        """The batches of groups and their seeds.
+
+        Where a group holds several pre-samples each is scored when its turn has come.
+        """
+        if max(self._presamples()) == 1:
+            return together.map(tf.autograph.experimental.do_not_convert(self._at_once)).unbatch()
+        one_by_one = tf.autograph.experimental.do_not_convert(self._one_after_another)
+        return together.flat_map(one_by_one).unbatch()
+
+    def _at_once(self, elements, seed):
+        return self._stack(*self._decided(elements, seed), 0)
+
+    def _presamples(self) -> list[int]:
+        """How many pre-samples a group has under each plan."""
+        size = self._setting.group_size
+        return [size // (choice.presample_size or size) for choice in self._setting.plans]
+
+    def _one_after_another(self, elements, seed) -> tf.data.Dataset:
+        decided = self._decided(elements, seed)
+        # A short group has no plan, and leaves at once.
+        count = tf.gather([1, *self._presamples()], decided[1] + 1)
+        numbers = tf.data.Dataset.range(tf.cast(count, tf.int64))
+        return numbers.map(
+            tf.autograph.experimental.do_not_convert(
+                lambda number: self._stack(*decided, tf.cast(number, tf.int32))
+            )
+        )
+
+    def _decided(self, elements, seed) -> tuple:
         group = groups.group_of(elements)
-        size = self._setting.presample_size
+        plan, gain = tf.cond(
+            group.size < self._setting.group_size,
+            self._interrupted,
+            self._chosen,
+        )
+        return group, plan, gain, seed
+
+    def _stack(self, group: groups.Group, plan, gain, seed, number):
+        size = self._setting.group_size
         stacked = tf.cond(
-            group.size < size,
+            plan < 0,
             lambda: self._short(group, seed),
-            lambda: self._full(groups.of_static_size(group, size), seed),
+            lambda: self._full(groups.of_static_size(group, size), plan, gain, number, seed),
         )
         return tf.nest.map_structure(self._with_static_batch, stacked)
 
-    def _full(self, group: groups.Group, seed):
+    def _interrupted(self) -> tuple[tf.Tensor, tf.Tensor]:
+        self._switch.interrupted()
+        return tf.constant(-1), tf.constant(1.0)
+
+    def _chosen(self) -> tuple[tf.Tensor, tf.Tensor]:
         # Asked once per group: all its batches stem from the same decision.
         plan = self._switch.choose(self._setting)
-        gains = self._setting.gains(plan) if self._emission.with_gain else None
-        gain = 1.0 if gains is None else tf.gather(gains, plan)
+        if not self._emission.with_gain:
+            return plan, tf.constant(1.0)
+        return plan, tf.gather(self._setting.gains(plan), plan)
+
+    def _full(self, group: groups.Group, plan, gain, number: tf.Tensor, seed):
         return tf.cond(
             tf.gather([choice.draws for choice in self._setting.plans], plan) > 0,
-            lambda: self._scored(group, plan, gain, seed),
+            lambda: self._drawn(group, plan, gain, number, seed),
             lambda: self._whole(group, plan, gain, seed),
         )
 
-    def _scored(self, group: groups.Group, plan: tf.Tensor, gain, seed):
-        if self._emission.with_seed:
-            self._setting.model.count(drawn=1.0)
-            return self._emission.of(groups.whole(group, self._setting.presample_size), gain, seed)
-        scores = tf.abs(group.sample_weights) * self._score(group.inputs, group.labels)
-        smooth = groups.smoothed(scores, self._setting.smoothing)
-        return tf.cond(
-            proposals.usable(scores),
-            lambda: self._drawn(group, smooth, plan, gain, seed),
-            lambda: self._fallback(group, seed),
-        )
-
-    def _drawn(self, group: groups.Group, scores, plan: tf.Tensor, gain, seed):
+    def _drawn(self, group: groups.Group, plan: tf.Tensor, gain, number: tf.Tensor, seed):
         def batches_of(chosen: plans.Plan):
-            self._setting.model.count(drawn=float(chosen.draws))
-            batches = groups.drawn(group, scores, chosen, self._resample, seed)
-            return self._emission.of(batches, gain, seed)
+            size = chosen.presample_size
+            start = number * size
+            presample = tf.nest.map_structure(lambda part: part[start : start + size], group)
+            own_seed = seed + tf.stack([number, 0])
+            presample = groups.of_static_size(presample, size)
+            return self._scored(presample, chosen, gain, own_seed)
 
         drawn = [choice for choice in self._setting.plans if choice.draws]
         return self._under(plan, drawn, batches_of)
 
+    def _scored(self, presample: groups.Group, chosen: plans.Plan, gain, seed):
+        size = chosen.presample_size
+        if self._emission.with_seed:
+            self._setting.model.count(drawn=1.0)
+            return self._emission.of(groups.whole(presample, size), gain, seed)
+        scores = self._scores[size](presample.inputs, presample.labels)
+        scores *= tf.abs(presample.sample_weights)
+        smooth = groups.smoothed(scores, self._setting.smoothing)
+        return tf.cond(
+            proposals.usable(scores),
+            lambda: self._resampled(presample, smooth, chosen, gain, seed),
+            lambda: self._fallback(presample, chosen, seed),
+        )
+
+    def _resampled(self, presample: groups.Group, scores, chosen: plans.Plan, gain, seed):
+        self._setting.model.count(drawn=float(chosen.draws))
+        batches = groups.drawn(presample, scores, chosen, self._resample, seed)
+        return self._emission.of(batches, gain, seed)
+
     def _whole(self, group: groups.Group, plan: tf.Tensor, gain, seed):
         def batches_of(chosen: plans.Plan):
-            count = self._setting.presample_size // chosen.batch_size
+            count = self._setting.group_size // chosen.batch_size
             self._setting.model.count(uniform=float(count))
             return self._emission.of(groups.whole(group, chosen.batch_size), gain, seed)
 
@@ -225,9 +288,11 @@ class _Pipeline:
         branches = [lambda choice=choice: batches_of(choice) for choice in choices]
         return tf.switch_case(tf.gather(among, plan), branches)
 
-    def _fallback(self, group: groups.Group, seed):
-        self._setting.model.count(fallbacks=1.0)
-        return self._whole(group, tf.constant(0), 1.0, seed)
+    def _fallback(self, presample: groups.Group, chosen: plans.Plan, seed):
+        """All of the pre-sample, uniformly."""
+        count = chosen.presample_size // chosen.batch_size
+        self._setting.model.count(uniform=float(count), fallbacks=1.0)
+        return self._emission.of(groups.whole(presample, chosen.batch_size), 1.0, seed)
 
     def _short(self, group: groups.Group, seed):
         batch_size = self._setting.batch_size
@@ -254,7 +319,26 @@ def _switch(switch: Any, tau_threshold: float | str | None) -> switches.Switch:
     return switch
 
 
-def _in_step(score_in: str, menu: plans.Menu) -> bool:
+def _check_measurable(model: Any, menu: plans.Menu, measured: bool) -> None:
+    """Refuse batches whose gain cannot be measured or compared.
+
+    Raises:
+        ValueError: batches of one example, or smaller batches under a loss that is a sum.
+    """
+    sizes = {plan.batch_size for plan in menu.plans}
+    if measured and min(sizes) < 2:
+        raise ValueError(
+            "a Gain switch tells noise from the mean gradient by pairs of examples, and needs "
+            f"batches of 2 at least; got {min(sizes)}."
+        )
+    if len(sizes) > 1 and losses.only_sums(model.objective):
+        raise ValueError(
+            "min_batch_size needs a loss that is a mean over the batch: under a sum, smaller "
+            "batches have smaller gradients. Leave it out, or use reduction='sum_over_batch_size'."
+        )
+
+
+def _in_step(score_in: str, menu: plans.Menu, model: Any) -> bool:
     """Whether the training step scores.
 
     Raises:
@@ -262,12 +346,17 @@ def _in_step(score_in: str, menu: plans.Menu) -> bool:
     """
     if score_in not in ("pipeline", "step"):
         raise ValueError(f"score_in must be 'pipeline' or 'step'; got {score_in!r}.")
-    several = any(plan.draws > 1 for plan in menu.plans)
-    if score_in == "step" and (several or len({plan.batch_size for plan in menu.plans}) > 1):
+    if score_in == "step" and (len(menu.plans) > 2 or menu.plans[1].draws > 1):
         raise ValueError(
             "score_in='step' draws one batch of batch_size from a pre-sample; leave out "
             "draws_per_presample, min_batch_size and presample_size='auto', or score in the "
             "pipeline."
+        )
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if score_in == "step" and replicas > 1:
+        raise ValueError(
+            "score_in='step' works on one replica, and the model is under a strategy of "
+            f"{replicas}: each would get a part of the pre-sample. Score in the pipeline."
         )
     return score_in == "step"
 
@@ -289,11 +378,11 @@ def _warn(model: Any, switch: switches.Switch, seed: int | None) -> None:
         )
 
 
-def _options(seed: int | None) -> tf.data.Options:
+def _options(ahead: bool) -> tf.data.Options:
     options = tf.data.Options()
     # The pipeline reads and counts in the model's variables, which checkpoints hold already.
     options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
-    if seed is not None:
+    if not ahead:
         # tf.data would run ahead of the training step, and τ's readings become a race.
         options.experimental_optimization.inject_prefetch = False
     return options

@@ -39,7 +39,8 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
     Args:
         schedule: a positive number, or a Keras `LearningRateSchedule`.
         exponent: e; by default ½ for Adam and other optimizers that normalize (Adam, AdamW,
-            Nadam, Adamax, RMSprop, Adagrad, Adadelta, Lion, Lamb), else 1.
+            Nadam, Adamax, RMSprop, Adadelta, Adafactor, Lion, Lamb), else 1; also for Adagrad,
+            whose sum over all steps hardly falls with the newest.
         ceiling: c ≥ 1.
     Attributes:
         gain: variable, r̂, no larger than the ceiling allows.
@@ -129,8 +130,8 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
 
 # By name: which of them there are depends on the version of Keras and on TensorFlow Addons.
 _NORMALIZING = frozenset(
-    "Adam AdamW Nadam Adamax RMSprop Adagrad Adadelta Lion Lamb LAMB LazyAdam RectifiedAdam "
-    "AdaBelief NovoGrad Yogi".split()
+    "Adam AdamW Nadam Adamax RMSprop Adadelta Adafactor Lion Lamb LAMB LazyAdam RectifiedAdam "
+    "ScheduleFreeAdamW AdaBelief NovoGrad Yogi".split()
 )
 
 

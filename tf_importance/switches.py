@@ -23,14 +23,14 @@ class Setting(NamedTuple):
 
     Attributes:
         model: an ISModel.
-        presample_size: B.
-        plans: what may become of a pre-sample; the first is uniform batches of b.
+        group_size: examples that are decided on at once, B where there is one.
+        plans: what may become of them; the first is uniform batches of b.
         systematic: whether draws are systematic; else they are taken to be independent.
         smoothing: c, what the scores are smoothed by.
     """
 
     model: Any
-    presample_size: int
+    group_size: int
     plans: tuple[Plan, ...]
     systematic: bool
     smoothing: float = 0.0
@@ -44,8 +44,8 @@ class Setting(NamedTuple):
     def rates(self) -> list[float]:
         """The distinct ρ = R b/B of the plans that draw, and those of a single batch, b/B."""
         drawn = [plan for plan in self.plans if plan.draws]
-        rates = {plan.draws * plan.batch_size / self.presample_size for plan in drawn}
-        return sorted(rates | {plan.batch_size / self.presample_size for plan in drawn})
+        rates = {plan.rate for plan in drawn}
+        return sorted(rates | {plan.batch_size / plan.presample_size for plan in drawn})
 
     @property
     def sampling(self) -> gain.Sampling:
@@ -69,8 +69,8 @@ class Setting(NamedTuple):
     def _square(self, moments: gain.Moments, plan: Plan) -> tf.Tensor:
         if not plan.draws:
             return gain.uniform_square(moments, plan.batch_size)
-        rate = plan.draws * plan.batch_size / self.presample_size
-        return gain.drawn_square(moments, plan.batch_size, rate, self._rounding(moments, rate))
+        rounding = self._rounding(moments, plan.rate)
+        return gain.drawn_square(moments, plan.batch_size, plan.rate, rounding)
 
     def _rounding(self, moments: gain.Moments, rate: float) -> tf.Tensor:
         return moments.rounding[self.rates.index(rate)] if self.systematic else tf.constant(1.0)
@@ -81,9 +81,9 @@ class Setting(NamedTuple):
         def seen_by(plan: Plan) -> tf.Tensor:
             if not plan.draws:
                 return moments.mean_square
-            rounding = self._rounding(moments, plan.batch_size / self.presample_size)
+            rounding = self._rounding(moments, plan.batch_size / plan.presample_size)
             return gain.corrected_mean_square(
-                moments, plan.batch_size, self.presample_size, rounding
+                moments, plan.batch_size, plan.presample_size, rounding
             )
 
         seen = tf.stack([seen_by(plan) for plan in self.plans])
@@ -104,6 +104,10 @@ class Switch(tf.Module):
     def choose(self, setting: Setting) -> tf.Tensor:
         """The index of a plan, int32; called in a graph, once for each pre-sample."""
         raise NotImplementedError
+
+
+    def interrupted(self) -> None:
+        """Called instead where a group is too short to be decided on, as at the end of a pass."""
 
 
 class Always(Switch):
@@ -158,7 +162,7 @@ class Tau(Switch):
             self._on = tf.Variable(False, trainable=False, name="on")
 
     def choose(self, setting: Setting) -> tf.Tensor:
-        threshold = self.threshold(setting.presample_size, setting.batch_size)
+        threshold = self.threshold(setting.group_size, setting.batch_size)
         tau = compat.value(setting.model.tau)
         if self._on is None:
             return tf.cast(tau > threshold, tf.int32)
@@ -175,8 +179,8 @@ class Tau(Switch):
 
 # Pre-samples in a row for which a cost is measured.
 _PROBES = 5
-# What is not in use is timed anew from these numbers of pre-samples on (a process gets faster in its
-# first seconds), and then before every so many.
+# What is not in use is timed anew from these numbers of pre-samples on (a process gets faster in
+# its first seconds), and then before every so many.
 _REFRESH_AT = (64, 256)
 _REFRESH_EVERY = 1024
 
@@ -197,12 +201,14 @@ class Gain(Switch):
     * A plan gives way when another is faster by the hysteresis, or when it falls below uniform
       sampling. Nothing is decided before 25 steps have been measured, one in four of the uniform
       ones.
+    * Its state is in a `tf.train.Checkpoint` of the model, and not in files of weights.
     * With `step_seconds` and `scoring_seconds` nothing is timed, and runs repeat.
 
     Args:
         step_seconds: of a uniform step of b; smaller ones are taken to cost in proportion. Only
             the ratio to `scoring_seconds` counts.
-        scoring_seconds: of scoring a pre-sample, as far as steps have to wait for it.
+        scoring_seconds: of scoring a group (a pre-sample; of 12b with "auto"), as far as steps
+            have to wait for it.
         hysteresis: h > 0; another plan must be faster by 1 + h to take over.
     Attributes:
         plan: variable, index of the plan in force.
@@ -223,22 +229,23 @@ class Gain(Switch):
         if not hysteresis > 0:
             raise ValueError(f"hysteresis must be positive; got {hysteresis}.")
         self._hysteresis = hysteresis
-        self._opened_for: tuple[int, tuple[Plan, ...]] | None = None
+        self._opened_for: tuple[int, int, tuple[Plan, ...]] | None = None
         self.plan = tf.Variable(0, trainable=False, name="plan")
         self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
         self.presamples = tf.Variable(0, dtype=tf.int64, trainable=False, name="presamples")
         self.costs: costs.StepCosts | None = None
 
     def open(self, setting: Setting) -> None:
-        key = (setting.presample_size, setting.plans)
+        key = (id(setting.model), setting.group_size, setting.plans)
         if self._opened_for not in (None, key):
             raise ValueError(
-                "a Gain switch measures one pipeline and cannot serve another of other sizes; "
-                f"make a new one. It was made for {self._opened_for}, and got {key}."
+                "a Gain switch measures one model and pipeline, and cannot serve another model or "
+                f"other sizes; make a new one. It is used for {self._opened_for[1:]}, and got "
+                f"{key[1:]}."
             )
         self._opened_for = key
         if self._by_hand is None and self.costs is None:
-            self.costs = costs.StepCosts(setting.plans, setting.presample_size)
+            self.costs = costs.StepCosts(setting.plans, setting.group_size)
 
     def choose(self, setting: Setting) -> tf.Tensor:
         number = self.presamples.assign_add(1) - 1
@@ -255,6 +262,10 @@ class Gain(Switch):
         self.costs.chosen(plan)
         return plan
 
+    def interrupted(self) -> None:
+        if self.costs is not None:
+            self.costs.interrupted()
+
     def _seconds(self, setting: Setting) -> tf.Tensor:
         if self._by_hand is None:
             assert self.costs is not None, "open comes first"
@@ -263,7 +274,7 @@ class Gain(Switch):
         return tf.constant(
             [
                 step * plan.batch_size / setting.batch_size
-                + (scoring / plan.draws if plan.draws else 0.0)
+                + (scoring / plan.batches(setting.group_size) if plan.draws else 0.0)
                 for plan in setting.plans
             ],
             tf.float32,
@@ -279,15 +290,14 @@ class Gain(Switch):
 
     def _probed(self, setting: Setting, number: tf.Tensor, best: tf.Tensor) -> tf.Tensor:
         """The best plan, but for pre-samples that are there to be timed."""
-        first = tf.constant(_to_time_first(setting.plans))
+        first = _to_time_first(setting.plans)
         turn = tf.cast(number // _PROBES, tf.int32)
         starting = turn < len(first)
         at_start = tf.gather(first, tf.minimum(turn, len(first) - 1))
         refreshing = number % _REFRESH_EVERY >= _REFRESH_EVERY - _PROBES
         for start in _REFRESH_AT:
             refreshing |= (number >= start) & (number < start + _PROBES)
-        draws = tf.constant([plan.draws for plan in setting.plans])
-        other = tf.where(tf.gather(draws, best) > 0, first[0], first[2])
+        other = tf.gather(_to_time_anew(setting.plans), best)
         return tf.where(starting, at_start, tf.where(refreshing, other, best))
 
 
@@ -306,6 +316,20 @@ def _by_hand(step: float | None, scoring: float | None) -> tuple[float, float] |
             f"{step} and {scoring}."
         )
     return step, scoring
+
+
+def _to_time_anew(plans: Sequence[Plan]) -> list[int]:
+    """For each plan in force, what is timed beside it: what its prediction rests on.
+
+    For one that draws uniform steps of its size; for uniform batches of b drawing; for smaller
+    ones those of b.
+    """
+    drawn = _to_time_first(plans)[2]
+    others = []
+    for plan in plans:
+        uniform = plans.index(Plan(plan.batch_size))
+        others.append(uniform if plan.draws else (drawn if uniform == 0 else 0))
+    return others
 
 
 def _to_time_first(plans: Sequence[Plan]) -> list[int]:
