@@ -148,3 +148,8 @@ def test_the_gain_under_a_strategy(strategy, route, blobs):
     moments, enough = model.gain_moments()
     assert bool(enough) and float(moments.square) > float(moments.mean_square) > -0.1
     assert 201 < float(tf.convert_to_tensor(rate.following)) < 400
+
+
+def test_scoring_in_the_step_is_refused_under_a_strategy(strategy):
+    with pytest.raises(ValueError, match="works on one replica.*2"):
+        tfi.importance_sample(model_in(strategy), score_in="step")

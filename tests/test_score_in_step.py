@@ -101,3 +101,15 @@ def test_what_the_step_cannot_do_is_refused():
         tfi.importance_sample(model, score_in="gpu")
     with pytest.raises(ValueError, match="draws one batch"):
         tfi.importance_sample(model, score_in="step", draws_per_presample=2)
+
+
+def test_a_group_is_never_trained_on_as_a_batch(blobs):
+    """Another pipeline was applied since: the step no longer knows how to draw from groups."""
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
+    model = tfi.ISModel(net)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    data = tf.data.Dataset.from_tensor_slices(blobs)
+    first = data.apply(tfi.importance_sample(model, b, B, score_in="step", tau_threshold="always"))
+    data.apply(tfi.importance_sample(model, b, B))
+    with pytest.raises(ValueError, match="another pipeline was made"):
+        model.fit(first, verbose=0)

@@ -340,3 +340,101 @@ def test_sample_weights_are_no_importance(blobs):
     plain, weighted = found
     np.testing.assert_allclose(weighted[1:], plain[1:] * [25, 5, 5], rtol=1e-3)
     np.testing.assert_allclose(weighted[0], plain[0] * 25, rtol=0.05, atol=1e-2)
+
+
+# What a switch, a pipeline and a model must not take from each other -------------------------
+
+
+def test_a_switch_serves_one_model():
+    switch = switches.Gain()
+    tfi.importance_sample(compiled(), 16, 64, switch=switch)
+    with pytest.raises(ValueError, match="one model and pipeline"):
+        tfi.importance_sample(compiled(), 16, 64, switch=switch)
+
+
+def test_moments_of_another_way_of_drawing_do_not_count(blobs):
+    """Rates and smoothing are others: what was measured says nothing of the new pipeline."""
+    model, _, _ = fitted(blobs, switch=switches.Always(), presample_size=64)
+    assert bool(model.gain_moments()[1])
+    examples(blobs).apply(tfi.importance_sample(model, b, "auto", switch=switches.Gain()))
+    assert not bool(model.gain_moments()[1])
+    examples(blobs).apply(tfi.importance_sample(model, b, 64, switch=switches.Always()))
+    assert bool(model.gain_moments()[1])
+
+
+@pytest.mark.parametrize("wrong", ["batch of 1", "sum"])
+def test_what_has_no_comparable_gain_is_refused(wrong):
+    if wrong == "sum":
+        loss = keras.losses.SparseCategoricalCrossentropy(reduction="sum")
+        with pytest.raises(ValueError, match="needs a loss that is a mean"):
+            tfi.importance_sample(compiled(loss=loss), 8, switch=switches.Gain(), min_batch_size=4)
+    else:
+        with pytest.raises(ValueError, match="batches of 2 at least; got 1"):
+            tfi.importance_sample(compiled(), 1, switch=switches.Gain())
+
+
+def test_mixed_precision_does_not_hide_the_learning_rate(blobs):
+    """Keras wraps the optimizer; the schedule inside moves on all the same."""
+    policy = keras.mixed_precision if hasattr(keras, "mixed_precision") else keras.dtype_policies
+    setter = getattr(policy, "set_global_policy", None) or policy.set_dtype_policy
+    setter("mixed_float16")
+    try:
+        model = compiled(tfi.schedules.GainAdapted(0.1))
+        assert model.follows_gain
+        model.fit(*blobs, batch_size=64, verbose=0)
+        assert float(model._schedule.following) == 8
+    finally:
+        setter("float32")
+
+
+def test_accumulated_steps_are_refused():
+    if "gradient_accumulation_steps" not in keras.optimizers.SGD().get_config():
+        pytest.skip("this version of Keras does not accumulate")
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
+    rate = tfi.schedules.GainAdapted(0.1)
+    optimizer = keras.optimizers.SGD(rate, gradient_accumulation_steps=4)
+    with pytest.raises(ValueError, match="makes one of 4"):
+        tfi.ISModel(net).compile(optimizer, "mse")
+
+
+def test_class_weight_beside_batches_with_a_gain_is_refused(blobs):
+    model = compiled()
+    train = examples(blobs).apply(tfi.importance_sample(model, b, 64, switch=switches.Gain()))
+    with pytest.raises(ValueError, match="class weights as sample weights"):
+        model.fit(train, steps_per_epoch=1, class_weight={0: 2.0}, verbose=0)
+
+
+def test_a_short_group_is_no_timing(blobs):
+    """One group of 64 and a short end in each pass: nothing can be timed, nothing is."""
+    switch, model = switches.Gain(), compiled()
+    data = tuple(part[:72] for part in blobs)
+    train = tf.data.Dataset.from_tensor_slices(data).apply(
+        tfi.importance_sample(model, b, B, switch=switch)
+    )
+    model.fit(train, epochs=4, verbose=0)
+    assert int(switch.presamples) == 4 and not switch.costs.counts.numpy().any()
+
+
+def test_auto_scores_each_pre_sample_when_its_turn_has_come(blobs):
+    """Two pre-samples of 6b in a group of 12b: the second one's scores are a step newer."""
+    seen = []
+
+    def spying(model, x, y):
+        value = tf.reduce_sum(tf.abs(model.trainable_variables[0]))
+        tf.py_function(lambda v: seen.append(float(v)), [value], [])
+        return tfi.scorers.upper_bound(model, x, y)
+
+    class Second(switches.Switch):
+        def choose(self, setting):
+            return tf.constant(2)
+
+    model = compiled(tfi.schedules.GainAdapted(0.5))
+    menu = plans.menu(b, "auto")
+    assert menu.plans[2] == plans.Plan(b, 1, 6 * b)
+    second = switches.Gain(step_seconds=1.0, scoring_seconds=1.0)
+    second.choose = Second().choose
+    train = examples(blobs).apply(
+        tfi.importance_sample(model, b, "auto", switch=second, scorer=spying)
+    )
+    model.fit(train, steps_per_epoch=4, verbose=0)
+    assert len(seen) >= 4 and len(set(seen[:4])) == 4

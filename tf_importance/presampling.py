@@ -83,7 +83,8 @@ def importance_sample(
         switch: of `tfi.switches`; by default the paper's, `Tau("guaranteed")`.
         tau_threshold: short for `switch=Tau(tau_threshold)`; or "always", "never".
         draws_per_presample: R, batches drawn from one scoring. The later ones are trained on
-            with scores R − 1 steps old; all of one pre-sample share its sampling error.
+            with scores R − 1 steps old, which a learning rate that follows the gain may not
+            bear; all of one pre-sample share its sampling error.
         min_batch_size: lets a `Gain` switch train on batches of b/2, b/4, … down to this size
             where that is faster; their leading axis is then None. By default b is the only one.
         smoothing: c ≥ 0. Examples are drawn by g_i ∝ Ĝ_i + c mean(Ĝ), so that no weight exceeds
