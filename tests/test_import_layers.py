@@ -62,6 +62,7 @@ ROOMS = (
     "sources",
     "scoring",
     "element_specs",
+    "pipeline",
     "estimate",
     "presampling",
     "history",
