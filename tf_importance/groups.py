@@ -128,7 +128,7 @@ class Emission(NamedTuple):
         """(x, y, weight), or (x, y, {"weight", and what else the step is told}).
 
         Args:
-            group: batches, stacked. gain: scalar r of all of them. seed: [2] of the group.
+            group: batches or pre-samples, stacked. gain: scalar r of all. seed: [2] of the group.
         """
         weights = group.importance
         if self.sample_weighted:
@@ -140,8 +140,12 @@ class Emission(NamedTuple):
             if self.sample_weighted:
                 told |= {"importance": group.importance}
         if self.with_seed:
-            # For each example, so that batches have nothing without a batch axis.
-            told["seed"] = tf.broadcast_to(seed, tf.concat([tf.shape(weights), [2]], axis=0))
+            # For each example, so that batches have nothing without a batch axis; each
+            # pre-sample of the group has its own.
+            numbers = tf.range(tf.shape(weights)[0], dtype=seed.dtype)
+            seeds = seed + tf.stack([numbers, tf.zeros_like(numbers)], axis=1)
+            shape = tf.concat([tf.shape(weights), [2]], axis=0)
+            told["seed"] = tf.broadcast_to(seeds[:, tf.newaxis], shape)
         return group.inputs, group.labels, told if len(told) > 1 else weights
 
 

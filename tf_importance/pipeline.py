@@ -42,7 +42,9 @@ class Pipeline:
         return self._stack(group, plan, gain, seed, 0)
 
     def _presamples(self) -> list[int]:
-        """How many pre-samples a group has under each plan."""
+        """How many pre-samples of a group are scored here under each plan, one after another."""
+        if self._emission.with_seed:
+            return [1 for _ in self._setting.plans]
         size = self._setting.group_size
         return [size // (choice.presample_size or size) for choice in self._setting.plans]
 
@@ -97,6 +99,10 @@ class Pipeline:
     def _drawn(self, group: groups.Group, plan: tf.Tensor, gain, number: tf.Tensor, seed):
         def batches_of(chosen: plans.Plan):
             size = chosen.presample_size
+            if self._emission.with_seed:
+                # The steps score and draw.
+                self._setting.model.count(drawn=float(self._setting.group_size // size))
+                return self._emission.of(groups.whole(group, size), gain, seed)
             start = number * size
             presample = tf.nest.map_structure(lambda part: part[start : start + size], group)
             own_seed = seed + tf.stack([number, 0])
@@ -108,9 +114,6 @@ class Pipeline:
 
     def _scored(self, presample: groups.Group, chosen: plans.Plan, gain, seed):
         size = chosen.presample_size
-        if self._emission.with_seed:
-            self._setting.model.count(drawn=1.0)
-            return self._emission.of(groups.whole(presample, size), gain, seed)
         scores = self._scores[size](presample.inputs, presample.labels)
         scores *= tf.abs(presample.sample_weights)
         smooth = groups.smoothed(scores, self._setting.smoothing)

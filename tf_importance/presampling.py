@@ -37,7 +37,7 @@ def importance_sample(
     draws_per_presample: int = 1,
     min_batch_size: int | None = None,
     smoothing: float | None = None,
-    score_in: str = "pipeline",
+    score_in: str | None = None,
     scorer: scorers.Scorer | None = None,
     resampling: str | proposals.Resampling | None = None,
     seed: int | None = None,
@@ -64,7 +64,7 @@ def importance_sample(
 
     The pipeline reads the model's live weights. Without a seed it works one batch ahead of
     the training step, so scores may be a step or two old: that costs a little variance and no
-    bias. Under a learning rate that follows the gain only the examples are read ahead, and scores
+    bias. Under a learning rate that follows the gain only examples are made ready ahead, and scores
     are those of the very step: old ones would destabilize training. With a seed nothing runs
     ahead, and a run repeats exactly (but for Keras 3 with
     steps_per_execution above 1, which fetches batches ahead of the steps: there it warns; and
@@ -92,11 +92,12 @@ def importance_sample(
             (1 + c)/c, whatever a score that is a few steps old has missed. 0 by default, as in
             the paper; with a `Gain` switch 0.2.
         score_in: "pipeline", where scoring overlaps with the training step before; or "step": the
-            groups that are to be drawn from are handed to the training step whole, which scores
-            them, draws and trains in one compiled function. With the same seed both draw the
-            same (but for a step that XLA compiles, whose random generators are others). For
-            accelerators, where a pipeline on the host reaches the weights dearly; it draws one
-            batch of b from a group.
+            pre-samples that are to be drawn from are handed to the training step whole, which
+            scores them, draws a batch and trains in one compiled function. The step's scores are
+            its own, and what is read ahead needs none. With the same seed both draw the same
+            (but for a step that XLA compiles, whose random generators are others). By default
+            the step where the learning rate follows the gain, on one replica, for one batch of
+            b from each pre-sample; else the pipeline.
         scorer: `(model, x, y) -> [B]`; by default the model's.
         resampling: "multinomial" (independent draws, as in the papers), "systematic" (less
             variance; the default of a `Gain` switch), or a function
@@ -121,7 +122,7 @@ def importance_sample(
     switch.open(setting)
     score = model.scorer if scorer is None else scorer
     scoring.check(score, jit_compile)
-    in_step = _in_step(score_in, menu, model)
+    in_step = _in_step(score_in, menu, model, measured or model.follows_gain)
     _check_measurable(model, menu, measured)
     _warn(model, switch, seed)
 
@@ -153,7 +154,7 @@ def importance_sample(
             together = together.prefetch(1)
         batches = made.of(together)
         # Scores must be of the very step where the learning rate follows the gain.
-        ahead = seed is None and not emission.with_gain
+        ahead = seed is None and (in_step or not emission.with_gain)
         batches = batches.prefetch(1) if ahead else batches
         return batches.with_options(_options(ahead))
 
@@ -192,21 +193,24 @@ def _check_measurable(model: Any, menu: plans.Menu, measured: bool) -> None:
         )
 
 
-def _in_step(score_in: str, menu: plans.Menu, model: Any) -> bool:
+def _in_step(score_in: str | None, menu: plans.Menu, model: Any, follows: bool) -> bool:
     """Whether the training step scores.
 
     Raises:
         ValueError: score_in is unknown, or the step cannot do what is asked for.
     """
-    if score_in not in ("pipeline", "step"):
+    if score_in not in (None, "pipeline", "step"):
         raise ValueError(f"score_in must be 'pipeline' or 'step'; got {score_in!r}.")
-    if score_in == "step" and (len(menu.plans) > 2 or menu.plans[1].draws > 1):
+    sizes = {plan.batch_size for plan in menu.plans}
+    single = len(sizes) == 1 and all(plan.draws <= 1 for plan in menu.plans)
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if score_in is None:
+        return follows and single and replicas == 1
+    if score_in == "step" and not single:
         raise ValueError(
             "score_in='step' draws one batch of batch_size from a pre-sample; leave out "
-            "draws_per_presample, min_batch_size and presample_size='auto', or score in the "
-            "pipeline."
+            "draws_per_presample and min_batch_size, or score in the pipeline."
         )
-    replicas = model.distribute_strategy.num_replicas_in_sync
     if score_in == "step" and replicas > 1:
         raise ValueError(
             "score_in='step' works on one replica, and the model is under a strategy of "
