@@ -44,7 +44,7 @@ def history_sample(
     A fresh pre-sample alone gains at most B/b of a uniform batch; one that memory has chosen
     can gain more.
 
-    Without a seed one batch is drawn ahead of the training step, but for `Oracle`. With a seed
+    Without a seed one batch is drawn ahead of the training step, but for `Oracle` and pre-samples. With a seed
     nothing runs ahead, and a run repeats exactly; so it does after a restore in the midst of an
     epoch. (A `.map` with `num_parallel_calls` or a `.prefetch` behind it does run ahead: batches
     are then drawn by scores a few steps old, which costs a little variance and no bias, and
@@ -110,7 +110,8 @@ def history_sample(
     batches = tf.data.Dataset.range(-(-size // batch_size)).map(
         tf.autograph.experimental.do_not_convert(batch)
     )
-    ahead = seed is None and sampler.may_draw_ahead
+    # Fresh scores are there to be those of the step: the learning rate follows the gain.
+    ahead = seed is None and sampler.may_draw_ahead and presample_size is None
     batches = batches.prefetch(1) if ahead else batches
     return batches.with_options(_options(ahead))
 
