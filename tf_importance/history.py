@@ -44,11 +44,11 @@ def history_sample(
     A fresh pre-sample alone gains at most B/b of a uniform batch; one that memory has chosen
     can gain more.
 
-    Without a seed one batch is drawn ahead of the training step, but for `Oracle` and pre-samples. With a seed
-    nothing runs ahead, and a run repeats exactly; so it does after a restore in the midst of an
-    epoch. (A `.map` with `num_parallel_calls` or a `.prefetch` behind it does run ahead: batches
-    are then drawn by scores a few steps old, which costs a little variance and no bias, and
-    repeat no longer.)
+    Without a seed one batch is drawn ahead of the training step, but for `Oracle` and where there
+    are pre-samples. With a seed nothing runs ahead, and a run repeats exactly; so it does after a
+    restore in the midst of an epoch. (A `.map` with `num_parallel_calls` or a `.prefetch` behind
+    it does run ahead: batches are then drawn by scores a few steps old, which costs a little
+    variance and no bias, and repeat no longer.)
 
     Args:
         source: `(x, y)`, nests of arrays, which TensorFlow gathers from; or random access to
