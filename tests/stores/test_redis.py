@@ -158,6 +158,33 @@ def test_a_killed_server_comes_back_empty_or_as_it_was():
             server.close()
 
 
+@pytest.mark.parametrize("remembered", [None, b"1"])
+def test_a_server_that_forgot_its_master_supersedes_nobody(store, raw, remembered):
+    """As one that comes back from its disk with what it knew some seconds ago."""
+    key = "tfi:{faults}:fence"
+    fence = store.take_over()
+    store.publish(b"a", fence)
+    raw.set(key, remembered) if remembered else raw.delete(key)
+    assert store.publish(b"b", fence) == 2
+    raw.set(key, remembered) if remembered else raw.delete(key)
+    assert store.take_over() > fence
+    with pytest.raises(stores.Superseded):
+        store.publish(b"c", fence)
+
+
+def test_a_run_that_was_deleted_halfway_leaves_nothing_to_the_next(store, raw):
+    store.publish(b"y" * 2500, store.take_over())
+    store.write([message(store=store)])
+    assert store.lease("w", 1, 60.0) is not None
+    store.report("w", {"scored": 1.0})
+    raw.delete("tfi:{faults}:run")
+    store.create(DESCRIPTION)
+    assert store.parameters() is None and store.changes().shards == [] and store.reports() == {}
+    assert not np.concatenate(store.read(range(4)))["version"].any()
+    assert {store.lease("w", 1, 60.0).shard for _ in range(4)} == {0, 1, 2, 3}
+    assert not raw.keys("*parameters:*")
+
+
 def test_a_server_that_forgot_its_scripts_gets_them_again(store, raw):
     raw.script_flush()
     assert store.write([message(store=store), message(1, store=store)]) == 8

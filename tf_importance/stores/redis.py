@@ -330,8 +330,10 @@ class RedisStore(base.Store):
             raise self.foreign("a report") from None
 
     def clear(self) -> None:
-        # A glob takes { and } as they are.
         with self._asking():
+            # First, so that nobody goes on writing to the rest.
+            self._client.unlink(f"{self._prefix}run")
+            # A glob takes { and } as they are.
             for key in self._client.scan_iter(match=f"{self._prefix}*", count=1000):
                 self._client.unlink(key)
         self._run = None
