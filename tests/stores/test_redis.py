@@ -79,6 +79,25 @@ def test_no_error_and_no_log_shows_a_credential(locked, kind, caplog):
     assert not [secret for secret in (SECRET, "s3cr", "topsecretuser") if secret in shown]
 
 
+@pytest.mark.parametrize("character", ["/", "@", "?", "#", " ", ":", "'", "@:/?#@ x"])
+@pytest.mark.parametrize("scheme", ["redis", "http"])
+def test_passwords_that_were_not_encoded_are_not_shown_either(character, scheme, caplog):
+    caplog.set_level(logging.DEBUG)
+    url = f"{scheme}://topuser:s3cr{character}tail@127.0.0.1:1/0"
+    with pytest.raises((ValueError, stores.Unreachable)) as caught:
+        opened = open_store(url, role="worker")
+        assert "s3cr" not in repr(opened) and "tail" not in repr(opened)
+        opened.join(DESCRIPTION)
+    shown = "".join(traceback.format_exception(caught.value)[-1:]) + caplog.text
+    assert not [secret for secret in ("s3cr", "tail", "topuser") if secret in shown], shown
+
+
+def test_options_that_are_secrets_are_not_shown():
+    url = "rediss://h:1/0?ssl_password=s3cr&ssl_ca_certs=file&password=tail"
+    shown = stores.without_credentials(f"a --store={url} b")
+    assert shown == "a --store=rediss://h:1/0?ssl_password=***&ssl_ca_certs=file&password=*** b"
+
+
 def test_a_user_without_permissions_is_told_which_keys(locked):
     admin = redis.Redis(port=locked.port, password="s3cr/et")
     admin.acl_setuser("reader", True, passwords=["+pw"], keys=["tfi:*"], commands=["+@read"])

@@ -126,7 +126,7 @@ class Store(abc.ABC):
     """
 
     def __init__(self, address: str, role: str) -> None:
-        self.address = errors.without_credentials(address)
+        self.address = errors.without_credentials_of(address)
         self.role = role
         self._run: Run | None = None
 

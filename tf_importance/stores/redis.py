@@ -72,9 +72,12 @@ class RedisStore(base.Store):
                 retry_on_timeout=False,
             )
         except (ValueError, TypeError) as error:
+            # It may name a part of a password as that of something else.
+            why = "" if self._secrets or "@" in url else f": {error}"
             raise ValueError(
-                f"{role}: no store has the URL {self.address!r}: {self._clean(error)}. Give "
-                "redis://host:port/database, rediss://… for TLS, or unix:///path."
+                f"{role}: no store has the URL {self.address!r}{why}. Give "
+                "redis://host:port/database, rediss://… for TLS, or unix:///path, with / ? # @ and "
+                "spaces in a password as %2F, %3F, %23, %40 and %20."
             ) from None
 
     # Commands -----------------------------------------------------------------------------
