@@ -227,6 +227,44 @@ def test_a_foreign_run_is_refused_and_left_alone(redis_server, raw, value):
     raw.delete(key)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"description": b"[" * 100_000}, {"description": b"[]"}, {"description": b"{}"}),
+        {"description": b'{"format": 1, "num_examples": 1e999, "shard_size": 0}'},
+        *({"created": created} for created in (b"nan", b"inf", b"-1", b"x", b"1e300")),
+        *({"id": b"\xff"}, {"magic": b"other"}),
+    ],
+)
+def test_a_run_that_makes_no_sense_is_foreign(redis_server, raw, store, change):
+    raw.hset("tfi:{faults}:run", mapping=change)
+    with pytest.raises(stores.Foreign, match="^worker: "):
+        RedisStore(redis_server.url, "faults", "worker").join(DESCRIPTION)
+
+
+def test_lists_and_reports_that_make_no_sense_are_foreign(store, raw):
+    for name, ask in (("changes", store.changes), ("waiting", lambda: store.lease("w", 9, 1.0))):
+        raw.zadd("tfi:{faults}:" + name, {b"99": -1 if name == "waiting" else 7})
+        raw.set("tfi:{faults}:count", 9)
+        with pytest.raises(stores.Foreign, match="list of shards"):
+            ask()
+    raw.zadd("tfi:{faults}:changes", {b"text": 8})
+    with pytest.raises(stores.Foreign, match="list of shards"):
+        store.changes()
+    for text in (b"[" * 100_000, b"5", b'{"per_second": 1}', b'{"time": "x"}', b'{"time": [1]}'):
+        raw.hset("tfi:{faults}:reports", "w", text)
+        with pytest.raises(stores.Foreign, match="a report"):
+            store.reports()
+
+
+@pytest.mark.parametrize("change", [{"version": 2**32}, {"version": -1}, {"chunks": 10**12}])
+def test_pointers_that_make_no_sense_are_refused(store, raw, change):
+    store.publish(b"y" * 2500, store.take_over())
+    raw.hset("tfi:{faults}:parameters", mapping=change)
+    with pytest.raises((stores.Corrupt, stores.Foreign), match="^master: "):
+        store.parameters()
+
+
 def test_another_format_version_is_refused(redis_server, raw, store):
     text = json.loads(raw.hget("tfi:{faults}:run", "description"))
     raw.hset("tfi:{faults}:run", "description", json.dumps({**text, "format": 2, "new": 1}))

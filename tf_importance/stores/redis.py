@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import json
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tf_importance.stores import base, errors, lua
-from tf_importance.stores.records import RECORD, Message, ticks
+from tf_importance.stores.records import LARGEST, RECORD, Message, ticks
 
 SCHEMES = ("redis", "rediss", "unix")
 # A string of Redis holds 512 MB; smaller ones also keep a slow line from blocking it for long.
@@ -204,6 +203,8 @@ class RedisStore(base.Store):
         identity, created, description = rest
         try:
             began, name = float(created), str(identity, "ascii")
+            if not 0 <= began < 2**53:
+                raise ValueError
             text = str(description, "utf-8")
         except ValueError:
             raise self.foreign("the run there") from None
@@ -245,7 +246,7 @@ class RedisStore(base.Store):
             version, token, chunks, size, digest = self._pointer(fields)
             if version <= newer_than:
                 return None
-            blob = self._joined(token, chunks)
+            blob = self._joined(token, chunks, size)
             if blob is not None and len(blob) == size and _digest(blob) == digest:
                 return base.Parameters(version, blob)
             # Published anew meanwhile, so long ago that the chunks are gone: look again.
@@ -254,17 +255,23 @@ class RedisStore(base.Store):
     def _pointer(self, fields: Sequence[bytes]) -> tuple[int, str, int, int, str]:
         try:
             version, token, chunks, size, digest = (str(field, "ascii") for field in fields)
-            return int(version), token, int(chunks), int(size), digest
+            known = int(version), token, int(chunks), int(size), digest
+            if not 0 < known[0] <= LARGEST:
+                raise ValueError
+            return known
         except (TypeError, ValueError):
             raise self.foreign("the parameters' pointer") from None
 
-    def _joined(self, token: str, chunks: int) -> bytes | None:
-        parts = []
+    def _joined(self, token: str, chunks: int, size: int) -> bytes | None:
+        parts: list[bytes] = []
         for number in range(chunks):
             with self._asking():
-                parts.append(self._client.get(self._chunk_key(token, number)))
-            if parts[-1] is None:
+                part = self._client.get(self._chunk_key(token, number))
+            # No more than was published is read, however many chunks are said to be there.
+            size -= len(part or b"")
+            if part is None or size < 0:
                 return None
+            parts.append(part)
         return b"".join(parts)
 
     # Scores -------------------------------------------------------------------------------
@@ -291,7 +298,7 @@ class RedisStore(base.Store):
             incarnation = self._client.info("server")["run_id"]
         known = since.number if since.incarnation == incarnation else 0
         count, shards = self._run_script(lua.CHANGES, self.run.id, known)
-        return base.Changes(base.Mark(incarnation, count), sorted(map(int, shards)))
+        return base.Changes(base.Mark(incarnation, count), sorted(map(self._known_shard, shards)))
 
     def read(self, shards: Sequence[int]) -> list[np.ndarray]:
         found: list[np.ndarray] = []
@@ -315,7 +322,7 @@ class RedisStore(base.Store):
         token = f"{owner}:{uuid.uuid4().hex}".replace(" ", "_")
         milliseconds = max(1, int(1000 * seconds))
         shard = self._run_script(lua.LEASE, self.run.id, token, version, milliseconds)
-        return None if shard is None else base.Lease(shard, token)
+        return None if shard is None else base.Lease(self._known_shard(shard), token)
 
     # Others -------------------------------------------------------------------------------
 
@@ -327,10 +334,9 @@ class RedisStore(base.Store):
     def reports(self) -> dict[str, dict[str, float]]:
         with self._asking():
             found = self._client.hgetall(f"{self._prefix}reports")
-        try:
-            return {str(name, "utf-8"): json.loads(text) for name, text in found.items()}
-        except ValueError:
-            raise self.foreign("a report") from None
+        return {
+            str(name, "utf-8", "replace"): self._reported(text) for name, text in found.items()
+        }
 
     def clear(self) -> None:
         with self._asking():
