@@ -149,6 +149,16 @@ def test_out_of_memory_leaves_everything_as_it_was(store, raw):
     assert store.publish(b"after", fence) == 2 and store.write([message(1, 2, store=store)]) == 4
 
 
+def test_a_server_that_takes_no_writes_for_now_is_waited_for(store, raw):
+    raw.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(stores.Unreachable, match="^master: .*for now"):
+            store.write([message(store=store)])
+    finally:
+        raw.replicaof("NO", "ONE")
+    assert store.write([message(store=store)]) == 4
+
+
 # Restarts -------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,8 @@ _UNPOINTED_SECONDS = 3600
 # How long those who began to read parameters may go on after the next ones were published.
 _FORMER_MILLISECONDS = 60_000
 _SHARDS_AT_ONCE = 256
+# Errors that pass without these processes' doing: a script that hangs, a disk that is full.
+_PASSING = ("BUSY ", "MISCONF ")
 
 
 class RedisStore(base.Store):
@@ -97,6 +99,8 @@ class RedisStore(base.Store):
                 f"the store does not answer: {self._clean(error)}",
                 "Start it (redis-server --port …), or check host, port and network.",
             ) from None
+        except (failures.ReadOnlyError, failures.TryAgainError, failures.MasterDownError) as error:
+            raise self._passing(error) from None
         except failures.ResponseError as error:
             raise self._of_response(str(error)) from None
 
@@ -114,6 +118,8 @@ class RedisStore(base.Store):
             return self.foreign(f"a key under {self._prefix}")
         if "OOM" in text:
             return self._full(text)
+        if text.startswith(_PASSING):
+            return self._passing(text)
         if any(code in text for code in ("NOAUTH", "WRONGPASS", "NOPERM")):
             return self._unauthorized(text)
         return self.error(
@@ -135,6 +141,13 @@ class RedisStore(base.Store):
             errors.OutOfMemory,
             f"the store has no room left: {self._clean(error)}",
             "Raise its maxmemory (CONFIG SET maxmemory …), or delete other runs.",
+        )
+
+    def _passing(self, error: Any) -> errors.StoreError:
+        return self.error(
+            errors.Unreachable,
+            f"the store takes no such commands for now: {self._clean(error)}",
+            "See its log; it must be a master, with room on its disk.",
         )
 
     def _torn(self, what: str) -> errors.StoreError:
@@ -334,9 +347,7 @@ class RedisStore(base.Store):
     def reports(self) -> dict[str, dict[str, float]]:
         with self._asking():
             found = self._client.hgetall(f"{self._prefix}reports")
-        return {
-            str(name, "utf-8", "replace"): self._reported(text) for name, text in found.items()
-        }
+        return {str(name, "utf-8", "replace"): self._reported(text) for name, text in found.items()}
 
     def clear(self) -> None:
         with self._asking():
