@@ -51,11 +51,11 @@ class Exchange:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._said = ""
-        self._contact = self._last_pull = time.monotonic()
+        self._contact = self._last_whole = self._last_pull = time.monotonic()
 
     @property
     def silent_seconds(self) -> float:
-        """Since the last exchange that went well."""
+        """Since the last exchange that went well, or the last part of one that goes well so far."""
         return time.monotonic() - self._contact
 
     def join(self) -> None:
@@ -79,18 +79,19 @@ class Exchange:
             shards = changes.shards[start : start + _SHARDS_AT_ONCE]
             for shard, found in zip(shards, self._store.read(shards)):
                 self._mirror.merge(layout.examples(shard).start, found, created)
+            self._contact = time.monotonic()
         # Not before all is read: what failed halfway is asked for again.
         self._mark = changes.mark
         self._mirror.filter(self._store.now(), version)
         self._pulled()
-        self._contact = self._last_pull = time.monotonic()
+        self._contact = self._last_whole = self._last_pull = time.monotonic()
 
     # The thread ---------------------------------------------------------------------------
 
     def start(self) -> None:
         """Go on by itself until `stop`."""
         self._stop.clear()
-        self._contact = time.monotonic()
+        self._contact = self._last_whole = time.monotonic()
         self._last_pull = -self._pull_seconds
         self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
         self._thread.start()
@@ -126,6 +127,7 @@ class Exchange:
         """Whether an exchange went well."""
         try:
             version = self._send()
+            self._contact = time.monotonic()
             if self._until_pull() <= 0:
                 self._pull(version)
         except stores.Superseded:
@@ -134,6 +136,8 @@ class Exchange:
             self._say(error, "Beginning it anew.")
             return self._began_anew()
         except stores.StoreError as error:
+            # What was begun and not ended counts for nothing.
+            self._contact = self._last_whole
             self._say(error, "Trying again.")
             return False
         self._said = ""

@@ -175,6 +175,7 @@ def working(*workers: Worker) -> Iterator[None]:
         try:
             worker.run(stop)
         except BaseException as error:  # raised below, where somebody waits for it
+            _LOG.error("Worker %s ends: %s", worker.name, error)
             failures.append(error)
 
     threads = [threading.Thread(target=run, args=(one,), name=one.name) for one in workers]
