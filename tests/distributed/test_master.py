@@ -297,6 +297,29 @@ def test_a_store_may_be_silent_for_the_stated_time(data, make_model, meeting):
     assert sampler.draws_by_scores
 
 
+def test_exact_waits_for_a_store_that_comes_back_empty(data, make_model, request):
+    Failing.lost = False
+    request.addfinalizer(lambda: setattr(Failing, "lost", False))
+    models, losses = [make_model(), make_model()], []
+    for model, fails in zip(models, (False, True)):
+        name = f"{request.node.name} {fails}"
+        sampler = master(model, Failing(name, "master"), exact=True)
+
+        def course(step, name=name, fails=fails):
+            if fails and step == 3:
+                Failing.lost = True
+                threading.Timer(0.1, come_back, [name]).start()
+
+        with distributed.working(worker(make_model(), data, Failing(name, "worker"))):
+            losses.append(trained(model, sampler, data, 6, course))
+    assert losses[0] == losses[1]
+
+
+def come_back(name):
+    Failing.lost = False
+    stores.MemoryStore(name).clear()
+
+
 def test_an_emptied_store_is_filled_again(data, make_model, meeting, caplog):
     model = make_model()
     sampler = master(model, meeting("master"))
@@ -427,9 +450,9 @@ def test_a_long_pull_is_no_silence_and_a_broken_one_is(data, make_model, request
 
     def pull():
         silences.clear()
-        sampler.exchange._mark, sampler.exchange._last_pull = stores.Mark(), -1e9
+        sampler.exchange._mark = stores.Mark()
         start = sampler.exchange._last_whole
-        return sampler.exchange._tried(), sampler.exchange.silent_seconds, now[0] - start
+        return sampler.exchange.attempt(), sampler.exchange.silent_seconds, now[0] - start
 
     monkeypatch.setattr(store, "course", slow)
     now[0] += 1

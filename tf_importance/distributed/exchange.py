@@ -117,18 +117,23 @@ class Exchange:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                pause = self._until_pull() if self._tried() else _RETRY_SECONDS
+                due = self._until_pull() <= 0
+                pause = self._until_pull() if self.attempt(due) else _RETRY_SECONDS
                 self._wake.wait(pause)
                 self._wake.clear()
         except BaseException as error:  # raised again where the training is
             self._failure = error
 
-    def _tried(self) -> bool:
-        """Whether an exchange went well."""
+    def attempt(self, pull: bool = True) -> bool:
+        """Send, and pull if it is due; whether that went well. What may pass is logged.
+
+        Raises:
+            stores.Superseded: it does not pass.
+        """
         try:
             version = self._send()
             self._contact = time.monotonic()
-            if self._until_pull() <= 0:
+            if pull:
                 self._pull(version)
         except stores.Superseded:
             raise
