@@ -317,10 +317,47 @@ def test_harmed_parameters_are_never_used(store, raw, harm):
         assert store.publish(b"z" * 10, fence) == 2 and store.parameters().blob == b"z" * 10
 
 
-def test_former_parameters_are_deleted_after_a_while(store, raw):
-    fence = store.take_over()
-    for _ in range(3):
-        store.publish(b"y" * 2500, fence)
-    left = [raw.pttl(key) for key in raw.keys("tfi:{faults}:parameters:*")]
-    assert sorted(ttl > 0 for ttl in left) == [False] * 3 + [True] * 6
-    assert max(left) <= 60_000
+@pytest.mark.parametrize("kept, left", [(0, 1), (2500, 1), (5000, 2), (7499, 2), (10**9, 4)])
+def test_former_parameters_take_no_more_than_they_may(store, raw, monkeypatch, kept, left):
+    monkeypatch.setattr("tf_importance.stores.redis._FORMER_BYTES", kept)
+    fence, pointers = store.take_over(), []
+    for number in range(5):
+        store.publish(bytes([number]) * 2500, fence)
+        pointers.append(raw.hgetall("tfi:{faults}:parameters"))
+    assert len(raw.keys("tfi:{faults}:parameters:*")) == 3 * (1 + left)
+    assert all(raw.pttl(key) == -1 for key in raw.keys("tfi:{faults}:parameters:*"))
+    # Who began to read those before the last ones comes to an end.
+    raw.hset("tfi:{faults}:parameters", mapping=pointers[-2])
+    assert store.parameters() == (4, bytes([3]) * 2500)
+
+
+def test_who_reads_while_parameters_are_published_reads_them_whole(store, monkeypatch):
+    """A publication between any two chunks."""
+    monkeypatch.setattr("tf_importance.stores.redis._FORMER_BYTES", 0)
+    fence, get, versions = store.take_over(), store._client.get, [0]
+
+    def publish():
+        versions[0] += 1
+        store.publish(bytes([versions[0]]) * 2500, fence)
+
+    def slowly(key):
+        if key.endswith(":1") and versions[0] < slow:
+            publish()
+        return get(key)
+
+    monkeypatch.setattr(store._client, "get", slowly)
+    publish()
+    slow = 2
+    assert store.parameters() == (1, bytes([1]) * 2500), "one publication is no harm"
+    publish()
+    slow = 100
+
+    def twice(key):
+        if key.endswith(":1"):
+            publish()
+            publish()
+        return get(key)
+
+    monkeypatch.setattr(store._client, "get", twice)
+    with pytest.raises(stores.Corrupt, match="publish less often"):
+        store.parameters()

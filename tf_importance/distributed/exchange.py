@@ -19,8 +19,8 @@ _SHARDS_AT_ONCE = 256
 class Exchange:
     """Sends what there is to send, pulls the scores that changed, and says that they did.
 
-    The store may go and come back; it may come back empty. Then the run is begun anew, and
-    everything sent again. A trainer that was replaced, and anything unforeseen, fails its training.
+    The store may go and come back; it may come back empty. Then the run is begun anew. A trainer
+    that was replaced, and anything unforeseen, fails its training.
 
     Args:
         store: where to meet.

@@ -24,10 +24,15 @@ if kind == 'none' then
   -- Nothing of a run that was deleted halfway may be taken for this one's.
   local pointer = ARGV[1] .. 'parameters'
   local former = redis.call('HMGET', pointer, 'token', 'chunks')
-  for number = 0, tonumber(former[2] or 0) - 1 do
-    redis.call('DEL', pointer .. ':' .. former[1] .. ':' .. number)
+  local chunks = redis.call('LRANGE', ARGV[1] .. 'formers', 0, -1)
+  if former[1] then table.insert(chunks, former[1] .. ' ' .. (former[2] or 0) .. ' 0') end
+  for _, one in ipairs(chunks) do
+    local token, count = string.match(one, '^(%S+) (%d+) ')
+    for number = 0, tonumber(count or 0) - 1 do
+      redis.call('DEL', pointer .. ':' .. token .. ':' .. number)
+    end
   end
-  for _, name in ipairs({'parameters', 'waiting', 'leased', 'holders', 'changes', 'count',
+  for _, name in ipairs({'parameters', 'formers', 'waiting', 'leased', 'holders', 'changes', 'count',
                          'reports'}) do
     redis.call('DEL', ARGV[1] .. name)
   end
@@ -54,12 +59,15 @@ return number
 )
 
 # ARGV: prefix, id, fence, version to follow, token, chunks, size, chunk size, digest,
-# milliseconds that those who read the former parameters have left → the version.
+# bytes of former parameters to keep → the version.
+#
+# Those who read the former ones shall come to an end: of these the last is kept in any case, and
+# those before as long as all fit.
 PUBLISH = (
     _SAME_RUN
     + """
 local pointer = prefix .. 'parameters'
--- A server that came back from its disk may know of an earlier master only: that supersedes nobody.
+-- A server that came back from its disk may know an earlier master only: that supersedes nobody.
 if (tonumber(redis.call('GET', prefix .. 'fence') or 0) or 0) > tonumber(ARGV[3]) then
   return redis.error_reply('TFISUPERSEDED')
 end
@@ -71,15 +79,27 @@ for number = 0, chunks - 1 do
     return redis.error_reply('TFICORRUPT ' .. number)
   end
 end
-local former = redis.call('HMGET', pointer, 'version', 'token', 'chunks')
+local former = redis.call('HMGET', pointer, 'version', 'token', 'chunks', 'size')
 local version = math.max(tonumber(former[1] or 0), tonumber(ARGV[4])) + 1
 redis.call('SET', prefix .. 'fence', ARGV[3])
 redis.call('HSET', pointer, 'version', version, 'token', token, 'chunks', chunks, 'size', size,
            'digest', ARGV[9])
 for number = 0, chunks - 1 do redis.call('PERSIST', chunk(token, number)) end
+local formers = prefix .. 'formers'
 if former[2] then
-  for number = 0, former[3] - 1 do redis.call('PEXPIRE', chunk(former[2], number), ARGV[10]) end
+  redis.call('LPUSH', formers, former[2] .. ' ' .. former[3] .. ' ' .. former[4])
 end
+local kept, bytes = 0, 0
+for place, one in ipairs(redis.call('LRANGE', formers, 0, -1)) do
+  local token, count, size = string.match(one, '^(%S+) (%d+) (%d+)$')
+  bytes = bytes + tonumber(size)
+  if place == 1 or (bytes <= tonumber(ARGV[10]) and place <= 100) then
+    kept = place
+  else
+    for number = 0, tonumber(count) - 1 do redis.call('UNLINK', chunk(token, number)) end
+  end
+end
+redis.call('LTRIM', formers, 0, kept - 1)
 return version
 """
 )

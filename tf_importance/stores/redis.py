@@ -16,13 +16,13 @@ from tf_importance.stores import base, errors, lua
 from tf_importance.stores.records import LARGEST, RECORD, Message, ticks
 
 SCHEMES = ("redis", "rediss", "unix")
-# A string of Redis holds 512 MB; smaller ones also keep a slow line from blocking it for long.
-CHUNK = 64 * 2**20
+# A string of Redis holds 512 MB; but each chunk has to pass the line within the timeout.
+CHUNK = 8 * 2**20
 _HEADER = 16
 # What becomes of chunks that were written by a master that died before it pointed to them.
 _UNPOINTED_SECONDS = 3600
-# How long those who began to read parameters may go on after the next ones were published.
-_FORMER_MILLISECONDS = 60_000
+# Of former parameters, for those who still read them; the last is kept however large.
+_FORMER_BYTES = 64 * 2**20
 _SHARDS_AT_ONCE = 256
 # Errors that pass without these processes' doing: a script that hangs, a disk that is full.
 _PASSING = ("BUSY ", "MISCONF ")
@@ -154,8 +154,9 @@ class RedisStore(base.Store):
         return self.error(
             errors.Corrupt,
             f"parameters cannot be used: {what}",
-            "The master's next publication replaces them; if this goes on, check that no other "
-            f"program writes to {self._prefix}* and that maxmemory-policy is noeviction.",
+            "The master's next publication replaces them; if this goes on, publish less often than "
+            f"they can be read, and check that no other program writes to {self._prefix}* and that "
+            "maxmemory-policy is noeviction.",
         )
 
     def _clean(self, error: Any) -> str:
@@ -233,7 +234,7 @@ class RedisStore(base.Store):
         view = memoryview(blob)
         starts = range(0, max(len(blob), 1), self._chunk)
         keys = [self._chunk_key(token, number) for number in range(len(starts))]
-        arguments = (token, len(keys), len(blob), self._chunk, _digest(blob), _FORMER_MILLISECONDS)
+        arguments = (token, len(keys), len(blob), self._chunk, _digest(blob), _FORMER_BYTES)
         try:
             with self._asking():
                 for key, start in zip(keys, starts):
@@ -262,7 +263,7 @@ class RedisStore(base.Store):
             blob = self._joined(token, chunks, size)
             if blob is not None and len(blob) == size and _digest(blob) == digest:
                 return base.Parameters(version, blob)
-            # Published anew meanwhile, so long ago that the chunks are gone: look again.
+            # Published anew meanwhile, more than once, so that the chunks are gone: look again.
         raise self._torn(f"version {version} is not what was published")
 
     def _pointer(self, fields: Sequence[bytes]) -> tuple[int, str, int, int, str]:
