@@ -32,8 +32,8 @@ if kind == 'none' then
       redis.call('DEL', pointer .. ':' .. token .. ':' .. number)
     end
   end
-  for _, name in ipairs({'parameters', 'formers', 'waiting', 'leased', 'holders', 'changes', 'count',
-                         'reports'}) do
+  for _, name in ipairs({'parameters', 'formers', 'waiting', 'leased', 'holders', 'changes',
+                         'count', 'reports'}) do
     redis.call('DEL', ARGV[1] .. name)
   end
   for shard = 0, tonumber(ARGV[4]) - 1 do
