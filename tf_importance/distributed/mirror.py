@@ -41,7 +41,8 @@ class Known(NamedTuple):
 
     Attributes:
         scores: [n] newest ones of this training, NaN where none is known.
-        previous: [n] those before. usable: [n] which are fresh enough. versions: [n]. times: [n] in seconds, by the store.
+        previous: [n] those before. usable: [n] which are fresh enough.
+        versions: [n]. times: [n] in seconds, by the store.
     """
 
     scores: np.ndarray
