@@ -1,5 +1,6 @@
 """Peers: their own steps' scores, shared; alone, and two processes under one strategy."""
 
+import concurrent.futures
 import json
 import os
 import socket
@@ -83,6 +84,24 @@ def test_what_could_not_be_sent_is_sent_later(data, make_model, meeting, monkeyp
     sampler.maintain(4, None)
     sampler.exchange.once()
     np.testing.assert_array_equal(sampler.mirror.known().scores[[1, 2, 3]], [1.0, 5.0, 3.0])
+
+
+def test_what_waits_is_sent_by_one_thread_at_a_time(data, make_model, meeting, monkeypatch):
+    sampler = alone(data, make_model, meeting, "peer")
+    now = stores.MemoryStore.now
+
+    def slowly(store):
+        time.sleep(0.002)
+        return now(store)
+
+    monkeypatch.setattr(stores.MemoryStore, "now", slowly)
+    for number in range(6):
+        visit(sampler, [number], [1.0 + number])
+        sampler.maintain(2 * number + 2, None)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for sent in [threads.submit(sampler.exchange.once) for _ in range(8)]:
+            sent.result()
+    np.testing.assert_array_equal(sampler.mirror.known().scores[:6], np.arange(6) + 1)
 
 
 def test_what_is_sent_late_is_as_old_as_it_is(data, make_model, meeting, monkeypatch):

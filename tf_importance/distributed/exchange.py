@@ -47,6 +47,8 @@ class Exchange:
         self._joined, self._send, self._pulled = joined, send, pulled
         self._pull_seconds = pull_seconds
         self._mark = stores.Mark()
+        # What is sent is taken out of queues: by one thread at a time.
+        self._busy = threading.Lock()
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -70,7 +72,8 @@ class Exchange:
 
     def once(self) -> None:
         """Send and pull."""
-        self._pull(self._send())
+        with self._busy:
+            self._pull(self._send())
 
     def _pull(self, version: int) -> None:
         changes = self._store.changes(self._mark)
@@ -131,10 +134,11 @@ class Exchange:
             stores.Superseded: it does not pass.
         """
         try:
-            version = self._send()
-            self._contact = time.monotonic()
-            if pull:
-                self._pull(version)
+            with self._busy:
+                version = self._send()
+                self._contact = time.monotonic()
+                if pull:
+                    self._pull(version)
         except stores.Superseded:
             raise
         except stores.NoRun as error:
