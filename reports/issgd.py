@@ -10,11 +10,12 @@ of the proposals, for each curve that has it), and Table 1 as table.md and table
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +73,7 @@ def monitored(directory: pathlib.Path, run: curves.Run) -> dict[str, tuple]:
         return {}
     seconds = {row["step"]: row["seconds"] for row in run.rows}
     # A run that went on after a kill may have a step twice: the last one counts.
-    rows = {row["step"]: row for row in map(json.loads, path.read_text().splitlines())}
+    rows = {row["step"]: row for row in _rows(path)}
     found = {}
     for name in _FIGURE4:
         known = [
@@ -83,6 +84,13 @@ def monitored(directory: pathlib.Path, run: curves.Run) -> dict[str, tuple]:
         if known:
             found[name] = tuple(np.array(known, float).T)
     return found
+
+
+def _rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines():
+        # One that a kill left without its end has the next one's on the same line.
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line[max(line.rfind('{"step"'), 0) :])
 
 
 def final_error(run: curves.Run, name: str = "test_error") -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import warnings
@@ -224,6 +225,16 @@ class ISModel(keras.Model):
                 version of Keras cannot multiply the two.
         """
         given = _arguments(keras.Model.fit, self, *args, **kwargs)
+        try:
+            return self._fit(given)
+        except BaseException:
+            if self.sampler is not None:
+                # What ended the training is said, and not what this may find as well.
+                with contextlib.suppress(Exception):
+                    self.sampler.end()
+            raise
+
+    def _fit(self, given: dict[str, Any]):
         spec = getattr(given["x"], "element_spec", None)
         if self.sampler is not None and samplers.is_drawn(spec):
             given["callbacks"] = feedback.with_maintenance(given["callbacks"], self.sampler)

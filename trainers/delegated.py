@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import pathlib
 import threading
@@ -221,7 +222,8 @@ def recorder(settings: flags.FlagValues, model: tfi.ISModel) -> runner.Also:
     def record(path: pathlib.Path, step: int) -> None:
         numbers = monitor.numbers()
         with (path / "issgd.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **numbers}).replace("NaN", "null") + "\n")
+            finite = {name: _or_none(value) for name, value in numbers.items()}
+            file.write(json.dumps({"step": step, **finite}) + "\n")
         writer = tf.summary.create_file_writer(str(path / "tensorboard"))
         with writer.as_default(step=step):
             for name, value in numbers.items():
@@ -229,6 +231,11 @@ def recorder(settings: flags.FlagValues, model: tfi.ISModel) -> runner.Also:
         writer.close()
 
     return record
+
+
+def _or_none(value: float) -> float | None:
+    """A number as JSON has it."""
+    return value if math.isfinite(value) else None
 
 
 # Those who score ------------------------------------------------------------------------------

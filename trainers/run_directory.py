@@ -85,7 +85,7 @@ def _described(flags: Mapping[str, Any]) -> dict[str, Any]:
         },
         "devices": [device.device_type for device in tf.config.list_physical_devices()],
         "commit": _commit(),
-        "command": [tfi.stores.without_credentials(argument) for argument in sys.argv],
+        "command": [tfi.stores.without_credentials_of(argument) for argument in sys.argv],
     }
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tf_importance as tfi
 from tests.distributed.conftest import N, compile_model, score_all
-from tf_importance import distributed, stores
+from tf_importance import distributed, sources, stores
 
 SHARD = 32
 
@@ -297,6 +297,29 @@ def test_a_store_may_be_silent_for_the_stated_time(data, make_model, meeting):
     assert sampler.draws_by_scores
 
 
+def test_exact_waits_for_a_store_that_comes_back_empty(data, make_model, request):
+    Failing.lost = False
+    request.addfinalizer(lambda: setattr(Failing, "lost", False))
+    models, losses = [make_model(), make_model()], []
+    for model, fails in zip(models, (False, True)):
+        name = f"{request.node.name} {fails}"
+        sampler = master(model, Failing(name, "master"), exact=True)
+
+        def course(step, name=name, fails=fails):
+            if fails and step == 3:
+                Failing.lost = True
+                threading.Timer(0.1, come_back, [name]).start()
+
+        with distributed.working(worker(make_model(), data, Failing(name, "worker"))):
+            losses.append(trained(model, sampler, data, 6, course))
+    assert losses[0] == losses[1]
+
+
+def come_back(name):
+    Failing.lost = False
+    stores.MemoryStore(name).clear()
+
+
 def test_an_emptied_store_is_filled_again(data, make_model, meeting, caplog):
     model = make_model()
     sampler = master(model, meeting("master"))
@@ -382,6 +405,95 @@ def test_a_restored_master_goes_on(data, make_model, meeting, tmp_path):
     assert restored and steps == 10 and version == first.version.numpy() > 0
     assert second.steps.numpy() == 20
     assert second.version.numpy() > version, "even though the store began anew"
+
+
+def test_a_training_that_fails_leaves_no_thread(data, make_model, meeting):
+    before = set(threading.enumerate())
+    sampler = master(model := make_model(), meeting("master"))
+
+    def course(step):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(model, sampler, data, also=course)
+    left = [thread for thread in set(threading.enumerate()) - before if thread.name == "exchange"]
+    assert not left
+
+
+class Slow(stores.MemoryStore):
+    """A store that takes its time for each part of a pull, or has none after the first."""
+
+    course = staticmethod(lambda: None)
+
+    def read(self, shards):
+        self.course()
+        return super().read(shards)
+
+
+def test_a_long_pull_is_no_silence_and_a_broken_one_is(data, make_model, request, monkeypatch):
+    monkeypatch.setattr("tf_importance.distributed.exchange._SHARDS_AT_ONCE", 1)
+    store = Slow(request.node.name, "master")
+    sampler = master(make_model(), store)
+    pulled(sampler, data, make_model, lambda role: stores.MemoryStore(request.node.name, role))
+    silences = []
+    now = [time.monotonic()]
+    monkeypatch.setattr("tf_importance.distributed.exchange.time.monotonic", lambda: now[0])
+
+    def slow():
+        now[0] += 9
+        silences.append(sampler.exchange.silent_seconds)
+
+    def broken():
+        slow()
+        if len(silences) > 1:
+            raise store.error(stores.Unreachable, "gone", "")
+
+    def pull():
+        silences.clear()
+        sampler.exchange._mark = stores.Mark()
+        start = sampler.exchange._last_whole
+        return sampler.exchange.attempt(), sampler.exchange.silent_seconds, now[0] - start
+
+    monkeypatch.setattr(store, "course", slow)
+    now[0] += 1
+    went_well, silent, _ = pull()
+    assert went_well and silent == 0 and len(silences) == 3 and max(silences) <= 10
+    monkeypatch.setattr(store, "course", broken)
+    went_well, silent, whole = pull()
+    assert not went_well and silent == whole == 18
+
+
+def test_the_time_between_pulls_is_no_silence(make_model, meeting):
+    with pytest.raises(ValueError, match="fallback_seconds must be longer than pull_seconds"):
+        master(make_model(), meeting(), pull_seconds=10.0, fallback_seconds=10.0)
+
+
+def test_equal_data_and_losses_have_equal_names_in_all_processes(make_model):
+    def named(texts):
+        x, y = np.array(texts), np.arange(len(texts))
+        gather = sources.opened((x, y))[1]
+        return distributed.description.fingerprint(gather, len(texts))
+
+    texts = [f"text {number}" for number in range(300)]
+    assert named(texts) == named([str(text) for text in texts]) != named(texts[::-1])
+
+    class Custom(keras.losses.Loss):
+        def __init__(self, of):
+            super().__init__()
+            self.of = of
+
+        def call(self, y_true, y_pred):
+            return y_pred
+
+        def get_config(self):
+            return {"of": self.of}
+
+    names = []
+    for _ in range(2):
+        model = make_model()
+        model.compile("sgd", Custom(object()))
+        names.append(distributed.description.loss_name(model.objective))
+    assert names[0] == names[1] and "object" in names[0]
 
 
 # Workers --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_importance as tfi
 from tests.distributed.conftest import N, score_all
 from tests.reference import issgd
-from tf_importance import distributed, variance
+from tf_importance import distributed, stores, variance
 
 
 def problem(seed):
@@ -37,6 +37,24 @@ def test_equations_6_to_9_are_the_variance_of_the_estimate(seed):
     # Negative control: weights that have nothing to do with the norms.
     random = rng.gamma(0.2, 1.0, 30) + 1e-3
     assert issgd.trace_of_covariance(gradients, random) > wanted["uniform"]
+
+
+def test_scores_of_an_earlier_training_are_in_no_trace():
+    mirror = distributed.mirror.Mirror(4, distributed.Staleness())
+
+    def merge(version, scores):
+        found = np.zeros(4, stores.RECORD)
+        found["version"], found["score"] = version, scores
+        mirror.merge(0, found, 0.0)
+
+    merge(3, [100, 100, 100, 100])
+    mirror.first_version = 5
+    assert np.isnan(mirror.known().scores).all()
+    merge([3, 3, 5, 6], [100, 100, 1, 3])
+    traces = distributed.covariances(mirror.known(), {"stale": 0.0})
+    assert traces["ideal"] == 2.0 and np.isnan(traces["stale"])
+    merge([3, 3, 6, 7], [100, 100, 2, 4])
+    np.testing.assert_array_equal(mirror.known().previous, [np.nan, np.nan, 1, 3])
 
 
 def test_a_gradient_that_is_never_drawn_has_no_finite_variance():

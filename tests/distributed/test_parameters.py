@@ -1,6 +1,8 @@
 """Weights as bytes: they come back as they were, and nothing else is taken for them."""
 
+import json
 import pickle
+import struct
 
 import keras
 import numpy as np
@@ -49,6 +51,36 @@ def test_bytes_that_are_none_are_refused():
     ):
         with pytest.raises(ValueError, match="weights|bytes"):
             parameters.unpack(bad)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"shape": shape} for shape in ({}, "", [True], [-1], [1.0], [2**200, 0], [1] * 99, None)),
+        *({"shape": [2**62, 2**62]}, {"shape": [10**9, 10**9]}, {"name": None}),
+        *({"dtype": dtype} for dtype in ("object", "string_ref", "resource_ref", [], None, "x")),
+    ],
+)
+def test_descriptions_that_are_none_are_refused(change):
+    one = {"name": "a", "shape": [1], "dtype": "float32", **change}
+    with pytest.raises(ValueError):
+        parameters.unpack(described(json.dumps({"weights": [one]}).encode()))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(b"[" * 100_000, b'{"weights": ' + b"[" * 100_000, b"\xff", b"1" * 10_000, b"", b"null"),
+        *(b'{"weights": {"a": 1}}', b'{"weights": [null]}', b'{"weights": [[1]]}'),
+    ],
+)
+def test_headers_that_are_none_are_refused(header):
+    with pytest.raises(ValueError, match="no weights"):
+        parameters.unpack(described(header))
+
+
+def described(header):
+    return struct.pack("<4sII", b"TFIP", 1, len(header)) + header + bytes(8)
 
 
 def test_weights_of_another_net_are_refused():

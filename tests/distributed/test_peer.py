@@ -1,10 +1,12 @@
 """Peers: their own steps' scores, shared; alone, and two processes under one strategy."""
 
+import concurrent.futures
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -65,22 +67,54 @@ def test_a_late_peer_overwrites_nothing_newer(data, make_model, meeting):
     np.testing.assert_array_equal(first.mirror.known().scores[[7, 8]], [1.0, 2.0])
 
 
-def test_what_could_not_be_sent_is_sent_later(data, make_model, meeting, monkeypatch):
+@pytest.mark.parametrize("command", ["now", "write"])
+def test_what_could_not_be_sent_is_sent_later(data, make_model, meeting, monkeypatch, command):
     sampler = alone(data, make_model, meeting, "peer")
     visit(sampler, [1, 2], [1.0, 2.0])
     sampler.maintain(2, None)
 
-    def fail(self, messages):
+    def fail(self, *_):
         raise self.error(stores.Unreachable, "gone", "")
 
     with monkeypatch.context() as patched:
-        patched.setattr(stores.MemoryStore, "write", fail)
+        patched.setattr(stores.MemoryStore, command, fail)
         with pytest.raises(stores.Unreachable):
             sampler.exchange.once()
     visit(sampler, [2, 3], [5.0, 3.0])
     sampler.maintain(4, None)
     sampler.exchange.once()
     np.testing.assert_array_equal(sampler.mirror.known().scores[[1, 2, 3]], [1.0, 5.0, 3.0])
+
+
+def test_what_waits_is_sent_by_one_thread_at_a_time(data, make_model, meeting, monkeypatch):
+    sampler = alone(data, make_model, meeting, "peer")
+    now = stores.MemoryStore.now
+
+    def slowly(store):
+        time.sleep(0.002)
+        return now(store)
+
+    monkeypatch.setattr(stores.MemoryStore, "now", slowly)
+    for number in range(6):
+        visit(sampler, [number], [1.0 + number])
+        sampler.maintain(2 * number + 2, None)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for sent in [threads.submit(sampler.exchange.once) for _ in range(8)]:
+            sent.result()
+    np.testing.assert_array_equal(sampler.mirror.known().scores[:6], np.arange(6) + 1)
+
+
+def test_what_is_sent_late_is_as_old_as_it_is(data, make_model, meeting, monkeypatch):
+    sampler = alone(data, make_model, meeting, "peer")
+    visit(sampler, [1, 2], [1.0, 2.0])
+    sampler.maintain(2, None)
+    start = sampler.store.now()
+    later = time.monotonic() + 100
+    monkeypatch.setattr(stores.MemoryStore, "now", lambda _: start + 100)
+    monkeypatch.setattr("tf_importance.distributed.peer.time.monotonic", lambda: later)
+    sampler.exchange.once()
+    age = start + 100 - sampler.mirror.known().times[[1, 2]]
+    assert np.all((90 < age) & (age < 101))
 
 
 def test_a_batch_that_does_not_fit_is_refused(data, make_model, meeting):

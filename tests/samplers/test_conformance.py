@@ -1,5 +1,7 @@
 """Laws of every sampler, listed once: draws, weights, bad scores, saved and restored state."""
 
+import uuid
+
 import keras
 import numpy as np
 import pytest
@@ -28,12 +30,33 @@ def oracle():
     return sampler
 
 
+def master():
+    """Its exchange takes place when a training begins; a worker has scored everything by then."""
+    store = tfi.stores.MemoryStore(uuid.uuid4().hex)
+    scored = oracle()
+    sampler = tfi.distributed.Master(N, scored._model(), store)
+    sampler.attach(scored.gather)
+
+    def exchange():
+        sampler.exchange.once()
+        version, now = int(sampler.version.numpy()), store.now()
+        for shard in range(store.layout.shards):
+            examples = store.layout.examples(shard)
+            scores = SCORES[examples.start : examples.stop]
+            store.write([tfi.stores.Message(shard, scores, version, now)])
+        sampler.exchange.once()
+
+    sampler._start = exchange
+    return sampler
+
+
 SAMPLERS = {
     "uniform": lambda: tfi.samplers.Uniform(N),
     "proportional": lambda: tfi.samplers.Proportional(N, alpha=0.8),
     "rank_based": lambda: tfi.samplers.RankBased(N, 10.0, sort_every=1),
     "rais": lambda: tfi.samplers.RAIS(N, training_set_size=2 * N),
     "oracle": oracle,
+    "master": master,
 }
 REMEMBER = ["proportional", "rank_based", "rais"]
 
@@ -111,7 +134,7 @@ def test_weighted_means_are_unbiased(name):
     error = terms.std() / np.sqrt(len(terms)) + 1e-9
     assert abs(terms.mean() - values.mean()) < 4.5 * error
     # Negative control: without the weights the mean leans towards the examples drawn often.
-    if name in REMEMBER:
+    if name in [*REMEMBER, "master"]:
         assert abs(values[indices].mean() - values.mean()) > 10 * error
 
 

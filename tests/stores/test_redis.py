@@ -79,6 +79,25 @@ def test_no_error_and_no_log_shows_a_credential(locked, kind, caplog):
     assert not [secret for secret in (SECRET, "s3cr", "topsecretuser") if secret in shown]
 
 
+@pytest.mark.parametrize("character", ["/", "@", "?", "#", " ", ":", "'", "@:/?#@ x"])
+@pytest.mark.parametrize("scheme", ["redis", "http"])
+def test_passwords_that_were_not_encoded_are_not_shown_either(character, scheme, caplog):
+    caplog.set_level(logging.DEBUG)
+    url = f"{scheme}://topuser:s3cr{character}tail@127.0.0.1:1/0"
+    with pytest.raises((ValueError, stores.Unreachable)) as caught:
+        opened = open_store(url, role="worker")
+        assert "s3cr" not in repr(opened) and "tail" not in repr(opened)
+        opened.join(DESCRIPTION)
+    shown = "".join(traceback.format_exception(caught.value)[-1:]) + caplog.text
+    assert not [secret for secret in ("s3cr", "tail", "topuser") if secret in shown], shown
+
+
+def test_options_that_are_secrets_are_not_shown():
+    url = "rediss://h:1/0?ssl_password=s3cr&ssl_ca_certs=file&password=tail"
+    shown = stores.without_credentials(f"a --store={url} b")
+    assert shown == "a --store=rediss://h:1/0?ssl_password=***&ssl_ca_certs=file&password=*** b"
+
+
 def test_a_user_without_permissions_is_told_which_keys(locked):
     admin = redis.Redis(port=locked.port, password="s3cr/et")
     admin.acl_setuser("reader", True, passwords=["+pw"], keys=["tfi:*"], commands=["+@read"])
@@ -130,6 +149,16 @@ def test_out_of_memory_leaves_everything_as_it_was(store, raw):
     assert store.publish(b"after", fence) == 2 and store.write([message(1, 2, store=store)]) == 4
 
 
+def test_a_server_that_takes_no_writes_for_now_is_waited_for(store, raw):
+    raw.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(stores.Unreachable, match="^master: .*for now"):
+            store.write([message(store=store)])
+    finally:
+        raw.replicaof("NO", "ONE")
+    assert store.write([message(store=store)]) == 4
+
+
 # Restarts -------------------------------------------------------------------------------------
 
 
@@ -158,6 +187,33 @@ def test_a_killed_server_comes_back_empty_or_as_it_was():
             server.close()
 
 
+@pytest.mark.parametrize("remembered", [None, b"1"])
+def test_a_server_that_forgot_its_master_supersedes_nobody(store, raw, remembered):
+    """As one that comes back from its disk with what it knew some seconds ago."""
+    key = "tfi:{faults}:fence"
+    fence = store.take_over()
+    store.publish(b"a", fence)
+    raw.set(key, remembered) if remembered else raw.delete(key)
+    assert store.publish(b"b", fence) == 2
+    raw.set(key, remembered) if remembered else raw.delete(key)
+    assert store.take_over() > fence
+    with pytest.raises(stores.Superseded):
+        store.publish(b"c", fence)
+
+
+def test_a_run_that_was_deleted_halfway_leaves_nothing_to_the_next(store, raw):
+    store.publish(b"y" * 2500, store.take_over())
+    store.write([message(store=store)])
+    assert store.lease("w", 1, 60.0) is not None
+    store.report("w", {"scored": 1.0})
+    raw.delete("tfi:{faults}:run")
+    store.create(DESCRIPTION)
+    assert store.parameters() is None and store.changes().shards == [] and store.reports() == {}
+    assert not np.concatenate(store.read(range(4)))["version"].any()
+    assert {store.lease("w", 1, 60.0).shard for _ in range(4)} == {0, 1, 2, 3}
+    assert not raw.keys("*parameters:*")
+
+
 def test_a_server_that_forgot_its_scripts_gets_them_again(store, raw):
     raw.script_flush()
     assert store.write([message(store=store), message(1, store=store)]) == 8
@@ -179,6 +235,44 @@ def test_a_foreign_run_is_refused_and_left_alone(redis_server, raw, value):
             start(DESCRIPTION)
     assert raw.dump(key) == before
     raw.delete(key)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"description": b"[" * 100_000}, {"description": b"[]"}, {"description": b"{}"}),
+        {"description": b'{"format": 1, "num_examples": 1e999, "shard_size": 0}'},
+        *({"created": created} for created in (b"nan", b"inf", b"-1", b"x", b"1e300")),
+        *({"id": b"\xff"}, {"magic": b"other"}),
+    ],
+)
+def test_a_run_that_makes_no_sense_is_foreign(redis_server, raw, store, change):
+    raw.hset("tfi:{faults}:run", mapping=change)
+    with pytest.raises(stores.Foreign, match="^worker: "):
+        RedisStore(redis_server.url, "faults", "worker").join(DESCRIPTION)
+
+
+def test_lists_and_reports_that_make_no_sense_are_foreign(store, raw):
+    for name, ask in (("changes", store.changes), ("waiting", lambda: store.lease("w", 9, 1.0))):
+        raw.zadd("tfi:{faults}:" + name, {b"99": -1 if name == "waiting" else 7})
+        raw.set("tfi:{faults}:count", 9)
+        with pytest.raises(stores.Foreign, match="list of shards"):
+            ask()
+    raw.zadd("tfi:{faults}:changes", {b"text": 8})
+    with pytest.raises(stores.Foreign, match="list of shards"):
+        store.changes()
+    for text in (b"[" * 100_000, b"5", b'{"per_second": 1}', b'{"time": "x"}', b'{"time": [1]}'):
+        raw.hset("tfi:{faults}:reports", "w", text)
+        with pytest.raises(stores.Foreign, match="a report"):
+            store.reports()
+
+
+@pytest.mark.parametrize("change", [{"version": 2**32}, {"version": -1}, {"chunks": 10**12}])
+def test_pointers_that_make_no_sense_are_refused(store, raw, change):
+    store.publish(b"y" * 2500, store.take_over())
+    raw.hset("tfi:{faults}:parameters", mapping=change)
+    with pytest.raises((stores.Corrupt, stores.Foreign), match="^master: "):
+        store.parameters()
 
 
 def test_another_format_version_is_refused(redis_server, raw, store):
@@ -223,10 +317,47 @@ def test_harmed_parameters_are_never_used(store, raw, harm):
         assert store.publish(b"z" * 10, fence) == 2 and store.parameters().blob == b"z" * 10
 
 
-def test_former_parameters_are_deleted_after_a_while(store, raw):
-    fence = store.take_over()
-    for _ in range(3):
-        store.publish(b"y" * 2500, fence)
-    left = [raw.pttl(key) for key in raw.keys("tfi:{faults}:parameters:*")]
-    assert sorted(ttl > 0 for ttl in left) == [False] * 3 + [True] * 6
-    assert max(left) <= 60_000
+@pytest.mark.parametrize("kept, left", [(0, 1), (2500, 1), (5000, 2), (7499, 2), (10**9, 4)])
+def test_former_parameters_take_no_more_than_they_may(store, raw, monkeypatch, kept, left):
+    monkeypatch.setattr("tf_importance.stores.redis._FORMER_BYTES", kept)
+    fence, pointers = store.take_over(), []
+    for number in range(5):
+        store.publish(bytes([number]) * 2500, fence)
+        pointers.append(raw.hgetall("tfi:{faults}:parameters"))
+    assert len(raw.keys("tfi:{faults}:parameters:*")) == 3 * (1 + left)
+    assert all(raw.pttl(key) == -1 for key in raw.keys("tfi:{faults}:parameters:*"))
+    # Who began to read those before the last ones comes to an end.
+    raw.hset("tfi:{faults}:parameters", mapping=pointers[-2])
+    assert store.parameters() == (4, bytes([3]) * 2500)
+
+
+def test_who_reads_while_parameters_are_published_reads_them_whole(store, monkeypatch):
+    """A publication between any two chunks."""
+    monkeypatch.setattr("tf_importance.stores.redis._FORMER_BYTES", 0)
+    fence, get, versions = store.take_over(), store._client.get, [0]
+
+    def publish():
+        versions[0] += 1
+        store.publish(bytes([versions[0]]) * 2500, fence)
+
+    def slowly(key):
+        if key.endswith(":1") and versions[0] < slow:
+            publish()
+        return get(key)
+
+    monkeypatch.setattr(store._client, "get", slowly)
+    publish()
+    slow = 2
+    assert store.parameters() == (1, bytes([1]) * 2500), "one publication is no harm"
+    publish()
+    slow = 100
+
+    def twice(key):
+        if key.endswith(":1"):
+            publish()
+            publish()
+        return get(key)
+
+    monkeypatch.setattr(store._client, "get", twice)
+    with pytest.raises(stores.Corrupt, match="publish less often"):
+        store.parameters()

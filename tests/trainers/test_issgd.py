@@ -122,9 +122,11 @@ def recorded(path: pathlib.Path, seed: int, monitors: bool) -> pathlib.Path:
         numbers.append({"step": step, "sqrt_trace_ideal": trace, "sqrt_trace_uniform": 3.0})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if monitors:
-        # Step 3 was recorded twice, by a run that was killed after it.
+        # Step 3 was recorded twice, by a run that was killed while it wrote.
         numbers.insert(3, {**numbers[3], "sqrt_trace_ideal": 99.0})
-        (path / "issgd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbers))
+        written = [json.dumps(row) + "\n" for row in numbers]
+        written[3] = written[3][:-9]
+        (path / "issgd.jsonl").write_text("".join(written))
     return path
 
 

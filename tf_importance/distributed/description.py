@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def describe(
 def loss_name(objective: losses.Objective) -> str:
     """A compiled loss as text that is the same in all processes."""
     named = tf.nest.map_structure(_one_name, objective.loss)
-    return json.dumps([named, objective.loss_weights], sort_keys=True, default=str)
+    return _text([named, objective.loss_weights])
 
 
 def _one_name(loss: Any) -> str | None:
@@ -59,7 +60,12 @@ def _one_name(loss: Any) -> str | None:
     config = loss.get_config() if hasattr(loss, "get_config") else {}
     plain = {key: value for key, value in config.items() if not callable(value)}
     name = getattr(loss, "__name__", type(loss).__name__)
-    return f"{name} {json.dumps(plain, sort_keys=True, default=str)}"
+    return f"{name} {_text(plain)}"
+
+
+def _text(value: Any) -> str:
+    """JSON, without the addresses that differ from process to process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(value, sort_keys=True, default=str))
 
 
 def fingerprint(gather: samplers.base.Gather, num_examples: int) -> str:
@@ -69,5 +75,7 @@ def fingerprint(gather: samplers.base.Gather, num_examples: int) -> str:
     for part in tf.nest.flatten(gather(tf.constant(chosen))):
         values = np.ascontiguousarray(part)
         digest.update(f"{values.dtype} {values.shape}".encode())
-        digest.update(values.tobytes())
+        # Of strings an array holds the addresses.
+        whole = values.dtype != object
+        digest.update(values.tobytes() if whole else repr(values.tolist()).encode())
     return digest.hexdigest()

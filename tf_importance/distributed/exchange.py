@@ -19,8 +19,8 @@ _SHARDS_AT_ONCE = 256
 class Exchange:
     """Sends what there is to send, pulls the scores that changed, and says that they did.
 
-    The store may go and come back; it may come back empty. Then the run is begun anew, and
-    everything sent again. A trainer that was replaced, and anything unforeseen, fails its training.
+    The store may go and come back; it may come back empty. Then the run is begun anew. A trainer
+    that was replaced, and anything unforeseen, fails its training.
 
     Args:
         store: where to meet.
@@ -47,15 +47,17 @@ class Exchange:
         self._joined, self._send, self._pulled = joined, send, pulled
         self._pull_seconds = pull_seconds
         self._mark = stores.Mark()
+        # What is sent is taken out of queues: by one thread at a time.
+        self._busy = threading.Lock()
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._said = ""
-        self._contact = self._last_pull = time.monotonic()
+        self._contact = self._last_whole = self._last_pull = time.monotonic()
 
     @property
     def silent_seconds(self) -> float:
-        """Since the last exchange that went well."""
+        """Since the last exchange that went well, or the last part of one that goes well so far."""
         return time.monotonic() - self._contact
 
     def join(self) -> None:
@@ -70,7 +72,8 @@ class Exchange:
 
     def once(self) -> None:
         """Send and pull."""
-        self._pull(self._send())
+        with self._busy:
+            self._pull(self._send())
 
     def _pull(self, version: int) -> None:
         changes = self._store.changes(self._mark)
@@ -79,18 +82,19 @@ class Exchange:
             shards = changes.shards[start : start + _SHARDS_AT_ONCE]
             for shard, found in zip(shards, self._store.read(shards)):
                 self._mirror.merge(layout.examples(shard).start, found, created)
+            self._contact = time.monotonic()
         # Not before all is read: what failed halfway is asked for again.
         self._mark = changes.mark
         self._mirror.filter(self._store.now(), version)
         self._pulled()
-        self._contact = self._last_pull = time.monotonic()
+        self._contact = self._last_whole = self._last_pull = time.monotonic()
 
     # The thread ---------------------------------------------------------------------------
 
     def start(self) -> None:
         """Go on by itself until `stop`."""
         self._stop.clear()
-        self._contact = time.monotonic()
+        self._contact = self._last_whole = time.monotonic()
         self._last_pull = -self._pull_seconds
         self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
         self._thread.start()
@@ -116,24 +120,33 @@ class Exchange:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                pause = self._until_pull() if self._tried() else _RETRY_SECONDS
+                due = self._until_pull() <= 0
+                pause = self._until_pull() if self.attempt(due) else _RETRY_SECONDS
                 self._wake.wait(pause)
                 self._wake.clear()
         except BaseException as error:  # raised again where the training is
             self._failure = error
 
-    def _tried(self) -> bool:
-        """Whether an exchange went well."""
+    def attempt(self, pull: bool = True) -> bool:
+        """Send, and pull if it is due; whether that went well. What may pass is logged.
+
+        Raises:
+            stores.Superseded: it does not pass.
+        """
         try:
-            version = self._send()
-            if self._until_pull() <= 0:
-                self._pull(version)
+            with self._busy:
+                version = self._send()
+                self._contact = time.monotonic()
+                if pull:
+                    self._pull(version)
         except stores.Superseded:
             raise
         except stores.NoRun as error:
             self._say(error, "Beginning it anew.")
             return self._began_anew()
         except stores.StoreError as error:
+            # What was begun and not ended counts for nothing.
+            self._contact = self._last_whole
             self._say(error, "Trying again.")
             return False
         self._said = ""

@@ -17,6 +17,7 @@ from tf_importance.distributed.shared import SharedScores
 from tf_importance.samplers.base import Draw, from_all
 
 _BARRIER_POLL_SECONDS = 0.002
+_BARRIER_RETRY_SECONDS = 0.2
 
 
 class _Outbox:
@@ -142,16 +143,17 @@ class Master(SharedScores):
         self._snapshot()
         end = time.monotonic() + self._barrier_seconds
         while True:
-            self.exchange.once()
-            if self.mirror.oldest_version() >= int(self.version.numpy()):
+            answered = self.exchange.attempt()
+            if answered and self.mirror.oldest_version() >= int(self.version.numpy()):
                 break
             if time.monotonic() > end:
                 raise self.store.error(
                     stores.StoreError,
                     f"not all examples were scored in {self._barrier_seconds} seconds",
-                    "Start workers (--role=worker), or give a larger barrier_seconds.",
+                    "Start workers (--role=worker), see that the store answers, or give a larger "
+                    "barrier_seconds.",
                 )
-            time.sleep(_BARRIER_POLL_SECONDS)
+            time.sleep(_BARRIER_POLL_SECONDS if answered else _BARRIER_RETRY_SECONDS)
         scores = self.mirror.known().scores
         usable = np.isfinite(scores)
         constant = self._smoothing(scores[usable]) if usable.any() else 0.0

@@ -40,8 +40,9 @@ class Known(NamedTuple):
     """The scores at one time.
 
     Attributes:
-        scores: [n] newest ones, NaN where none is known. previous: [n] those before.
-        usable: [n] which are fresh enough. versions: [n]. times: [n] in seconds, by the store.
+        scores: [n] newest ones of this training, NaN where none is known.
+        previous: [n] those before. usable: [n] which are fresh enough.
+        versions: [n]. times: [n] in seconds, by the store.
     """
 
     scores: np.ndarray
@@ -89,7 +90,8 @@ class Mirror:
                 same & (times > self._times[part])
             )
             chosen &= found["version"] > 0
-            again = chosen & ~same
+            # Where the last score was of another training, there was none before.
+            again = chosen & ~same & (self._versions[part] >= self.first_version)
             self._previous[part][again] = self._scores[part][again]
             scores = np.where(np.isfinite(found["score"]), found["score"], np.nan)
             scores[scores < 0] = np.nan
@@ -139,7 +141,9 @@ class Mirror:
         """A copy of everything."""
         with self.lock:
             parts = (self._scores, self._previous, self._usable, self._versions, self._times)
-            return Known(*(part[: self._size].copy() for part in parts))
+            known = Known(*(part[: self._size].copy() for part in parts))
+            known.scores[known.versions < self.first_version] = np.nan
+            return known
 
     def usable_scores(self) -> np.ndarray:
         """[k] the scores that count."""

@@ -77,18 +77,25 @@ def _header(blob: bytes) -> tuple[list[dict], int]:
     try:
         magic, version, length = _PREFIX.unpack_from(blob)
         described = json.loads(blob[_PREFIX.size : _PREFIX.size + length])["weights"]
-        sound = all(
-            isinstance(weight["name"], str)
-            and tf.as_dtype(weight["dtype"]).is_numpy_compatible
-            and tf.as_dtype(weight["dtype"]) not in (tf.string, tf.resource, tf.variant)
-            and all(isinstance(size, int) and size >= 0 for size in weight["shape"])
-            for weight in described
-        )
-    except (struct.error, ValueError, TypeError, KeyError):
+        sound = all(map(_is_sound, described))
+    # JSON that is nested too deeply ends in a RecursionError.
+    except (struct.error, ValueError, TypeError, KeyError, RecursionError):
         raise ValueError("these bytes are no weights of tf_importance.") from None
     if magic != _MAGIC or version != _FORMAT or not sound:
         raise ValueError("these bytes are no weights of tf_importance, or of another format.")
     return described, _PREFIX.size + length
+
+
+def _is_sound(weight: dict) -> bool:
+    """Whether a weight's description is one, of numbers."""
+    dtype, shape = tf.as_dtype(weight["dtype"]), weight["shape"]
+    return (
+        isinstance(weight["name"], str)
+        and dtype.is_numpy_compatible
+        and dtype not in (tf.string, tf.resource, tf.variant)
+        and isinstance(shape, list)
+        and all(type(size) is int and size >= 0 for size in shape)
+    )
 
 
 def assign(net: keras.Model, taken: Snapshot) -> None:

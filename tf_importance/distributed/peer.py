@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import queue
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -57,7 +58,9 @@ class Peer(SharedScores):
         self.visited = tf.Variable(tf.zeros([capacity], tf.int64), trainable=False, name="visited")
         self.seen = tf.Variable(tf.zeros([capacity]), trainable=False, name="seen")
         self.count = tf.Variable(0, dtype=tf.int64, trainable=False, name="count")
-        self._waiting: queue.Queue[tuple[np.ndarray, np.ndarray, int]] = queue.Queue(_MOST_WAITING)
+        self._waiting: queue.Queue[tuple[np.ndarray, np.ndarray, int, float]] = queue.Queue(
+            _MOST_WAITING
+        )
         # In a deque: tf.Module would watch a list.
         self._unsent: collections.deque[stores.Message] = collections.deque()
         self._pushed = self._step = 0
@@ -99,7 +102,8 @@ class Peer(SharedScores):
         if self._waiting.full():
             self._waiting.get_nowait()
         indices = tf.gather(self.visited, places).numpy()
-        self._waiting.put((indices, tf.gather(self.seen, places).numpy(), updates))
+        scores = tf.gather(self.seen, places).numpy()
+        self._waiting.put((indices, scores, updates, time.monotonic()))
         self.exchange.wake()
 
     # In the thread ------------------------------------------------------------------------
@@ -107,15 +111,18 @@ class Peer(SharedScores):
     def _send(self) -> int:
         while self._unsent or not self._waiting.empty():
             if not self._unsent:
-                self._unsent.extend(self._messages(*self._waiting.get_nowait()))
+                # First what may fail, or it would be lost.
+                offset = self.store.now() - time.monotonic()
+                indices, scores, step, seen = self._waiting.get_nowait()
+                self._unsent.extend(self._messages(indices, scores, step, seen + offset))
             # Sent again if this fails: that a message comes twice does no harm.
             self.store.write(list(self._unsent))
             self._unsent.clear()
         return self._step
 
-    def _messages(self, indices, scores, version: int) -> list[stores.Message]:
+    def _messages(self, indices, scores, version: int, when: float) -> list[stores.Message]:
         """Messages for each shard, with the last visit of each example."""
-        now, size = self.store.now(), self.store.layout.shard_size
+        size = self.store.layout.shard_size
         indices, last = np.unique(indices[::-1], return_index=True)
         scores = scores[::-1][last]
         sound = np.isfinite(scores)
@@ -126,7 +133,7 @@ class Peer(SharedScores):
                 int(shard),
                 scores[shards == shard],
                 version,
-                now,
+                when,
                 indices[shards == shard] - shard * size,
             )
             for shard in np.unique(shards)

@@ -75,6 +75,11 @@ class SharedScores(Sampler):
                 "pull_seconds and fallback_seconds must be positive; got "
                 f"{pull_seconds} and {fallback_seconds}."
             )
+        if pull_seconds >= fallback_seconds:
+            raise ValueError(
+                "fallback_seconds must be longer than pull_seconds, or each pause is taken for "
+                f"silence; got {fallback_seconds} and {pull_seconds}."
+            )
         if unscored not in UNSCORED:
             raise ValueError(f"unscored must be one of {', '.join(UNSCORED)}; got {unscored!r}.")
         self.store = store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import threading
@@ -62,8 +63,8 @@ class Worker:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self._chunk = positive_integer("scored_at_once", scored_at_once)
-        if not lease_seconds > 0:
-            raise ValueError(f"lease_seconds must be positive; got {lease_seconds}.")
+        if not 0 < lease_seconds < math.inf:
+            raise ValueError(f"lease_seconds must be positive and finite; got {lease_seconds}.")
         self._model, self._store, self._lease_seconds = model, store, lease_seconds
         self._num_examples, self._gather = sources.opened(source)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -175,6 +176,7 @@ def working(*workers: Worker) -> Iterator[None]:
         try:
             worker.run(stop)
         except BaseException as error:  # raised below, where somebody waits for it
+            _LOG.error("Worker %s ends: %s", worker.name, error)
             failures.append(error)
 
     threads = [threading.Thread(target=run, args=(one,), name=one.name) for one in workers]

@@ -20,6 +20,7 @@ from tf_importance.stores.errors import (
     Unauthorized,
     Unreachable,
     without_credentials,
+    without_credentials_of,
 )
 from tf_importance.stores.memory import MemoryStore
 from tf_importance.stores.records import RECORD, Layout, Message
@@ -50,4 +51,5 @@ __all__ = [
     "Unreachable",
     "open_store",
     "without_credentials",
+    "without_credentials_of",
 ]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tf_importance.arguments import positive_integer
 from tf_importance.stores import errors
 from tf_importance.stores.records import Layout, Message, default_shard_size
 
@@ -40,6 +41,7 @@ class Description:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
+        positive_integer("num_examples", self.num_examples)
         if not self.shard_size:
             object.__setattr__(self, "shard_size", default_shard_size(self.num_examples))
         Layout(self.num_examples, self.shard_size)
@@ -126,7 +128,7 @@ class Store(abc.ABC):
     """
 
     def __init__(self, address: str, role: str) -> None:
-        self.address = errors.without_credentials(address)
+        self.address = errors.without_credentials_of(address)
         self.role = role
         self._run: Run | None = None
 
@@ -205,8 +207,28 @@ class Store(abc.ABC):
                     "its own.",
                 )
             return Description(**{name: fields[name] for name in known})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise self.foreign("the run's description") from None
+
+    def _reported(self, text: str | bytes) -> dict[str, float]:
+        """A report as it was written: numbers by name, and no others."""
+        try:
+            found = json.loads(text)
+            if not isinstance(found, dict) or "time" not in found:
+                raise ValueError
+            return {str(name): float(number) for name, number in found.items()}
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            raise self.foreign("a report there") from None
+
+    def _known_shard(self, shard: Any) -> int:
+        """A shard's number as it was read."""
+        try:
+            number = int(shard)
+        except (ValueError, TypeError):
+            number = -1
+        if not 0 <= number < self.layout.shards:
+            raise self.foreign("the list of shards")
+        return number
 
     # For each store to define -------------------------------------------------------------
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-# user:password@ of a URL, and a password among its options.
+# A password among a URL's options, and user:password@; up to the last @, should one of those before
+# belong to a password that was not percent-encoded.
 _CREDENTIALS = (
-    (re.compile(r"(?<=://)[^/@\s]*@"), "***@"),
-    (re.compile(r"(?i)([?&](?:password|username)=)[^&\s]*"), r"\1***"),
+    (re.compile(r"(?i)([?&]\w*(?:password|username)=)[^&\s]*"), r"\1***"),
+    (re.compile(r"(?<=://)\S*@"), "***@"),
 )
 
 
@@ -55,6 +56,11 @@ class Corrupt(StoreError):
 
 class Superseded(StoreError):
     """Another master has taken over."""
+
+
+def without_credentials_of(url: str) -> str:
+    """The same of a single URL, spaces and quotes in its password included."""
+    return without_credentials(re.sub(r"(?s)(?<=://).*@", "***@", url))
 
 
 def without_credentials(text: str) -> str:

@@ -21,23 +21,54 @@ if kind ~= 'none' and kind ~= 'hash' then return redis.error_reply('TFIFOREIGN r
 if kind == 'none' then
   local now = redis.call('TIME')
   local created = now[1] .. '.' .. string.format('%06d', now[2])
-  for shard = 0, tonumber(ARGV[4]) - 1 do redis.call('ZADD', waiting, 0, shard) end
+  -- Nothing of a run that was deleted halfway may be taken for this one's.
+  local pointer = ARGV[1] .. 'parameters'
+  local former = redis.call('HMGET', pointer, 'token', 'chunks')
+  local chunks = redis.call('LRANGE', ARGV[1] .. 'formers', 0, -1)
+  if former[1] then table.insert(chunks, former[1] .. ' ' .. (former[2] or 0) .. ' 0') end
+  for _, one in ipairs(chunks) do
+    local token, count = string.match(one, '^(%S+) (%d+) ')
+    for number = 0, tonumber(count or 0) - 1 do
+      redis.call('DEL', pointer .. ':' .. token .. ':' .. number)
+    end
+  end
+  for _, name in ipairs({'parameters', 'formers', 'waiting', 'leased', 'holders', 'changes',
+                         'count', 'reports'}) do
+    redis.call('DEL', ARGV[1] .. name)
+  end
+  for shard = 0, tonumber(ARGV[4]) - 1 do
+    redis.call('DEL', ARGV[1] .. 'scores:' .. shard)
+    redis.call('ZADD', waiting, 0, shard)
+  end
   redis.call('HSET', run, 'magic', 'tf_importance', 'id', ARGV[2], 'created', created,
              'description', ARGV[3])
 end
 return redis.call('HMGET', run, 'magic', 'id', 'created', 'description')
 """
 
-# ARGV: prefix, id.
-TAKE_OVER = _SAME_RUN + "return redis.call('INCR', prefix .. 'fence')"
+# ARGV: prefix, id → a number larger than any before, those that the server has forgotten included.
+TAKE_OVER = (
+    _SAME_RUN
+    + """
+local fence, clock = prefix .. 'fence', redis.call('TIME')
+local following = (tonumber(redis.call('GET', fence) or 0) or 0) + 1
+local number = math.max(following, clock[1] * 1000000 + clock[2])
+redis.call('SET', fence, string.format('%.0f', number))
+return number
+"""
+)
 
 # ARGV: prefix, id, fence, version to follow, token, chunks, size, chunk size, digest,
-# milliseconds that those who read the former parameters have left → the version.
+# bytes of former parameters to keep → the version.
+#
+# Those who read the former ones shall come to an end: of these the last is kept in any case, and
+# those before as long as all fit.
 PUBLISH = (
     _SAME_RUN
     + """
 local pointer = prefix .. 'parameters'
-if redis.call('GET', prefix .. 'fence') ~= ARGV[3] then
+-- A server that came back from its disk may know an earlier master only: that supersedes nobody.
+if (tonumber(redis.call('GET', prefix .. 'fence') or 0) or 0) > tonumber(ARGV[3]) then
   return redis.error_reply('TFISUPERSEDED')
 end
 local token, chunks, size, whole = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -48,14 +79,27 @@ for number = 0, chunks - 1 do
     return redis.error_reply('TFICORRUPT ' .. number)
   end
 end
-local former = redis.call('HMGET', pointer, 'version', 'token', 'chunks')
+local former = redis.call('HMGET', pointer, 'version', 'token', 'chunks', 'size')
 local version = math.max(tonumber(former[1] or 0), tonumber(ARGV[4])) + 1
+redis.call('SET', prefix .. 'fence', ARGV[3])
 redis.call('HSET', pointer, 'version', version, 'token', token, 'chunks', chunks, 'size', size,
            'digest', ARGV[9])
 for number = 0, chunks - 1 do redis.call('PERSIST', chunk(token, number)) end
+local formers = prefix .. 'formers'
 if former[2] then
-  for number = 0, former[3] - 1 do redis.call('PEXPIRE', chunk(former[2], number), ARGV[10]) end
+  redis.call('LPUSH', formers, former[2] .. ' ' .. former[3] .. ' ' .. former[4])
 end
+local kept, bytes = 0, 0
+for place, one in ipairs(redis.call('LRANGE', formers, 0, -1)) do
+  local token, count, size = string.match(one, '^(%S+) (%d+) (%d+)$')
+  bytes = bytes + tonumber(size)
+  if place == 1 or (bytes <= tonumber(ARGV[10]) and place <= 100) then
+    kept = place
+  else
+    for number = 0, tonumber(count) - 1 do redis.call('UNLINK', chunk(token, number)) end
+  end
+end
+redis.call('LTRIM', formers, 0, kept - 1)
 return version
 """
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 import uuid
@@ -163,7 +162,7 @@ class MemoryStore(base.Store):
 
     def reports(self) -> dict[str, dict[str, float]]:
         with self._held() as contents:
-            return {name: json.loads(text) for name, text in contents.reports.items()}
+            return {name: self._reported(text) for name, text in contents.reports.items()}
 
     def clear(self) -> None:
         with self._held(of_run=False) as contents:

@@ -16,7 +16,7 @@ from tf_importance.arguments import positive_integer
 RECORD = np.dtype([("score", "<f4"), ("version", "<u4"), ("time", "<u4")])
 # Seconds.
 TICK = 0.01
-_LARGEST = 2**32 - 1
+LARGEST = 2**32 - 1
 _LARGEST_SHARD = 4096
 _WANTED_SHARDS = 64
 
@@ -96,8 +96,8 @@ class Message:
         scores = np.asarray(self.scores)
         if scores.ndim != 1 or not 0 < len(scores) <= size:
             raise ValueError(f"scores must be [k], 0 < k ≤ {size}; got shape {scores.shape}.")
-        if not 0 < self.version <= _LARGEST:
-            raise ValueError(f"version must be in [1, {_LARGEST}]; got {self.version}.")
+        if not 0 < self.version <= LARGEST:
+            raise ValueError(f"version must be in [1, {LARGEST}]; got {self.version}.")
         if self.offsets is not None:
             offsets = np.asarray(self.offsets)
             inside = offsets.shape == scores.shape and np.all((0 <= offsets) & (offsets < size))
@@ -115,7 +115,7 @@ class Message:
 
 def ticks(time: float, created: float) -> int:
     """Seconds by the store's clock as what a record holds."""
-    return min(max(int((time - created) / TICK), 0), _LARGEST)
+    return min(max(int((time - created) / TICK), 0), LARGEST)
 
 
 def seconds(packed: np.ndarray, created: float) -> np.ndarray:

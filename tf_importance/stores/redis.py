@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import json
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,17 +13,19 @@ from typing import Any
 import numpy as np
 
 from tf_importance.stores import base, errors, lua
-from tf_importance.stores.records import RECORD, Message, ticks
+from tf_importance.stores.records import LARGEST, RECORD, Message, ticks
 
 SCHEMES = ("redis", "rediss", "unix")
-# A string of Redis holds 512 MB; smaller ones also keep a slow line from blocking it for long.
-CHUNK = 64 * 2**20
+# A string of Redis holds 512 MB; but each chunk has to pass the line within the timeout.
+CHUNK = 8 * 2**20
 _HEADER = 16
 # What becomes of chunks that were written by a master that died before it pointed to them.
 _UNPOINTED_SECONDS = 3600
-# How long those who began to read parameters may go on after the next ones were published.
-_FORMER_MILLISECONDS = 60_000
+# Of former parameters, for those who still read them; the last is kept however large.
+_FORMER_BYTES = 64 * 2**20
 _SHARDS_AT_ONCE = 256
+# Errors that pass without these processes' doing: a script that hangs, a disk that is full.
+_PASSING = ("BUSY ", "MISCONF ")
 
 
 class RedisStore(base.Store):
@@ -72,9 +73,12 @@ class RedisStore(base.Store):
                 retry_on_timeout=False,
             )
         except (ValueError, TypeError) as error:
+            # It may name a part of a password as that of something else.
+            why = "" if self._secrets or "@" in url else f": {error}"
             raise ValueError(
-                f"{role}: no store has the URL {self.address!r}: {self._clean(error)}. Give "
-                "redis://host:port/database, rediss://… for TLS, or unix:///path."
+                f"{role}: no store has the URL {self.address!r}{why}. Give "
+                "redis://host:port/database, rediss://… for TLS, or unix:///path, with / ? # @ and "
+                "spaces in a password as %2F, %3F, %23, %40 and %20."
             ) from None
 
     # Commands -----------------------------------------------------------------------------
@@ -95,6 +99,8 @@ class RedisStore(base.Store):
                 f"the store does not answer: {self._clean(error)}",
                 "Start it (redis-server --port …), or check host, port and network.",
             ) from None
+        except (failures.ReadOnlyError, failures.TryAgainError, failures.MasterDownError) as error:
+            raise self._passing(error) from None
         except failures.ResponseError as error:
             raise self._of_response(str(error)) from None
 
@@ -112,6 +118,8 @@ class RedisStore(base.Store):
             return self.foreign(f"a key under {self._prefix}")
         if "OOM" in text:
             return self._full(text)
+        if text.startswith(_PASSING):
+            return self._passing(text)
         if any(code in text for code in ("NOAUTH", "WRONGPASS", "NOPERM")):
             return self._unauthorized(text)
         return self.error(
@@ -135,12 +143,20 @@ class RedisStore(base.Store):
             "Raise its maxmemory (CONFIG SET maxmemory …), or delete other runs.",
         )
 
+    def _passing(self, error: Any) -> errors.StoreError:
+        return self.error(
+            errors.Unreachable,
+            f"the store takes no such commands for now: {self._clean(error)}",
+            "See its log; it must be a master, with room on its disk.",
+        )
+
     def _torn(self, what: str) -> errors.StoreError:
         return self.error(
             errors.Corrupt,
             f"parameters cannot be used: {what}",
-            "The master's next publication replaces them; if this goes on, check that no other "
-            f"program writes to {self._prefix}* and that maxmemory-policy is noeviction.",
+            "The master's next publication replaces them; if this goes on, publish less often than "
+            f"they can be read, and check that no other program writes to {self._prefix}* and that "
+            "maxmemory-policy is noeviction.",
         )
 
     def _clean(self, error: Any) -> str:
@@ -201,6 +217,8 @@ class RedisStore(base.Store):
         identity, created, description = rest
         try:
             began, name = float(created), str(identity, "ascii")
+            if not 0 <= began < 2**53:
+                raise ValueError
             text = str(description, "utf-8")
         except ValueError:
             raise self.foreign("the run there") from None
@@ -216,7 +234,7 @@ class RedisStore(base.Store):
         view = memoryview(blob)
         starts = range(0, max(len(blob), 1), self._chunk)
         keys = [self._chunk_key(token, number) for number in range(len(starts))]
-        arguments = (token, len(keys), len(blob), self._chunk, _digest(blob), _FORMER_MILLISECONDS)
+        arguments = (token, len(keys), len(blob), self._chunk, _digest(blob), _FORMER_BYTES)
         try:
             with self._asking():
                 for key, start in zip(keys, starts):
@@ -242,26 +260,32 @@ class RedisStore(base.Store):
             version, token, chunks, size, digest = self._pointer(fields)
             if version <= newer_than:
                 return None
-            blob = self._joined(token, chunks)
+            blob = self._joined(token, chunks, size)
             if blob is not None and len(blob) == size and _digest(blob) == digest:
                 return base.Parameters(version, blob)
-            # Published anew meanwhile, so long ago that the chunks are gone: look again.
+            # Published anew meanwhile, more than once, so that the chunks are gone: look again.
         raise self._torn(f"version {version} is not what was published")
 
     def _pointer(self, fields: Sequence[bytes]) -> tuple[int, str, int, int, str]:
         try:
             version, token, chunks, size, digest = (str(field, "ascii") for field in fields)
-            return int(version), token, int(chunks), int(size), digest
+            known = int(version), token, int(chunks), int(size), digest
+            if not 0 < known[0] <= LARGEST:
+                raise ValueError
+            return known
         except (TypeError, ValueError):
             raise self.foreign("the parameters' pointer") from None
 
-    def _joined(self, token: str, chunks: int) -> bytes | None:
-        parts = []
+    def _joined(self, token: str, chunks: int, size: int) -> bytes | None:
+        parts: list[bytes] = []
         for number in range(chunks):
             with self._asking():
-                parts.append(self._client.get(self._chunk_key(token, number)))
-            if parts[-1] is None:
+                part = self._client.get(self._chunk_key(token, number))
+            # No more than was published is read, however many chunks are said to be there.
+            size -= len(part or b"")
+            if part is None or size < 0:
                 return None
+            parts.append(part)
         return b"".join(parts)
 
     # Scores -------------------------------------------------------------------------------
@@ -288,7 +312,7 @@ class RedisStore(base.Store):
             incarnation = self._client.info("server")["run_id"]
         known = since.number if since.incarnation == incarnation else 0
         count, shards = self._run_script(lua.CHANGES, self.run.id, known)
-        return base.Changes(base.Mark(incarnation, count), sorted(map(int, shards)))
+        return base.Changes(base.Mark(incarnation, count), sorted(map(self._known_shard, shards)))
 
     def read(self, shards: Sequence[int]) -> list[np.ndarray]:
         found: list[np.ndarray] = []
@@ -312,7 +336,7 @@ class RedisStore(base.Store):
         token = f"{owner}:{uuid.uuid4().hex}".replace(" ", "_")
         milliseconds = max(1, int(1000 * seconds))
         shard = self._run_script(lua.LEASE, self.run.id, token, version, milliseconds)
-        return None if shard is None else base.Lease(shard, token)
+        return None if shard is None else base.Lease(self._known_shard(shard), token)
 
     # Others -------------------------------------------------------------------------------
 
@@ -324,14 +348,13 @@ class RedisStore(base.Store):
     def reports(self) -> dict[str, dict[str, float]]:
         with self._asking():
             found = self._client.hgetall(f"{self._prefix}reports")
-        try:
-            return {str(name, "utf-8"): json.loads(text) for name, text in found.items()}
-        except ValueError:
-            raise self.foreign("a report") from None
+        return {str(name, "utf-8", "replace"): self._reported(text) for name, text in found.items()}
 
     def clear(self) -> None:
-        # A glob takes { and } as they are.
         with self._asking():
+            # First, so that nobody goes on writing to the rest.
+            self._client.unlink(f"{self._prefix}run")
+            # A glob takes { and } as they are.
             for key in self._client.scan_iter(match=f"{self._prefix}*", count=1000):
                 self._client.unlink(key)
         self._run = None

@@ -25,5 +25,5 @@ def open_store(url: str, name: str = "default", role: str = "process") -> Store:
         return RedisStore(url, name, role)
     raise ValueError(
         f"{role}: a store's URL begins with memory://, redis://, rediss:// or unix://; got "
-        f"{errors.without_credentials(url)!r}."
+        f"{errors.without_credentials_of(url)!r}."
     )
