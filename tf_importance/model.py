@@ -77,6 +77,10 @@ class ISModel(keras.Model):
     Under importance sampling `metrics` as well as `weighted_metrics` are weighted during
     training, so both estimate what uniform sampling would show. Evaluation is plain Keras.
 
+    Where the learning rate follows the gain (`tfi.schedules.GainAdapted`) or the pipeline's switch
+    asks for it, the steps also measure the moments that the gain ratio is made of (`tfi.gain`),
+    one in four on uniform batches and each on a drawn one; `gain` of the batch joins the logs.
+
     Compiled with a sampler, it takes the batches of `history_sample`: the scores of the step's
     forward pass go back to the sampler, `gain` joins the logs, and a learning rate of
     `tfi.schedules.GainAdapted` follows it. A `tf.train.Checkpoint` of the model holds the
