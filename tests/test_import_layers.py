@@ -59,7 +59,7 @@ ROOMS = (
     "samplers.sum_tree",
     "samplers.visits",
     "samplers",
-    "sources",
+    "random_access",
     "scoring",
     "element_specs",
     "pipeline",

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import arguments, proposals, samplers, scorers, scoring, sources
+from tf_importance import arguments, proposals, random_access, samplers, scorers, scoring
 
 
 def history_sample(
@@ -70,7 +70,7 @@ def history_sample(
     if not isinstance(sampler, samplers.Sampler):
         raise TypeError(f"sampler must be one of tfi.samplers; got {sampler!r}.")
     batch_size = arguments.positive_integer("batch_size", batch_size)
-    size, gather = sources.opened(source)
+    size, gather = random_access.opened(source)
     if size != sampler.num_examples:
         raise ValueError(
             f"sampler was made for num_examples={sampler.num_examples}, and the source has {size}."

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import scorers, sources, stores
+from tf_importance import random_access, scorers, stores
 from tf_importance.arguments import positive_integer
 from tf_importance.distributed import description, parameters
 
@@ -66,7 +66,7 @@ class Worker:
         if not 0 < lease_seconds < math.inf:
             raise ValueError(f"lease_seconds must be positive and finite; got {lease_seconds}.")
         self._model, self._store, self._lease_seconds = model, store, lease_seconds
-        self._num_examples, self._gather = sources.opened(source)
+        self._num_examples, self._gather = random_access.opened(source)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._progress = progress
         self.description = description.describe(
