@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tf_importance as tfi
 from tests.distributed.conftest import N, compile_model, score_all
-from tf_importance import distributed, sources, stores
+from tf_importance import distributed, random_access, stores
 
 SHARD = 32
 
@@ -471,7 +471,7 @@ def test_the_time_between_pulls_is_no_silence(make_model, meeting):
 def test_equal_data_and_losses_have_equal_names_in_all_processes(make_model):
     def named(texts):
         x, y = np.array(texts), np.arange(len(texts))
-        gather = sources.opened((x, y))[1]
+        gather = random_access.opened((x, y))[1]
         return distributed.description.fingerprint(gather, len(texts))
 
     texts = [f"text {number}" for number in range(300)]
