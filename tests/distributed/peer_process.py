@@ -51,7 +51,7 @@ def main(rank: int, ports: list[str], url: str, out: str) -> None:
         "before": before,
         "after": mean_loss(),
         "weights": [weight.tolist() for weight in model.net.get_weights()],
-        "visited": np.unique(sampler.visited.numpy()).tolist(),
+        "visited": sampler.visited.numpy().tolist(),
         "scored": np.flatnonzero(known.versions).tolist(),
         "versions": known.versions.tolist(),
         "count": int(sampler.count.numpy()),

@@ -172,8 +172,8 @@ def test_two_processes_share_scores_and_parameters(tmp_path):
     assert first["weights"] == second["weights"] and first["before"] == second["before"]
     assert first["after"] < 0.6 * first["before"]
     assert first["count"] == second["count"] == 60 * 8
-    # Each knows what either has visited, and either has visited what the other has not lately.
-    assert set(first["visited"]) != set(second["visited"])
+    # Each draws for itself, and knows what either has visited.
+    assert first["visited"] != second["visited"]
     for one in (first, second):
         assert set(one["scored"]) >= set(first["visited"]) | set(second["visited"])
     assert max(first["versions"]) >= 58
