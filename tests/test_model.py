@@ -184,6 +184,22 @@ def test_tau_is_the_bias_corrected_average_of_equation_26():
     assert 0 < inverse_squares[-1] <= 1
 
 
+def test_ess_is_a_fraction_however_noisy_the_estimate():
+    """Heavy weights on small scores estimate a τ below 1, as draws of few examples may."""
+    model = tfi.ISModel(sequential(lambda: L.Dense(3, activation="softmax"))())
+    model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    deltas = model.predict(X, verbose=0) - np.eye(3)[Y]
+    scores = np.linalg.norm(deltas, axis=1)
+    weights = (4 * (scores < np.median(scores))).astype(np.float32)
+    estimate = np.sqrt(np.mean(weights * scores**2)) / np.mean(weights * scores)
+    assert estimate < 0.9
+    model.expect_drawn_examples(sample_weighted=False)
+    data = tf.data.Dataset.from_tensor_slices((X, Y, weights)).batch(len(X))
+    history = model.fit(data, verbose=0).history
+    np.testing.assert_allclose(history["tau"], [estimate], rtol=1e-4)
+    assert history["ess"] == [1.0]
+
+
 def test_tau_goes_on_from_fit_to_fit():
     once = fitted(NETS["mlp"], True)[2]
     keras.utils.set_random_seed(3)

@@ -45,13 +45,18 @@ def track(model: keras.Model, name: str, module: tf.Module | None) -> None:
         model._track_trackable(module, name, overwrite=True)
 
 
+def innermost(optimizer):
+    """The optimizer inside those that only wrap one; itself where it wraps none."""
+    inner = getattr(optimizer, "inner_optimizer", None) or getattr(optimizer, "_optimizer", None)
+    return optimizer if inner is None or inner is optimizer else innermost(inner)
+
+
 def learning_rate(optimizer):
     """What an optimizer was given as its learning rate; legacy ones keep it elsewhere.
 
-    That of the inner one, where mixed precision has wrapped it.
+    That of the innermost one, where mixed precision or an average of weights has wrapped it.
     """
-    inner = getattr(optimizer, "inner_optimizer", None)
-    optimizer = optimizer if inner is None else inner
+    optimizer = innermost(optimizer)
     name = "_learning_rate" if hasattr(optimizer, "_learning_rate") else "learning_rate"
     return getattr(optimizer, name, None)
 

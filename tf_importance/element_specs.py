@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -45,15 +48,20 @@ def _looks_batched(net: keras.Model, inputs, leaves: list[tf.TensorSpec]) -> boo
     return all(leaf.shape.rank and leaf.shape[0] is None for leaf in leaves)
 
 
-def build(model: keras.Model, spec: tuple, dataset: tf.data.Dataset) -> None:
-    """Make the weights of an unbuilt net by a call on one example."""
+def build(model: keras.Model, spec: tuple, one: Callable[[], Any]) -> None:
+    """Make the weights of an unbuilt net by a call on one example.
+
+    Args:
+        model: an ISModel. spec: (x, …), without a batch axis.
+        one: gives inputs with a batch axis of 1, where the spec does not say all their sizes.
+    """
     if model.built and model.net.built:
         return
     inputs = spec[0]
     if all(leaf.shape.is_fully_defined() for leaf in tf.nest.flatten(inputs)):
         example = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape], s.dtype), inputs)
     else:
-        example = next(iter(dataset.batch(1)))[0]
+        example = one()
     with model.distribute_strategy.scope():
         model(example, training=False)
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_importance import arguments, element_specs, gain, losses, plans, scorers, scoring
-from tf_importance.scorers import base, forward, last_layer
+from tf_importance import arguments, element_specs, gain, losses, plans, scoring
+from tf_importance.scorers import forward, last_layer
+from tf_importance.scorers.upper_bound import of_a_pass
 
 _CHUNK = 256
 _REPEATS = 5
@@ -126,7 +127,7 @@ def estimate_gain(
     sizes = [arguments.positive_integer("batch_sizes", size) for size in batch_sizes]
     chunks = arguments.positive_integer("examples", examples) // _CHUNK
     spec = element_specs.checked(model, dataset)
-    element_specs.build(model, spec, dataset)
+    element_specs.build(model, spec, lambda: next(iter(dataset.batch(1)))[0])
     pairs = dataset.map(lambda x, y, *rest: (x, y)).batch(_CHUNK, drop_remainder=True)
     menu = [plan for size in sizes for plan in _menu(size)]
     rates = sorted({plan.rate for plan in menu})
@@ -144,7 +145,11 @@ def estimate_gain(
     )
     tau = (averages[5] ** 0.5) / averages[4] if averages[4] > 0 else 1.0
     clock = _Clock(model, pairs)
-    predictions = tuple(_prediction(moments, rates, plan, clock) for plan in menu)
+    steps = {size: clock.step_seconds(size) for size in sizes}
+    costs = [clock.scoring_seconds(plan.presample_size) / steps[plan.batch_size] for plan in menu]
+    predictions = tuple(
+        _prediction(moments, rates, plan, cost) for plan, cost in zip(menu, costs)
+    )
     noise = tf.math.divide_no_nan(moments.square - moments.mean_square, moments.mean_square)
     result = GainEstimate(
         examples=len(found) * _CHUNK,
@@ -162,13 +167,12 @@ def _menu(batch_size: int) -> list[plans.Plan]:
     return [plans.Plan(batch_size, 1, factor * batch_size) for factor in (2, 4, 12)]
 
 
-def _prediction(moments, rates, plan: plans.Plan, clock) -> Prediction:
+def _prediction(moments, rates, plan: plans.Plan, scoring_cost: float) -> Prediction:
+    """What a plan does, if scoring its pre-sample costs so many steps."""
     rounding = moments.rounding[rates.index(plan.rate)]
     drawn = gain.drawn_square(moments, plan.batch_size, plan.rate, rounding)
     ratio = gain.gain_ratio(gain.uniform_square(moments, plan.batch_size), drawn)
-    scoring_seconds = clock.scoring_seconds(plan.presample_size)
-    cost = 1 + scoring_seconds / clock.step_seconds(plan.batch_size)
-    return Prediction(plan.batch_size, plan.presample_size, float(ratio), cost)
+    return Prediction(plan.batch_size, plan.presample_size, float(ratio), 1 + scoring_cost)
 
 
 def _chunk_moments(model, sampling: gain.Sampling):
@@ -180,10 +184,7 @@ def _chunk_moments(model, sampling: gain.Sampling):
             model(inputs, training=False)
         size = tf.shape(tf.nest.flatten(inputs)[0])[0]
         weights = tf.ones([size])
-        scorer = model.scorer
-        if not isinstance(scorer, base.OutputScorer):
-            scorer = scorers.upper_bound
-        scores = scorer.from_forward(model.objective, labels, passes[-1])
+        scores = of_a_pass(model.scorer).from_forward(model.objective, labels, passes[-1])
         squares = last_layer.gradient_squares(
             model.net, model.objective, labels, passes[-1], weights
         )

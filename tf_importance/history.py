@@ -9,7 +9,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import arguments, proposals, random_access, samplers, scorers, scoring
+from tf_importance import (
+    arguments,
+    element_specs,
+    groups,
+    pipeline,
+    proposals,
+    random_access,
+    samplers,
+    scorers,
+    scoring,
+)
 
 
 def history_sample(
@@ -113,7 +123,7 @@ def history_sample(
     # Fresh scores are there to be those of the step: the learning rate follows the gain.
     ahead = seed is None and sampler.may_draw_ahead and presample_size is None
     batches = batches.prefetch(1) if ahead else batches
-    return batches.with_options(_options(ahead))
+    return batches.with_options(pipeline.options(ahead))
 
 
 class _Rescored(NamedTuple):
@@ -127,8 +137,7 @@ class _Rescored(NamedTuple):
     def __call__(self, inputs, labels, drawn: samplers.Draw, seed: tf.Tensor):
         scores = self.score(inputs, labels)
         # What an example is worth to a batch drawn from this pre-sample: w Ĝ.
-        worth = scores * drawn.weights
-        worth = proposals.smooth(worth, self.smoothing * tf.reduce_mean(worth))
+        worth = groups.smoothed(scores * drawn.weights, self.smoothing)
         draw = self.resample(proposals.normalize(worth), self.batch_size, seed)
         of_batch = {
             "weight": tf.gather(drawn.weights, draw.indices) * draw.weights,
@@ -157,17 +166,5 @@ def _scored(model, scorer, gather, presample_size: int, batch_size: int, jit_com
     scoring.check(score, jit_compile)
     example = gather(tf.zeros([1], tf.int64))
     spec = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape[1:], part.dtype), example)
-    if not (model.built and model.net.built):
-        with model.distribute_strategy.scope():
-            model(example[0], training=False)
+    element_specs.build(model, spec, lambda: example[0])
     return scoring.compiled(model, score, spec, presample_size, jit_compile)
-
-
-def _options(ahead: bool) -> tf.data.Options:
-    options = tf.data.Options()
-    # The sampler's variables are in the model's checkpoints already.
-    options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
-    if not ahead:
-        # tf.data would draw ahead of the training step, and what by becomes a race.
-        options.experimental_optimization.inject_prefetch = False
-    return options

@@ -27,7 +27,8 @@ from tf_importance import (
     variance,
 )
 from tf_importance.samplers import feedback, state
-from tf_importance.scorers import base, forward, last_layer
+from tf_importance.scorers import forward, last_layer
+from tf_importance.scorers.upper_bound import of_a_pass
 
 _SCORER_PREFIX = "tfi.scorers."
 # The newest step's share in the averages of the gain's moments, as in RAIS.
@@ -512,9 +513,7 @@ class ISModel(keras.Model):
         return mean
 
     def _scores(self, labels, passed: forward.Forward) -> tf.Tensor:
-        scorer = self.scorer
-        if not isinstance(scorer, base.OutputScorer):
-            scorer = scorers.upper_bound
+        scorer = of_a_pass(self.scorer)
         return tf.stop_gradient(scorer.from_forward(self.objective, labels, passed))
 
     def _measure_gain(self, labels, passed, scores, weights, told, sampling) -> None:
@@ -593,7 +592,8 @@ class ISModel(keras.Model):
     def _updated_monitors(self, monitors, estimate, largest):
         total, steps, maximum, fallbacks = tf.unstack(monitors)
         known = tf.math.is_finite(estimate)
-        fraction = tf.where(known, 1 / estimate**2, 0.0)
+        # Small drawn batches can estimate a τ below 1, which no population has.
+        fraction = tf.where(known, 1 / tf.maximum(estimate, 1.0) ** 2, 0.0)
         steps += tf.cast(known, tf.float32)
         largest = tf.maximum(maximum, largest)
         monitors = tf.stack([total + fraction, steps, largest, fallbacks])

@@ -9,6 +9,21 @@ import tensorflow as tf
 from tf_importance import groups, losses, plans, proposals, switches
 
 
+def options(ahead: bool) -> tf.data.Options:
+    """Of a pipeline that reads and writes variables of a model or a sampler.
+
+    Args:
+        ahead: whether it may run ahead of the training step.
+    """
+    chosen = tf.data.Options()
+    # Checkpoints of the model hold those variables already.
+    chosen.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
+    if not ahead:
+        # tf.data would prefetch by itself, and what the variables are when they are read is a race.
+        chosen.experimental_optimization.inject_prefetch = False
+    return chosen
+
+
 class Pipeline:
     """From a group of examples to its batches, stacked: nests of [k, b, …] tensors."""
 

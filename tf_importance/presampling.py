@@ -128,8 +128,9 @@ def importance_sample(
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
         spec = element_specs.checked(model, dataset)
-        element_specs.build(model, spec, dataset)
-        sizes = {plan.presample_size for plan in setting.plans if plan.draws}
+        element_specs.build(model, spec, lambda: next(iter(dataset.batch(1)))[0])
+        # The step compiles the scorer itself; that it can be is found out here all the same.
+        sizes = {setting.group_size} if in_step else setting.presample_sizes
         scored = {
             size: scoring.compiled(model, score, spec, size, jit_compile) for size in sizes
         }
@@ -156,7 +157,7 @@ def importance_sample(
         # Scores must be of the very step where the learning rate follows the gain.
         ahead = seed is None and (in_step or not emission.with_gain)
         batches = batches.prefetch(1) if ahead else batches
-        return batches.with_options(_options(ahead))
+        return batches.with_options(pipeline.options(ahead))
 
     return transform
 
@@ -234,13 +235,3 @@ def _warn(model: Any, switch: switches.Switch, seed: int | None) -> None:
             "tfi.schedules.GainAdapted(learning_rate)), or any other optimizer.",
             stacklevel=3,
         )
-
-
-def _options(ahead: bool) -> tf.data.Options:
-    options = tf.data.Options()
-    # The pipeline reads and counts in the model's variables, which checkpoints hold already.
-    options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
-    if not ahead:
-        # tf.data would run ahead of the training step, and τ's readings become a race.
-        options.experimental_optimization.inject_prefetch = False
-    return options

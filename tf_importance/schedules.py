@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_importance import compat
+
 
 @keras.saving.register_keras_serializable(package="tf_importance")
 class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
@@ -138,10 +140,8 @@ _NORMALIZING = frozenset(
 
 def _normalizes(optimizer) -> bool:
     """Whether an optimizer, or the one that it wraps, divides by the size of its gradients."""
-    inner = getattr(optimizer, "inner_optimizer", None) or getattr(optimizer, "_optimizer", None)
-    if inner is not None and inner is not optimizer:
-        return _normalizes(inner)
-    return any(kind.__name__ in _NORMALIZING for kind in type(optimizer).__mro__)
+    kinds = type(compat.innermost(optimizer)).__mro__
+    return any(kind.__name__ in _NORMALIZING for kind in kinds)
 
 
 def _variable(initial, name: str) -> tf.Variable:

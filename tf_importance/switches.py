@@ -41,6 +41,11 @@ class Setting(NamedTuple):
         return self.plans[0].batch_size
 
     @property
+    def presample_sizes(self) -> set[int]:
+        """The distinct B of the plans that draw."""
+        return {plan.presample_size for plan in self.plans if plan.draws}
+
+    @property
     def rates(self) -> list[float]:
         """The distinct ρ = R b/B of the plans that draw, and those of a single batch, b/B."""
         drawn = [plan for plan in self.plans if plan.draws]
@@ -104,7 +109,6 @@ class Switch(tf.Module):
     def choose(self, setting: Setting) -> tf.Tensor:
         """The index of a plan, int32; called in a graph, once for each pre-sample."""
         raise NotImplementedError
-
 
     def interrupted(self) -> None:
         """Called instead where a group is too short to be decided on, as at the end of a pass."""

@@ -2,18 +2,23 @@
 
     python -m trainers.compare --flagfile=configs/main.cfg
     python -m trainers.compare --flagfile=configs/main.cfg --grid=0.05,0.1,0.2 --out=runs/grid
+    python -m trainers.compare … --grid=0.05,0.1,0.2 --best_of_grid
 
 A curve is a flagfile of the trainer that --task names. --out then holds table.md, table.csv,
 comparison.png, and each run in CURVE/SEED. Curves take turns, in the opposite order with every
 other seed, so that a slow minute of the machine does not fall on one of them alone.
+
+With --best_of_grid the grid is run with one seed more, whose results are in --out/grid; the
+comparison is then between the curves at the learning rate that was best for each.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -41,6 +46,11 @@ _TIME_BUDGET = flags.DEFINE_float(
 _CLOCK = flags.DEFINE_string("clock", None, "The runs' clock, instead of the flagfile's.")
 _GRID = flags.DEFINE_list(
     "grid", [], "Learning rates that every curve is run with, instead of its own."
+)
+_BEST_OF_GRID = flags.DEFINE_boolean(
+    "best_of_grid",
+    False,
+    "Compare each curve at its own best rate of --grid, found with a seed beside the others.",
 )
 _OUT = flags.DEFINE_string("out", None, "Directory for the runs and results.", required=True)
 _ANEW = flags.DEFINE_boolean(
@@ -75,6 +85,19 @@ def variants(flagfiles: Sequence[str], learning_rates: Sequence[str] = ()) -> li
         for name, flagfile in named
         for rate in learning_rates
     ]
+
+
+def best_of_grid(found: Mapping[Variant, curves.Run]) -> list[Variant]:
+    """Of each flagfile the variant with the least training loss at its end."""
+
+    def loss(variant: Variant) -> float:
+        last = found[variant].last["train_loss"]
+        return last if math.isfinite(last) else math.inf
+
+    by_flagfile: dict[str, list[Variant]] = {}
+    for variant in found:
+        by_flagfile.setdefault(variant.arguments[0], []).append(variant)
+    return [min(same, key=loss) for same in by_flagfile.values()]
 
 
 def in_turns(compared: Sequence[Variant], seeds: int) -> list[tuple[Variant, int]]:
@@ -116,6 +139,14 @@ def run(variant: Variant, seed: int) -> curves.Run:
 def main(_) -> None:
     trainer_flags.log_warnings_only()
     compared = variants(_CURVES.value, _GRID.value)
+    if _BEST_OF_GRID.value:
+        if not _GRID.value:
+            raise app.UsageError("--best_of_grid has no --grid; give learning rates.")
+        found = {variant: run(variant, seed=_SEEDS.value) for variant in compared}
+        grid = {variant.label: [one] for variant, one in found.items()}
+        curves.write(grid, pathlib.Path(_OUT.value, "grid"))
+        print(f"\nThe grid, one seed\n\n{curves.markdown(grid)}")
+        compared = best_of_grid(found)
     results: dict[str, list[curves.Run]] = {variant.label: [] for variant in compared}
     for variant, seed in in_turns(compared, _SEEDS.value):
         results[variant.label].append(run(variant, seed))

@@ -50,8 +50,8 @@ def define(values: flags.FlagValues) -> None:
     text(
         "presample_size",
         None,
-        "B, examples that are scored; default 4 batches. auto, with --switch=gain: 12 batches, of "
-        "which as many are drawn as is fastest.",
+        "B, examples that are scored; default 4 batches. auto, with --switch=gain: 12, 6, 4, 3 or "
+        "2 batches, whichever is fastest.",
     )
     integer("draws_per_presample", 1, "R, batches drawn from one scoring.")
     flags.DEFINE_enum(

@@ -14,13 +14,25 @@ def data_dir(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def settings_of(data_dir, tmp_path):
-    """Parses a trainer's command line; --out and --data_dir are given already."""
+def parser_of(data_dir, tmp_path):
+    """Makes of a trainer's `define` what parses its command line.
 
-    def parse(*arguments: str) -> flags.FlagValues:
-        values = flags.FlagValues()
-        trainer_flags.define(values)
-        values(["trainer", f"--data_dir={data_dir}", f"--out={tmp_path / 'run'}", *arguments])
-        return values
+    --out and --data_dir are given already.
+    """
 
-    return parse
+    def parser(define):
+        def parse(*arguments: str) -> flags.FlagValues:
+            values = flags.FlagValues()
+            define(values)
+            values(["trainer", f"--data_dir={data_dir}", f"--out={tmp_path / 'run'}", *arguments])
+            return values
+
+        return parse
+
+    return parser
+
+
+@pytest.fixture
+def settings_of(parser_of):
+    """Parses the command line of a trainer without flags of its own."""
+    return parser_of(trainer_flags.define)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from reports import curves
 from trainers import compare
 
 
@@ -39,3 +40,13 @@ def test_the_main_job_prints_a_table_and_what_it_shows(data_dir, tmp_path):
     assert "train loss of upper_bound against uniform: " in done.stdout
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 0
     assert (tmp_path / "out" / "upper_bound" / "1" / "metrics.jsonl").exists()
+
+
+def test_the_best_of_the_grid_is_each_curves_own():
+    found = {}
+    losses = {"a": [0.3, 0.1, float("nan")], "b": [0.2, 0.4, 0.3]}
+    for variant in compare.variants(["a.cfg", "b.cfg"], ["1", "2", "3"]):
+        curve, number = variant.label.split(", ")
+        row = {"train_loss": losses[curve][int(number) - 1]}
+        found[variant] = curves.Run(variant.label, {}, [{"train_loss": 0.0}, row])
+    assert [variant.label for variant in compare.best_of_grid(found)] == ["a, 2", "b, 1"]

@@ -7,7 +7,6 @@ import pathlib
 
 import numpy as np
 import pytest
-from absl import flags
 
 from reports import curves
 from reports import issgd as report
@@ -17,16 +16,9 @@ CONFIGS = sorted(pathlib.Path("configs/issgd").glob("*.cfg"))
 
 
 @pytest.fixture
-def settings_of(data_dir, tmp_path):
-    """Parses this trainer's command line; --out and --data_dir are given already."""
-
-    def parse(*arguments: str) -> flags.FlagValues:
-        values = flags.FlagValues()
-        issgd.define(values)
-        values(["trainer", f"--data_dir={data_dir}", f"--out={tmp_path / 'run'}", *arguments])
-        return values
-
-    return parse
+def settings_of(parser_of):
+    """Parses this trainer's command line."""
+    return parser_of(issgd.define)
 
 
 def rows(path: pathlib.Path, name: str) -> list[dict]:

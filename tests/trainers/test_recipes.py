@@ -87,7 +87,7 @@ def test_every_config_says_its_command_and_result_and_parses(settings_of, config
 def test_every_figure_compares_configs_of_one_task(config):
     text = config.read_text()
     assert f"python -m trainers.compare --flagfile={config}" in text and "Expected" in text
-    given = dict(line[2:].split("=", 1) for line in text.splitlines() if line.startswith("--"))
+    given = {line[2:].partition("=")[0] for line in text.splitlines() if line.startswith("--")}
     values = flags.FlagValues()
     for flag in flags.FLAGS.get_flags_for_module(compare):
         values[flag.name] = copy.deepcopy(flag)
@@ -95,7 +95,7 @@ def test_every_figure_compares_configs_of_one_task(config):
     curves = [pathlib.Path(curve) for curve in values.curves]
     assert set(curves) <= {*CONFIGS, *DELEGATED} and len(set(curves)) == len(curves) > 1
     assert {curve.parent.name for curve in curves} == {values.task}
-    assert {"curves", "out", "task", "seeds"} <= set(given)
+    assert {"curves", "out", "task", "seeds"} <= given
 
 
 @pytest.mark.parametrize("name", STARTED)
