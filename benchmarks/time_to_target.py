@@ -8,12 +8,13 @@ linearly to 0 over its seconds of training (evaluations and the first step are n
     control   batches drawn at random from pre-samples that are scored all the same
     gain      tfi.importance_sample(…, "auto", switch=Gain()) under GainAdapted
     memory    tfi.history_sample by RAIS under GainAdapted
+    both      the same, 3 batches drawn by memory, scored anew, and one drawn from them
 
-gain and memory get uniform's rate and batch size, and nothing of their own. Uniform sampling is
-run for half, once and twice the seconds, too: its loss against its time, both in logarithms, is
-the scale that the others are measured on. A method's speedup is the time that uniform sampling
-would need, decayed to its end, for the training loss that the method ends with, over the method's
-time. Above 1 it is faster, whatever the target in that range.
+gain, memory and both get uniform's rate and batch size, and nothing of their own. Uniform
+sampling is run for half, once and twice the seconds, too: its loss against its time, both in
+logarithms, is the scale that the others are measured on. A method's speedup is the time that
+uniform sampling would need, decayed to its end, for the training loss that the method ends with,
+over the method's time. Above 1 it is faster, whatever the target in that range.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("tasks", [], "Tasks; all whose data is there by default.")
 flags.DEFINE_float("seconds", 6.0, "Training time of a run.")
 flags.DEFINE_integer("seeds", 5, "Runs of each method.")
-flags.DEFINE_list("methods", ["uniform", "paper", "control", "gain", "memory"], "What to compare.")
+flags.DEFINE_list(
+    "methods", ["uniform", "paper", "control", "gain", "memory", "both"], "What to compare."
+)
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps MNIST and CIFAR-10.")
 flags.DEFINE_string("out", "runs/benchmarks/time_to_target.json", "Where the result goes.")
 
@@ -203,7 +206,7 @@ def pretrained(data: Data) -> keras.Model:
 sgd = keras.optimizers.SGD
 heavy_ball = functools.partial(keras.optimizers.SGD, momentum=0.9)
 adam = keras.optimizers.Adam
-_SGD, _HEAVY, _ADAM = (0.2, 0.4, 0.8), (0.01, 0.03, 0.1), (1e-3, 3e-3, 1e-2)
+_SGD, _HEAVY, _ADAM = (0.2, 0.4, 0.8, 1.6), (0.01, 0.03, 0.1), (1e-3, 3e-3, 1e-2)
 
 TASKS = {
     "digits_mlp": Task(True, digits, mlp, sgd, _SGD),
@@ -285,11 +288,9 @@ def run(task: Task, data: Data, method: str, rate: float, b: int, seed: int, sec
     keras.utils.set_random_seed(seed)
     model = tfi.ISModel(task.net(data))
     told = Told(rate)
-    schedule = tfi.schedules.GainAdapted(told) if method in ("gain", "memory") else told
-    sampler = None
-    if method == "memory":
-        size = len(data.x)
-        sampler = tfi.samplers.RAIS(size, min(20_000, max(size, 2 * b)))
+    remembers = method in ("memory", "both")
+    schedule = tfi.schedules.GainAdapted(told) if remembers or method == "gain" else told
+    sampler = tfi.samplers.RAIS(len(data.x)) if remembers else None
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(task.optimizer(schedule), loss, sampler=sampler)
     course = Course(seconds, told)
@@ -306,8 +307,11 @@ def run(task: Task, data: Data, method: str, rate: float, b: int, seed: int, sec
 def sampled(model, data: Data, method: str, b: int, seed: int, sampler) -> tf.data.Dataset:
     """Endless batches of a method."""
     change = data.change
-    if method == "memory":
-        drawn = tfi.history_sample((data.x, data.y), sampler, b).repeat()
+    if sampler is not None:
+        source, fresh = (data.x, data.y), 3 * b if method == "both" else None
+        drawn = tfi.history_sample(
+            source, sampler, b, presample_size=fresh, model=model
+        ).repeat()
         if change is None:
             return drawn
 

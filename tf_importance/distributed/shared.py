@@ -109,9 +109,8 @@ class SharedScores(Sampler):
     def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
         points = uniform_points(size, number, seed)
         drawn = self.tree.draw(points, tf.convert_to_tensor(self.mixing))
-        expected = tf.convert_to_tensor(self.population) * drawn.probabilities
         # 0 if all of a branch were left out the moment that it was taken.
-        weights = tf.math.divide_no_nan(tf.ones_like(expected), expected)
+        weights = drawn.weights(tf.convert_to_tensor(self.population))
         return Draw(drawn.indices, tf.cast(weights, tf.float32))
 
     def logs(self) -> dict[str, tf.Tensor]:

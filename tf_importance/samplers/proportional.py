@@ -63,7 +63,7 @@ class Proportional(Sampler):
         mixing = tf.stack([1.0, tf.convert_to_tensor(self.largest)])
         drawn = self.tree.draw(uniform_points(size, number, seed), tf.cast(mixing, tf.float64))
         beta = tf.cast(self._beta(number), tf.float64)
-        weights = (1 / (self.num_examples * drawn.probabilities)) ** beta
+        weights = drawn.weights(self.num_examples) ** beta
         if self._normalize:
             weights /= tf.reduce_max(weights)
         return Draw(drawn.indices, tf.cast(weights, tf.float32))

@@ -127,8 +127,7 @@ class RAIS(Sampler):
 
     def _drawn(self, points: tf.Tensor, k: tf.Tensor) -> Draw:
         drawn = self.tree.draw(points, tf.stack([tf.ones_like(k), k]))
-        weights = 1 / (self.num_examples * drawn.probabilities)
-        return Draw(drawn.indices, tf.cast(weights, tf.float32))
+        return Draw(drawn.indices, tf.cast(drawn.weights(self.num_examples), tf.float32))
 
     # Remembering --------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 # A gather of so many neighbours costs little more than one of a single number, and a tree this
 # wide has 5 levels for 10 million examples. (At 64, TensorFlow's cumsum takes over.)
 FANOUT = 32
+_RUNNING_SUMS = np.triu(np.ones([FANOUT, FANOUT]))
 
 
 class Drawn(NamedTuple):
@@ -22,6 +23,15 @@ class Drawn(NamedTuple):
 
     indices: tf.Tensor
     probabilities: tf.Tensor
+
+    def weights(self, population) -> tf.Tensor:
+        """1/(n p_i), [b] float64; 0 should rounding have drawn what has no probability.
+
+        Args:
+            population: n.
+        """
+        expected = tf.cast(population, tf.float64) * self.probabilities
+        return tf.math.divide_no_nan(tf.ones_like(expected), expected)
 
 
 class SumTree(tf.Module):
@@ -70,19 +80,22 @@ class SumTree(tf.Module):
         """
         node = tf.zeros_like(points, tf.int64)
         probabilities = tf.ones_like(points)
+        # TensorFlow's cumsum, matvec and batched gather take several times as long.
+        first = FANOUT * tf.range(tf.size(points), dtype=tf.int64)
         for level in reversed(self.levels):
-            children = tf.linalg.matvec(tf.cast(tf.gather(level, node), tf.float64), mixing)
-            ends = tf.cumsum(children, axis=1)
+            leaves = tf.reshape(tf.cast(tf.gather(level, node), tf.float64), [-1, self.columns])
+            children = tf.reshape(tf.linalg.matmul(leaves, mixing[:, tf.newaxis]), [-1, FANOUT])
+            ends = tf.linalg.matmul(children, _RUNNING_SUMS)
             whole = ends[:, -1]
             # Rounding must not lift a point over the last child of positive probability.
-            target = tf.minimum(points * whole, whole * (1 - 2.0**-50))
-            child = tf.searchsorted(ends, target[:, tf.newaxis], side="right")[:, 0]
-            child = tf.minimum(child, FANOUT - 1)
-            share = tf.gather(children, child, batch_dims=1)
-            start = tf.gather(ends, child, batch_dims=1) - share
+            target = tf.minimum(points * whole, whole * (1 - 2.0**-45))
+            child = tf.searchsorted(ends, target[:, tf.newaxis], side="right", out_type=tf.int64)
+            child = tf.minimum(child[:, 0], FANOUT - 1)
+            share = tf.gather(tf.reshape(children, [-1]), first + child)
+            start = tf.gather(tf.reshape(ends, [-1]), first + child) - share
             points = tf.clip_by_value(tf.math.divide_no_nan(target - start, share), 0.0, 1.0)
             probabilities *= tf.math.divide_no_nan(share, whole)
-            node = node * FANOUT + tf.cast(child, tf.int64)
+            node = node * FANOUT + child
         return Drawn(node, probabilities)
 
     def update(self, indices: tf.Tensor, leaves: tf.Tensor) -> None:
