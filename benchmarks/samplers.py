@@ -177,9 +177,8 @@ def trainings() -> dict:
     for size in map(int, FLAGS.sizes):
         sampler = tfi.samplers.RAIS(size)
         rng = np.random.default_rng(0)
-        sampler.history.assign(rng.random([size, 16], np.float32))
         sampler.recent.rows.assign(rng.random(sampler.recent.rows.shape, np.float32))
-        sampler.feature_totals.assign(np.full(12, size / 2))
+        sampler.features.assign(rng.random([size, 12], np.float32))
         # From the first update on, TensorFlow treats what is assigned to the tree differently.
         batch = [tf.range(128, dtype=tf.int64), tf.ones([128]), tf.ones([128])]
         sampler.update(Visit(*batch))

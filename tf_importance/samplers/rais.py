@@ -86,14 +86,17 @@ class RAIS(Sampler):
         count = history_features.COUNT + (0 if self._side is None else self._side.count) + 1
         empty = tf.fill([self.num_examples, history_features.LENGTH], history_features.EMPTY)
         self.history = _variable(empty, "history")
+        features = np.zeros([self.num_examples, count], np.float32)
+        features[:, -1] = 1.0
+        if self._side is not None:
+            features[:, -1 - self._side.count : -1] = self._side.first
+        # s_i as the next visit will find it. Kept, since a running sum of what is recomputed
+        # drifts: variances of small norms have smaller sums than the errors of the large ones
+        # before them.
+        self.features = _variable(features, "features")
         self.tree = sum_tree.SumTree(self.num_examples, 2)
         # Rows c and d; both 0 until they are trained.
         self.uncertainty_set = _variable(tf.zeros([2, count]), "uncertainty_set")
-        totals = np.zeros([count])
-        totals[-1] = num_examples
-        if self._side is not None:
-            totals[-1 - self._side.count : -1] = self._side.totals
-        self.feature_totals = _variable(tf.constant(totals, tf.float64), "feature_totals")
         self.recent = RecentVisits(2 * self._training_set_size, count)
         # A training of c and d that has begun and not taken effect; step -1 if there is none.
         self.training_step = _variable(tf.constant(-1, tf.int64), "training_step")
@@ -136,21 +139,18 @@ class RAIS(Sampler):
         norms, usable, share = once_each(visit)
         old = tf.gather(self.history, visit.indices)
         new = tf.where(usable[:, tf.newaxis], history_features.pushed(old, norms), old)
-        # Both at once: a step counts its operations rather than their sizes.
-        side = self._side_before_and_after(visit.indices, share)
-        features = _features(tf.concat([old, new], axis=0), side)
-        before, after = tf.split(features, 2)
+        before = tf.gather(self.features, visit.indices)
+        after = _features(new, self._side_of_the_next(visit.indices, share))
         c_and_d = tf.convert_to_tensor(self.uncertainty_set)
-        products = tf.linalg.matmul(features, c_and_d, transpose_b=True)
-        products, leaves = tf.split(products, 2)
-        estimates, uncertainties = tf.unstack(products, axis=1)
+        estimates, uncertainties = tf.unstack(
+            tf.linalg.matmul(before, c_and_d, transpose_b=True), axis=1
+        )
         scales = robust.outlier_scales(
             estimates, uncertainties, tf.where(usable, norms, 0.0), self._outlier_threshold
         )
         self.history.scatter_nd_update(visit.indices[:, tf.newaxis], new)
-        self.tree.update(visit.indices, leaves)
-        changes = tf.cast(after - before, tf.float64) * tf.cast(share, tf.float64)[:, tf.newaxis]
-        self.feature_totals.assign_add(tf.reduce_sum(changes, axis=0))
+        self.features.scatter_nd_update(visit.indices[:, tf.newaxis], after)
+        self.tree.update(visit.indices, tf.linalg.matmul(after, c_and_d, transpose_b=True))
         weights = tf.where(usable, visit.weights, 0.0)
         self.recent.add(visit.indices, before, norms, weights)
         ones = tf.ones_like(visit.indices, tf.int32)
@@ -158,13 +158,12 @@ class RAIS(Sampler):
         self.outliers.assign(tf.reduce_mean(tf.cast(scales < 1, tf.float32)))
         return scales
 
-    def _side_before_and_after(self, indices: tf.Tensor, share: tf.Tensor) -> tf.Tensor | None:
-        """Side features that the visits had, [b, m], over those that the next ones will have."""
+    def _side_of_the_next(self, indices: tf.Tensor, share: tf.Tensor) -> tf.Tensor | None:
+        """Side features that the examples' next visits will have: [b, m]."""
         if self._side is None:
             return None
-        visits = tf.gather(self.visits, indices)
-        after = visits + tf.cast(tf.round(1 / share), tf.int32)
-        return self._side(tf.concat([indices, indices], 0), tf.concat([visits, after], 0))
+        visits = tf.gather(self.visits, indices) + tf.cast(tf.round(1 / share), tf.int32)
+        return self._side(indices, visits)
 
     # Training c and d -----------------------------------------------------------------------
 
@@ -205,9 +204,17 @@ class RAIS(Sampler):
             return -1
         self.training_step.assign(updates)
         self.training_visits.assign(visits)
-        self.training_totals.assign(self.feature_totals)
+        self.training_totals.assign(self._feature_totals())
         self._start()
         return updates
+
+    def _feature_totals(self) -> np.ndarray:
+        """Σ_i s_i over all examples: [K]. O(n), and fast: 0.1 s for 10 million."""
+        totals = np.zeros([self.features.shape[1]])
+        for first in range(0, self.num_examples, _ROWS_AT_ONCE):
+            rows = self.features[first : first + _ROWS_AT_ONCE]
+            totals += tf.reduce_sum(tf.cast(rows, tf.float64), axis=0).numpy()
+        return totals
 
     def _start(self) -> None:
         means = self.training_totals.numpy() / self.num_examples
@@ -234,9 +241,7 @@ class RAIS(Sampler):
 
     def _leaves(self, indices: tf.Tensor, c_and_d) -> tf.Tensor:
         """⟨c, s_i⟩ and ⟨d, s_i⟩ of examples as they are remembered: [b, 2]."""
-        side = self._side and self._side(indices, tf.gather(self.visits, indices))
-        features = _features(tf.gather(self.history, indices), side)
-        return tf.linalg.matmul(features, c_and_d, transpose_b=True)
+        return tf.linalg.matmul(tf.gather(self.features, indices), c_and_d, transpose_b=True)
 
     def _install(self) -> None:
         """The new c, d and tree take effect.

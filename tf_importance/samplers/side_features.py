@@ -23,7 +23,7 @@ class SideFeatures:
         num_examples: n.
     Attributes:
         count: m.
-        totals: [m] float64, the sums over all examples before the first visit.
+        first: [n, m] those of the first visits.
     Raises:
         ValueError: an array of another size, or numbers that are not finite or negative.
     """
@@ -31,13 +31,12 @@ class SideFeatures:
     def __init__(self, given, num_examples: int) -> None:
         if callable(given):
             self._of_visits = lambda indices, visits: _sound(_columns(given(indices, visits)))
-            first = _checked(_of_all(given, num_examples), num_examples)
+            self.first = _checked(_of_all(given, num_examples), num_examples)
         else:
-            first = _checked(np.asarray(given, np.float32), num_examples)
-            rows = tf.constant(first)
+            self.first = _checked(np.asarray(given, np.float32), num_examples)
+            rows = tf.constant(self.first)
             self._of_visits = lambda indices, visits: tf.gather(rows, indices)
-        self.count = first.shape[1]
-        self.totals = first.sum(axis=0, dtype=np.float64)
+        self.count = self.first.shape[1]
 
     def __call__(self, indices: tf.Tensor, visits: tf.Tensor) -> tf.Tensor:
         """Those of examples [b] that were visited so often [b]: [b, m]."""
