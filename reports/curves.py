@@ -61,11 +61,13 @@ class Run:
 
 
 class Spread(NamedTuple):
-    """Median and range over the runs of a curve."""
+    """Median and range over the runs of a curve; mean, and standard deviation (0 of one run)."""
 
     median: float
     smallest: float
     largest: float
+    mean: float
+    deviation: float
 
 
 Curves = Mapping[str, Sequence[Run]]
@@ -91,12 +93,15 @@ def read(directory: str | pathlib.Path, label: str | None = None) -> Run:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and range."""
-    return Spread(float(np.median(values)), float(np.min(values)), float(np.max(values)))
+    """How values lie."""
+    found = np.asarray(values, float)
+    deviation = found.std(ddof=1) if len(found) > 1 else 0.0
+    numbers = np.median(found), found.min(), found.max(), found.mean(), deviation
+    return Spread(*map(float, numbers))
 
 
 def final(runs: Sequence[Run], name: str) -> Spread:
-    """Median and range of a metric at the end of the runs of a curve."""
+    """How a metric lies at the end of the runs of a curve."""
     return spread([run.last[name] for run in runs])
 
 
@@ -108,11 +113,8 @@ def table(curves: Curves) -> list[dict[str, Any]]:
         row["learning_rate"] = runs[0].flags["learning_rate"]
         for name in ("train_loss", "test_error", "step", "seconds"):
             measured = final(runs, name)
-            row |= {
-                name: measured.median,
-                f"{name}_smallest": measured.smallest,
-                f"{name}_largest": measured.largest,
-            }
+            row[name] = measured.median
+            row |= {f"{name}_{part}": getattr(measured, part) for part in Spread._fields[1:]}
         shares = [run.importance for run in runs]
         row["importance"] = None if None in shares else spread(shares).median
         rows.append(row)

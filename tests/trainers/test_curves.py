@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 import subprocess
 import sys
 
@@ -57,13 +58,16 @@ def test_plain_keras_has_no_share_of_importance_steps(compared):
     assert compared["uniform"][0].importance is None
 
 
-def test_the_tables_have_median_and_range(compared):
+def test_the_tables_have_median_and_range_mean_and_deviation(compared):
     uniform, importance = csv.DictReader(io.StringIO(curves.comma_separated(compared)))
     assert [uniform[f"train_loss{part}"] for part in ("", "_smallest", "_largest")] == [
         "0.4",
         "0.3",
         "0.5",
     ]
+    losses = [run.last["train_loss"] for run in compared["uniform"]]
+    assert float(uniform["train_loss_mean"]) == pytest.approx(sum(losses) / len(losses))
+    assert float(uniform["train_loss_deviation"]) == pytest.approx(statistics.stdev(losses))
     assert importance["importance"] == "0.5" and uniform["importance"] == ""
     assert "4.00e-01 (3.00e-01 to 5.00e-01)" in curves.markdown(compared)
 
