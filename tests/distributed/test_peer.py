@@ -132,11 +132,13 @@ def test_under_a_strategy_it_is_refused(make_model, meeting):
 
 def test_one_peer_trains_by_itself(data, make_model, meeting):
     model = make_model()
-    sampler = peer(model, meeting("peer"), largest_batch=8)
-    compile_model(model, sampler, 0.3)
+    # The scores are those of earlier steps: without smoothing, weights of 50 meet them.
+    sampler = peer(model, meeting("peer"), largest_batch=8, smoothing=0.5)
+    compile_model(model, sampler, 0.1)
+    before = model.evaluate(*data, verbose=0)
     batches = tfi.history_sample(data, sampler, 8, seed=1).repeat()
     history = model.fit(batches, steps_per_epoch=40, epochs=3, verbose=0).history
-    assert history["loss"][-1] < history["loss"][0]
+    assert model.evaluate(*data, verbose=0) < 0.8 * before
     assert history["usable"][-1] > 0.5
 
 
