@@ -179,6 +179,7 @@ def trainings() -> dict:
         rng = np.random.default_rng(0)
         sampler.recent.rows.assign(rng.random(sampler.recent.rows.shape, np.float32))
         sampler.features.assign(rng.random([size, 12], np.float32))
+        sampler.feature_totals.assign(np.full(12, size / 2))
         # From the first update on, TensorFlow treats what is assigned to the tree differently.
         batch = [tf.range(128, dtype=tf.int64), tf.ones([128]), tf.ones([128])]
         sampler.update(Visit(*batch))
