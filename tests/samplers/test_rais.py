@@ -103,6 +103,7 @@ def test_the_proposal_is_proposition_4_1_of_all_that_was_seen(side):
     indices, weights = sampler.draw(500, 9)
     np.testing.assert_allclose(1 / (N * weights.numpy()), p[indices.numpy()], rtol=1e-4)
     np.testing.assert_allclose(sampler.features, features, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(sampler.feature_totals, features.sum(axis=0), rtol=1e-4)
     # Negative control: features of a visit less give another proposal.
     older = np.stack([reference.features(norms[:-1], row) for norms, row in zip(memory, rows)])
     wrong = reference.proposal(older, c, d)

@@ -221,7 +221,10 @@ class RAIS(Sampler):
         """Σ_i s_i over all examples: [K]. O(n)."""
         totals = np.zeros([self.features.shape[1]])
         for first in range(0, self.num_examples, _ROWS_AT_ONCE):
-            rows = self.features[first : first + _ROWS_AT_ONCE]
+            # A slice would copy the whole variable first.
+            rows = tf.gather(
+                self.features, tf.range(first, min(first + _ROWS_AT_ONCE, self.num_examples))
+            )
             totals += tf.reduce_sum(tf.cast(rows, tf.float64), axis=0).numpy()
         return totals
 
