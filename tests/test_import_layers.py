@@ -65,6 +65,7 @@ ROOMS = (
     "pipeline",
     "estimate",
     "presampling",
+    "remembered",
     "history",
     "model",
     "schedules",

@@ -231,3 +231,42 @@ def test_a_layer_that_changes_batch_normalization_is_not_converted():
 
     with pytest.raises(ValueError, match="'own'.*class Own.*tfi.layers.BatchNormalization"):
         tfi.layers.weight_batch_normalization(keras.Sequential([Own(name="own")]))
+
+
+@pytest.mark.parametrize("case", ["points", "image", "axis 1", "masked", "not scaled", "zeros"])
+def test_its_gradient_is_that_of_its_equations(case):
+    """Against TensorFlow's own derivative of the same statistics, in float64."""
+    rng = np.random.default_rng(0)
+    shape = {"image": (5, 4, 3, 2), "axis 1": (5, 2, 4), "masked": (5, 4, 2)}.get(case, (5, 2))
+    axis = 1 if case == "axis 1" else len(shape) - 1
+    x, upstream = tf.constant(rng.normal(size=shape)), tf.constant(rng.normal(size=shape))
+    weights = tf.constant(np.zeros(5) if case == "zeros" else rng.uniform(0.2, 3.0, 5))
+    mask = tf.constant(rng.random(shape[:-1]) < 0.7) if case == "masked" else None
+    options = {"scale": False, "center": False} if case == "not scaled" else {}
+    layer = tfi.layers.BatchNormalization(axis=axis, dtype="float64", **options)
+    layer.build(shape)
+    for variable in layer.trainable_variables:
+        variable.assign(rng.uniform(0.5, 2.0, variable.shape))
+    counts = tf.reshape(
+        weights if case != "zeros" else tf.ones(5, tf.float64), [5, *[1] * (len(shape) - 1)]
+    )
+    if mask is not None:
+        counts *= tf.cast(mask, tf.float64)[..., tf.newaxis]
+    counts *= tf.ones_like(x)
+    axes = [i for i in range(len(shape)) if i != axis]
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(counts, axes, keepdims=True)
+        mean = tf.reduce_sum(counts * x, axes, keepdims=True) / total
+        variance = tf.reduce_sum(counts * (x - mean) ** 2, axes, keepdims=True) / total
+        inner = [shape[i] if i == axis else 1 for i in range(len(shape))]
+        parts = [tf.reshape(tf.convert_to_tensor(v), inner) for v in layer.trainable_variables]
+        gamma, beta = parts or (1.0, 0.0)
+        truth = gamma * (x - mean) / tf.sqrt(variance + layer.epsilon) + beta
+        with tfi.layers.importance_weights(weights):
+            found = layer(x, training=True, mask=mask)
+        their_sum, our_sum = tf.reduce_sum(truth * upstream), tf.reduce_sum(found * upstream)
+    np.testing.assert_allclose(found, truth, rtol=1e-6)
+    variables = [x, *layer.trainable_variables]
+    for mine, theirs in zip(tape.gradient(our_sum, variables), tape.gradient(their_sum, variables)):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-9)

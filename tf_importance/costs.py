@@ -25,15 +25,17 @@ class StepCosts(tf.Module):
         plans: all there are.
         group_size: examples that are asked for at once.
     Attributes:
-        timings: [m + 1, 5] newest seconds: of a uniform step of each of the m batch sizes, and
-            of scoring. counts: [m + 1] how many there ever were.
+        timings: [m + k, 5] newest seconds: of a uniform step of each of the m batch sizes, and
+            of scoring a group; where there is a memory, of each of the k ways to draw by it.
+            counts: [m + k] how many there ever were.
     """
 
     def __init__(self, plans: Sequence[Plan], group_size: int) -> None:
         super().__init__(name="step_costs")
         self._plans = tuple(plans)
         self._sizes = sorted({plan.batch_size for plan in plans}, reverse=True)
-        kinds = len(self._sizes) + 1
+        remembered = [plan for plan in self._plans if plan.remembered]
+        kinds = len(self._sizes) + max(len(remembered), 1)
         self.timings = _variable(tf.zeros([kinds, _TIMINGS]), "timings")
         self.counts = _variable(tf.zeros([kinds], tf.int32), "counts")
         self.last_time = _variable(tf.constant(0.0, tf.float64), "last_time")
@@ -42,6 +44,9 @@ class StepCosts(tf.Module):
         batches = [plan.batches(group_size) for plan in self._plans]
         self._batches = tf.constant(batches, tf.float32)
         self._drawn = tf.constant([plan.draws > 0 for plan in self._plans])
+        of_all = len(self._sizes)
+        extra = [of_all + remembered.index(p) if p.remembered else of_all for p in self._plans]
+        self._extra = tf.constant(extra)
         kind = [self._sizes.index(plan.batch_size) for plan in self._plans]
         self._kinds = tf.constant(kind)
 
@@ -52,7 +57,7 @@ class StepCosts(tf.Module):
         times = tf.sort(tf.where(known, tf.convert_to_tensor(self.timings), float("inf")), axis=1)
         middle = tf.maximum(tf.minimum(counts, _TIMINGS) - 1, 0) // 2
         medians = tf.gather(times, middle, batch_dims=1)
-        scoring = tf.where(self._drawn, medians[-1] / self._batches, 0.0)
+        scoring = tf.where(self._drawn, tf.gather(medians, self._extra) / self._batches, 0.0)
         return tf.gather(medians, self._kinds) + scoring
 
     def asked(self, now: tf.Tensor) -> None:
@@ -85,7 +90,7 @@ class StepCosts(tf.Module):
         own = tf.gather(self._own_step(), kind)
         # Without a step's own time there is nothing to compare with.
         scoring = tf.maximum(elapsed - batches * own, 0.0)
-        row = tf.where(drawn, len(self._sizes), kind)
+        row = tf.where(drawn, tf.gather(self._extra, plan), kind)
         place = tf.gather(self.counts, row) % _TIMINGS
         value = tf.where(drawn, scoring, step)
         tf.cond(

@@ -19,6 +19,11 @@ example ⌊c_i⌋ or ⌈c_i⌉ times, c_i = ρ Ĝ_i/S its expected count, and th
 rounding: F(ρ) = E[f (1 − f)]/ρ, f the fractional part of c. For equal scores this is 1 − ρ, and the
 sum is the uniform batch's variance exactly; no score can bring the sum below (U − A) ρ/b.
 
+Where a sampler's memory draws the pre-samples by p, they are no uniform samples: R = E[v²/(n p)]
+takes the place of U in the first term, and an example counts c_i = ρ m_i Ĝ_i/S times, m = 1/(n p).
+V is the same: what is drawn by m Ĝ from examples that were drawn by p is drawn by Ĝ. A batch that
+memory draws by itself has the variance (R − A)/b.
+
 The gain ratio r of such a step (Johnson & Guestrin 2018, eq. 7) is E‖g‖² of a uniform batch over
 that of this one. A step with r times the learning rate makes r times the progress (their
 proposition 3.2), and so r over the relative cost of the step is its speed. Unlike τ, r knows when
@@ -42,6 +47,8 @@ class Moments(NamedTuple):
         score: S = E[Ĝ].
         square_per_score: Q = E[v²/Ĝ].
         rounding: [k] F(ρ) at each of k rates.
+        remembered: R = E[v²/(n p)], second moment of a single weighted draw by a sampler's
+            memory; U where there is none.
     """
 
     mean_square: tf.Tensor
@@ -49,6 +56,7 @@ class Moments(NamedTuple):
     score: tf.Tensor
     square_per_score: tf.Tensor
     rounding: tf.Tensor
+    remembered: tf.Tensor | None = None
 
     @property
     def drawn_square(self) -> tf.Tensor:
@@ -75,6 +83,7 @@ def batch_moments(
     batch_square: tf.Tensor,
     sampling: Sampling,
     mean_score: tf.Tensor | None = None,
+    memory: tf.Tensor | float = 1.0,
 ) -> Moments:
     """What one weighted batch says of the moments.
 
@@ -87,6 +96,7 @@ def batch_moments(
         batch_square: ‖g‖², g the weighted mean gradient.
         sampling: the rates ρ and the smoothing c.
         mean_score: mean(Ĝ), where more is known of it than this batch says.
+        memory: [b] m = 1/(n p), where a sampler's memory draws the pre-samples.
     Returns:
         Scalars, and [k]; Ĝ in them are the smoothed scores.
     """
@@ -94,13 +104,18 @@ def batch_moments(
     own = tf.reduce_mean(weights**2 * squares)
     of_batch = tf.reduce_mean(weights * scores)
     mean = of_batch if mean_score is None else mean_score
-    smooth, total = scores + sampling.smoothing * mean, 1 + sampling.smoothing
+    # A pre-sample that memory has drawn is drawn from by m Ĝ + c mean(m Ĝ).
+    smooth = scores + sampling.smoothing * tf.math.divide_no_nan(mean, memory)
+    total = 1 + sampling.smoothing
     return Moments(
         mean_square=tf.math.divide_no_nan(batch_square - own / size, 1 - 1 / size),
         square=tf.reduce_mean(weights * squares),
         score=total * of_batch,
         square_per_score=tf.reduce_mean(weights * tf.math.divide_no_nan(squares, smooth)),
-        rounding=rounding_factors(smooth, weights, sampling.rates, total * mean),
+        rounding=rounding_factors(
+            memory * smooth, weights / memory, sampling.rates, total * mean
+        ),
+        remembered=tf.reduce_mean(weights * memory * squares),
     )
 
 

@@ -179,7 +179,8 @@ class StepDraw(NamedTuple):
 
     def _drawn(self, parts: tuple, seed: tf.Tensor) -> tuple[tuple, tf.Tensor]:
         inputs, labels, told = parts
-        scores = tf.abs(told["weight"]) * self.score(inputs, labels)
+        own = self.score(inputs, labels)
+        scores = tf.abs(told["weight"]) * own
         usable = proposals.usable(scores)
         smooth = smoothed(scores, self.smoothing)
         # Where they are unusable, the proposal is uniform.
@@ -190,11 +191,21 @@ class StepDraw(NamedTuple):
             chosen[2][name] *= draw.weights
         if "gain" in told:
             chosen[2]["gain"] = tf.where(usable, chosen[2]["gain"], 1.0)
-        return self._of_static_size(chosen), tf.logical_not(usable)
+        return self._remembered(chosen, told, draw.indices, own), tf.logical_not(usable)
 
     def _as_it_is(self, parts: tuple) -> tuple[tuple, tf.Tensor]:
         cut = tf.nest.map_structure(lambda part: part[: self.batch_size], parts)
-        return self._of_static_size(cut), tf.constant(False)
+        unscored = tf.zeros([self.batch_size])
+        places = tf.range(self.batch_size)
+        return self._remembered(cut, cut[2], places, unscored), tf.constant(False)
+
+    def _remembered(self, parts: tuple, told: dict, places: tf.Tensor, scores: tf.Tensor):
+        """Of static size, and with the pre-sample that a sampler's memory has drawn."""
+        parts = self._of_static_size(parts)
+        if "index" in told:
+            of_all = {"index": told["index"], "weight": told["weight"], "score": scores}
+            parts[2].update(place=places, presample=of_all)
+        return parts
 
     def _of_static_size(self, parts: tuple) -> tuple:
         return tf.nest.map_structure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,11 +15,14 @@ from tf_importance import (
     element_specs,
     groups,
     pipeline,
+    plans,
     proposals,
     random_access,
+    remembered,
     samplers,
     scorers,
     scoring,
+    switches,
 )
 
 
@@ -28,6 +32,7 @@ def history_sample(
     batch_size: int = 32,
     *,
     presample_size: int | None = None,
+    switch: switches.Gain | None = None,
     model: keras.Model | None = None,
     scorer: scorers.Scorer | None = None,
     resampling: str | proposals.Resampling = "systematic",
@@ -54,11 +59,22 @@ def history_sample(
     A fresh pre-sample alone gains at most B/b of a uniform batch; one that memory has chosen
     can gain more.
 
+    With a switch, `tfi.switches.Gain()`, memory is used while it pays: every 8 batches are uniform
+    ones (passes over the data, weights 1), or memory's, or, with a presample_size, memory's
+    rescored, whichever its measured gain and its measured cost make the fastest; see
+    docs/does-it-pay.md. The step then scores and draws, so that scores are its own, and the
+    learning rate follows the gain that was predicted. Until memory has something to draw by, its
+    pre-samples are uniform ones, as in `importance_sample`.
+
+        model.compile(keras.optimizers.SGD(tfi.schedules.GainAdapted(0.1)), loss, sampler=sampler)
+        model.fit(tfi.history_sample(
+            (x, y), sampler, 32, presample_size=96, switch=tfi.switches.Gain(), model=model))
+
     Without a seed one batch is drawn ahead of the training step, but for `Oracle` and where there
-    are pre-samples. With a seed nothing runs ahead, and a run repeats exactly; so it does after a
-    restore in the midst of an epoch. (A `.map` with `num_parallel_calls` or a `.prefetch` behind
-    it does run ahead: batches are then drawn by scores a few steps old, which costs a little
-    variance and no bias, and repeat no longer.)
+    are pre-samples without a switch. With a seed nothing runs ahead, and a run repeats exactly; so
+    it does after a restore in the midst of an epoch. (A `.map` with `num_parallel_calls` or a
+    `.prefetch` behind it does run ahead: batches are then drawn by scores a few steps old, which
+    costs a little variance and no bias, and repeat no longer.)
 
     Args:
         source: `(x, y)`, nests of arrays, which TensorFlow gathers from; or random access to
@@ -66,7 +82,9 @@ def history_sample(
         sampler: of `tfi.samplers`, for as many examples as the source has.
         batch_size: b.
         presample_size: B ≥ b; None for no fresh scores.
-        model: the ISModel that scores pre-samples, compiled and built.
+        switch: decides whether to use memory; for a sampler that tells the probability of any
+            example, which is `RAIS`. By default it is always used.
+        model: the ISModel that scores pre-samples, or that the switch measures, compiled.
         scorer: `(model, x, y) -> [B]` for pre-samples; by default the model's.
         resampling, smoothing, jit_compile: of pre-samples, as in `importance_sample`.
         seed: makes the draws repeatable.
@@ -74,8 +92,8 @@ def history_sample(
         A dataset of static batch size. With a presample_size the dict has `"place"` and
         `"presample"` too, by which the step tells the sampler of all B.
     Raises:
-        TypeError: the source has no random access, sampler is none, model is no ISModel.
-        ValueError: sizes do not fit.
+        TypeError: the source has no random access, sampler or switch is none, model is no ISModel.
+        ValueError: sizes do not fit, or the sampler is none that a switch can weigh.
     """
     if not isinstance(sampler, samplers.Sampler):
         raise TypeError(f"sampler must be one of tfi.samplers; got {sampler!r}.")
@@ -89,56 +107,92 @@ def history_sample(
     sampler.check_batch_size(arguments.positive_integer("presample_size", drawn_size))
     sampler.attach(gather)
     chosen = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-
-    def examples(count: int) -> tuple[Any, Any, samplers.Draw]:
-        drawn = sampler.draw(count, chosen)
-        inputs, labels = tf.nest.map_structure(
-            lambda part: tf.ensure_shape(part, [count, *part.shape[1:]]),
-            gather(drawn.indices),
-        )
-        return inputs, labels, drawn
-
-    def remembered(_):
-        inputs, labels, drawn = examples(batch_size)
-        return inputs, labels, {"weight": drawn.weights, "index": drawn.indices}
-
-    batch = remembered
-    if presample_size is not None:
-        rescore = _Rescored(
-            _scored(model, scorer, gather, presample_size, batch_size, jit_compile),
-            proposals.resampling_of(resampling),
-            proposals.checked_smoothing(smoothing, 0.0),
-            batch_size,
-        )
-
-        def rescored(_):
-            drawn = examples(presample_size)
-            # Each batch has a number of its own, in whichever pass.
-            return rescore(*drawn, tf.stack([tf.cast(chosen, tf.int64), sampler.draws + 0]))
-
-        batch = rescored
+    examples = _Examples(gather, sampler, chosen)
+    redrawing = _Redrawing(
+        batch_size,
+        drawn_size,
+        proposals.resampling_of(resampling),
+        proposals.checked_smoothing(smoothing, 0.0),
+    )
+    if switch is not None:
+        _check_switch(switch, sampler, batch_size, presample_size)
+    score = None
+    if switch is not None or presample_size is not None:
+        score = _scored(model, scorer, gather, drawn_size, batch_size, jit_compile)
+    if switch is not None:
+        batch = _switched(switch, model, scorer, examples, redrawing)
+    elif score is not None:
+        batch = _Rescored(examples, score, redrawing)
+    else:
+        batch = _Remembered(examples, batch_size)
     batches = tf.data.Dataset.range(-(-size // batch_size)).map(
         tf.autograph.experimental.do_not_convert(batch)
     )
-    # Fresh scores are there to be those of the step: the learning rate follows the gain.
-    ahead = seed is None and sampler.may_draw_ahead and presample_size is None
+    # Fresh scores are there to be those of the step, since the learning rate follows the gain;
+    # under a switch the step makes them itself.
+    fresh = presample_size is not None and switch is None
+    ahead = seed is None and sampler.may_draw_ahead and not fresh
     batches = batches.prefetch(1) if ahead else batches
     return batches.with_options(pipeline.options(ahead))
 
 
-class _Rescored(NamedTuple):
-    """From a pre-sample that memory has drawn to a batch."""
+class _Examples(NamedTuple):
+    """A source, and the sampler that draws from it."""
 
-    score: Callable[[Any, Any], tf.Tensor]
+    gather: Callable[[tf.Tensor], tuple[Any, Any]]
+    sampler: samplers.Sampler
+    seed: int
+
+    def drawn(self, count: int) -> tuple[Any, Any, samplers.Draw]:
+        """The sampler's next examples."""
+        drawn = self.sampler.draw(count, self.seed)
+        return (*self.at(drawn.indices), drawn)
+
+    def at(self, indices: tf.Tensor) -> tuple[Any, Any]:
+        """Those at indices, of static shape."""
+        return tf.nest.map_structure(
+            lambda part: tf.ensure_shape(part, [*indices.shape, *part.shape[1:]]),
+            self.gather(indices),
+        )
+
+
+class _Redrawing(NamedTuple):
+    """How a batch of b is drawn from a pre-sample of B."""
+
+    batch_size: int
+    presample_size: int
     resample: proposals.Resampling
     smoothing: float
+
+
+class _Remembered(NamedTuple):
+    """Batches that memory draws."""
+
+    examples: _Examples
     batch_size: int
 
-    def __call__(self, inputs, labels, drawn: samplers.Draw, seed: tf.Tensor):
+    def __call__(self, _):
+        inputs, labels, drawn = self.examples.drawn(self.batch_size)
+        return inputs, labels, {"weight": drawn.weights, "index": drawn.indices}
+
+
+class _Rescored(NamedTuple):
+    """Batches drawn by fresh scores from pre-samples that memory has drawn."""
+
+    examples: _Examples
+    score: Callable[[Any, Any], tf.Tensor]
+    redrawing: _Redrawing
+
+    def __call__(self, _):
+        batch_size, presample_size, resample, smoothing = self.redrawing
+        inputs, labels, drawn = self.examples.drawn(presample_size)
         scores = self.score(inputs, labels)
         # What an example is worth to a batch drawn from this pre-sample: w Ĝ.
-        worth = groups.smoothed(scores * drawn.weights, self.smoothing)
-        draw = self.resample(proposals.normalize(worth), self.batch_size, seed)
+        worth = groups.smoothed(scores * drawn.weights, smoothing)
+        # Each batch has a number of its own, in whichever pass.
+        number = self.examples.sampler.draws + 0
+        seed = tf.stack([tf.cast(self.examples.seed, tf.int64), number])
+        draw = resample(proposals.normalize(worth), batch_size, seed)
         of_batch = {
             "weight": tf.gather(drawn.weights, draw.indices) * draw.weights,
             "index": tf.gather(drawn.indices, draw.indices),
@@ -149,14 +203,56 @@ class _Rescored(NamedTuple):
                 "score": scores,
             },
         }
-        chosen = tf.nest.map_structure(
-            lambda part: tf.gather(part, draw.indices), (inputs, labels)
-        )
+        chosen = tf.nest.map_structure(lambda part: tf.gather(part, draw.indices), (inputs, labels))
         return (*chosen, of_batch)
 
 
+def _switched(switch, model, scorer, examples: _Examples, redrawing: _Redrawing):
+    """Batches of what a switch decides, of which the step scores the pre-samples."""
+    batch_size, presample_size, resample, smoothing = redrawing
+    rescored = presample_size > batch_size
+    menu = plans.remembered(batch_size, presample_size if rescored else None, remembered.AT_ONCE)
+    systematic = resample is proposals.systematic
+    setting = switches.Setting(model, menu.group_size, menu.plans, systematic, smoothing)
+    switch.open(setting)
+    switches.warn_unless_followed(switch, model)
+    score = functools.partial(model.scorer if scorer is None else scorer, model)
+    in_step = groups.StepDraw(score, smoothing, resample, batch_size)
+    sampler = examples.sampler
+    batches = remembered.Batches(setting, switch, sampler, examples.at, examples.seed, sampler.term)
+    model.expect_drawn_examples(
+        sample_weighted=False,
+        gain_of=setting.sampling,
+        switch=switch,
+        draw=in_step if rescored else None,
+    )
+    return batches
+
+
+def _check_switch(switch, sampler, batch_size: int, presample_size: int | None) -> None:
+    if not isinstance(switch, switches.Gain):
+        raise TypeError(
+            f"switch must be a tfi.switches.Gain, or None to use memory always; got {switch!r}."
+        )
+    if type(sampler).weights_of is samplers.Sampler.weights_of:
+        raise ValueError(
+            "a switch weighs memory by the probability of any example, which only "
+            f"tfi.samplers.RAIS tells; got {type(sampler).__name__}."
+        )
+    if presample_size is not None and presample_size <= batch_size:
+        raise ValueError(
+            "under a switch presample_size must be larger than batch_size, or None for no fresh "
+            f"scores; got {presample_size} and {batch_size}."
+        )
+    if batch_size < 2:
+        raise ValueError(
+            "a Gain switch tells noise from the mean gradient by pairs of examples, and needs "
+            f"batches of 2 at least; got {batch_size}."
+        )
+
+
 def _scored(model, scorer, gather, presample_size: int, batch_size: int, jit_compile):
-    """The scorer, compiled for pre-samples."""
+    """The scorer, compiled for pre-samples; the model is built."""
     scoring.check_model(model)
     if presample_size < batch_size:
         raise ValueError(

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
-
-from tf_importance import compat
 
 _weights: contextvars.ContextVar[tf.Tensor | None] = contextvars.ContextVar(
     "importance_weights", default=None
@@ -86,37 +86,42 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if weights is None or not training or not self.trainable:
             return super().call(inputs, training=training, mask=mask)
         dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
-        values = tf.cast(inputs, dtype)
-        weights = tf.cast(weights, dtype)
+        values, weights = tf.cast(inputs, dtype), tf.cast(weights, dtype)
         weights = tf.minimum(weights, tf.cast(tf.size(weights), dtype))
-        weights = _aligned(weights, values)
-        mean, variance = self._weighted_statistics(values, weights, mask)
-        outputs = tf.nn.batch_normalization(
-            values,
-            self._broadcast(mean, values),
-            self._broadcast(variance, values),
-            self._broadcast(tf.cast(self.beta, dtype), values) if self.center else None,
-            self._broadcast(tf.cast(self.gamma, dtype), values) if self.scale else None,
+        order = self._axes_last(values)
+        ordered = tf.transpose(values, order)
+        channels = math.prod(values.shape[i] for i in self._axes(values))
+        rows = tf.reshape(ordered, [-1, channels])
+        gamma = tf.reshape(self.gamma, [-1]) if self.scale else tf.ones([channels])
+        beta = tf.reshape(self.beta, [-1]) if self.center else tf.zeros([channels])
+        outputs, mean, variance = _normalized(
+            rows,
+            self._counts(rows, weights, values, mask),
+            tf.cast(gamma, dtype),
+            tf.cast(beta, dtype),
             self.epsilon,
+            self._summed,
         )
-        return tf.cast(outputs, self.compute_dtype)
+        self._update_moving_averages(
+            tf.reshape(mean, self.moving_mean.shape),
+            tf.reshape(variance, self.moving_mean.shape),
+            weights,
+        )
+        outputs = tf.transpose(tf.reshape(outputs, tf.shape(ordered)), np.argsort(order))
+        return tf.cast(tf.ensure_shape(outputs, values.shape), self.compute_dtype)
 
-    def _weighted_statistics(self, values, weights, mask):
-        """Batch mean and variance, each of the axis's size; updates the moving averages."""
-        per_value = weights * tf.ones_like(values)
+    def _counts(self, rows, weights, values, mask) -> tf.Tensor:
+        """[N, 1] what each row counts: its example's weight; all 1 where no example has any.
+
+        Where the net has folded an inner axis into the batch, example by example, its weight is
+        repeated.
+        """
+        each = tf.repeat(weights, tf.shape(rows)[0] // tf.size(weights))[:, tf.newaxis]
         if mask is not None:
-            per_value *= tf.cast(mask, values.dtype)[..., tf.newaxis]
-        per_value = tf.where(tf.reduce_sum(weights) > 0, per_value, tf.ones_like(values))
-        axes = [i for i in range(values.shape.rank) if i not in self._axes(values)]
-        total, first = self._summed(
-            tf.reduce_sum(per_value, axes), tf.reduce_sum(per_value * values, axes)
-        )
-        mean = tf.math.divide_no_nan(first, total)
-        deviation = values - self._broadcast(mean, values)
-        (second,) = self._summed(tf.reduce_sum(per_value * deviation**2, axes))
-        variance = tf.math.divide_no_nan(second, total)
-        self._update_moving_averages(mean, variance, weights)
-        return mean, variance
+            kept = tf.cast(mask, values.dtype)[..., tf.newaxis] * tf.ones_like(values)
+            kept = tf.transpose(kept, self._axes_last(values))
+            each *= tf.reshape(kept, tf.shape(rows))[:, :1]
+        return tf.where(tf.reduce_sum(weights) > 0, each, tf.ones_like(each))
 
     def _update_moving_averages(self, mean, variance, weights) -> None:
         ones = tf.ones_like(weights)
@@ -142,21 +147,51 @@ class BatchNormalization(keras.layers.BatchNormalization):
         axes = self.axis if isinstance(self.axis, (list, tuple)) else [self.axis]
         return [axis % values.shape.rank for axis in axes]
 
-    def _broadcast(self, statistic, values):
+    def _axes_last(self, values) -> list[int]:
         axes = self._axes(values)
-        shape = [values.shape[i] if i in axes else 1 for i in range(values.shape.rank)]
-        return tf.reshape(statistic, shape)
+        return [i for i in range(values.shape.rank) if i not in axes] + axes
 
 
-def _aligned(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """Weights [b] as [B, 1, …] for values [B, …].
+def _normalized(rows, counts, gamma, beta, epsilon: float, summed: Callable):
+    """γ (x − μ)/√(σ² + ε) + β and the weighted μ and σ²: [N, C], [C], [C].
 
-    Where the net has folded an inner axis into the batch (B = b·k, example by example), each
-    weight is repeated k times.
+    With its gradient written out: x̂ the normalized values, q = counts/Σcounts and y the
+    outputs, dx = γ/√(σ² + ε) (dy − q (Σ dy + x̂ Σ dy x̂)). What TensorFlow would derive passes
+    over the values twice as often.
+
+    Args:
+        rows: [N, C] values. counts: [N, 1]. gamma, beta: [C].
+        summed: tensors to those added up over all replicas.
     """
-    if weights.shape[0] is None or weights.shape[0] != values.shape[0]:
-        weights = tf.repeat(weights, tf.shape(values)[0] // tf.shape(weights)[0])
-    return compat.for_inner_axes(weights, values.shape.rank)
+
+    @tf.custom_gradient
+    def normalize(rows, counts, gamma, beta):
+        total, first = summed(tf.reduce_sum(counts), _product(counts, rows))
+        shares = tf.math.divide_no_nan(counts, total)
+        mean = tf.math.divide_no_nan(first, total)
+        (variance,) = summed(_product(shares, tf.math.squared_difference(rows, mean)))
+        inverse = tf.math.rsqrt(variance + epsilon)
+        factor = gamma * inverse
+
+        def gradient(upstream, *_):
+            ones = tf.ones_like(counts)
+            of_beta = _product(ones, upstream)
+            of_gamma = inverse * (_product(ones, upstream * rows) - mean * of_beta)
+            all_beta, all_gamma = summed(of_beta, of_gamma)
+            slope = factor * inverse * all_gamma
+            offset = factor * all_beta - mean * slope
+            of_rows = upstream * factor - shares * (rows * slope + offset)
+            return of_rows, None, of_gamma[0], of_beta[0]
+
+        return (rows * factor + (beta - mean * factor), mean[0], variance[0]), gradient
+
+    outputs, mean, variance = normalize(rows, counts, gamma, beta)
+    return outputs, tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+
+def _product(counts: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Σ counts · rows: [1, C]; a matrix product is quicker than a reduction."""
+    return tf.linalg.matmul(counts, rows, transpose_a=True)
 
 
 def ordinary_batch_normalizations(net: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -135,8 +135,8 @@ class ISModel(keras.Model):
         self._counts = self._state("counts", size=3)  # drawn, uniform, fallbacks
         # Σ 1/τ², steps, largest weight, unusable scores of the steps' own
         self._monitors = self._state("monitors", size=4)
-        # 1 − a^k, what they are moments of, then A, U, S, Q of the gain and F at each rate.
-        self._gain_moments = self._state("gain_moments", size=6 + _MOST_RATES)
+        # 1 − a^k, what they are moments of, then A, U, S, Q, R of the gain and F at each rate.
+        self._gain_moments = self._state("gain_moments", size=7 + _MOST_RATES)
         self._gain_of: gain.Sampling | None = None
         self._draw: groups.StepDraw | None = None
         self._sampled = False
@@ -396,8 +396,10 @@ class ISModel(keras.Model):
         enough = state[0] > 1 - (1 - _GAIN_SMOOTHING) ** _GAIN_STEPS
         moments = tf.math.divide_no_nan(state[2:], state[0])
         rates = () if self._gain_of is None else self._gain_of.rates
-        rounding = moments[4 : 4 + len(rates)]
-        return gain.Moments(moments[0], moments[1], moments[2], moments[3], rounding), enough
+        mean_square, square, score, square_per_score, remembered = tf.unstack(moments[:5])
+        rounding = moments[5 : 5 + len(rates)]
+        found = gain.Moments(mean_square, square, score, square_per_score, rounding, remembered)
+        return found, enough
 
     def largest_gain(self) -> tf.Tensor:
         """The gain ratio that the learning rate can follow in the coming step."""
@@ -422,8 +424,8 @@ class ISModel(keras.Model):
         if samplers.is_group(data):
             if self._draw is None:
                 raise ValueError(
-                    "the dataset is one of importance_sample(…, score_in='step'), and another "
-                    f"pipeline was made for model {self.name!r} since; apply it anew."
+                    "the steps are to score the examples of this dataset, and another pipeline "
+                    f"was made for model {self.name!r} since; make the dataset anew."
                 )
             data, unusable = self._draw(data)
         data, told = samplers.split(data)
@@ -439,9 +441,9 @@ class ISModel(keras.Model):
             weights = None
         expects_drawn = self._expects_drawn or indices is not None
         drawn = weights if expects_drawn else None
-        if self._schedule is not None and indices is None:
-            known = told is not None and told.gain is not None
-            self._schedule.advance(tf.reduce_mean(told.gain) if known else 1.0)
+        gain_of_batch = None if told is None or told.gain is None else tf.reduce_mean(told.gain)
+        if self._schedule is not None and (gain_of_batch is not None or indices is None):
+            self._schedule.advance(1.0 if gain_of_batch is None else gain_of_batch)
         if drawn is not None and self._weights_have_scale:
             drawn = tf.math.divide_no_nan(drawn, self._tracked_mean_weight(weights))
         with (
@@ -468,8 +470,8 @@ class ISModel(keras.Model):
                 tau = self._updated_tau(tau, estimate)
                 monitors = self._updated_monitors(monitors, estimate, largest)
         logs = {**logs, **self._logs(tau, monitors, data)}
-        if told is not None and told.gain is not None:
-            logs["gain"] = tf.reduce_mean(told.gain)
+        if gain_of_batch is not None:
+            logs["gain"] = gain_of_batch
         return logs
 
     def test_step(self, data):
@@ -521,13 +523,15 @@ class ISModel(keras.Model):
         weights = tf.cast(weights, tf.float32)
         known = told is not None and told.importance is not None
         of_sampling = tf.cast(told.importance, tf.float32) if known else weights
+        remembers = told is not None and told.memory is not None
+        memory = told.memory if remembers else 1.0
         state = compat.value(self._gain_moments)
         due = tf.cast(self.optimizer.iterations, tf.int32) % _GAIN_EVERY == 0
         self._gain_moments.assign(
             tf.cond(
                 due | tf.reduce_any(of_sampling != 1.0),
                 lambda: self._averaged(
-                    state, labels, passed, scores, weights, of_sampling, sampling
+                    state, labels, passed, scores, weights, of_sampling, sampling, memory
                 ),
                 lambda: state,
             )
@@ -542,6 +546,7 @@ class ISModel(keras.Model):
         weights: tf.Tensor,
         of_sampling: tf.Tensor,
         sampling: gain.Sampling,
+        memory: tf.Tensor | float,
     ) -> tf.Tensor:
         """The averages with this batch; without it, where it is not finite."""
         state = _if_of(sampling, state)
@@ -554,10 +559,17 @@ class ISModel(keras.Model):
             squares.batch,
             sampling,
             _mean_score(state, of_sampling * sample_weights * scores, sampling.smoothing),
+            memory,
         )
         missing = [0.0] * (_MOST_RATES - len(sampling.rates))
         newest = tf.concat(
-            [[1.0, _mark(sampling)], tf.stack(moments[:4]), moments.rounding, missing], axis=0
+            [
+                [1.0, _mark(sampling)],
+                tf.stack([*moments[:4], moments.remembered]),
+                moments.rounding,
+                missing,
+            ],
+            axis=0,
         )
         known = tf.reduce_all(tf.math.is_finite(newest))
         return tf.where(known, state + _GAIN_SMOOTHING * (newest - state), state)

@@ -19,20 +19,27 @@ class Plan(NamedTuple):
         draws: R, number of batches drawn from each pre-sample; 0 if the group leaves whole, as
             uniform batches.
         presample_size: B, which divides the group; 0 where nothing is drawn.
+        remembered: whether a sampler's memory draws the pre-sample; of B = b it is the batch.
     """
 
     batch_size: int
     draws: int = 0
     presample_size: int = 0
+    remembered: bool = False
 
     @property
     def rate(self) -> float:
         """ρ = R b/B."""
         return self.draws * self.batch_size / self.presample_size
 
+    @property
+    def rescored(self) -> bool:
+        """Whether fresh scores choose the batch."""
+        return self.presample_size > self.batch_size or (self.draws > 0 and not self.remembered)
+
     def batches(self, group_size: int) -> int:
         """Number of batches that a group becomes."""
-        if self.draws:
+        if self.draws and not self.remembered:
             return self.draws * (group_size // self.presample_size)
         return group_size // self.batch_size
 
@@ -88,6 +95,19 @@ def menu(
         for presample in presamples
     ]
     return Menu(presamples[0], (*uniform, *drawn))
+
+
+def remembered(batch_size: int, presample_size: int | None, batches: int) -> Menu:
+    """What may become of the batches that a sampler with memory draws.
+
+    Args:
+        batch_size: b. presample_size: B, None for no fresh scores.
+        batches: that are decided on at once.
+    """
+    drawn = [Plan(batch_size, 1, batch_size, remembered=True)]
+    if presample_size is not None:
+        drawn.append(Plan(batch_size, 1, presample_size, remembered=True))
+    return Menu(batches * batch_size, (Plan(batch_size), *drawn))
 
 
 def _presample_size(value: int | str | None, batch_size: int, draws: int) -> int:

@@ -228,10 +228,4 @@ def _warn(model: Any, switch: switches.Switch, seed: int | None) -> None:
             "they are drawn by is not. To repeat a run exactly, use steps_per_execution=1.",
             stacklevel=3,
         )
-    if isinstance(switch, switches.Gain) and not model.follows_gain:
-        warnings.warn(
-            "a Gain switch counts on a learning rate that follows the gain: without that, lower "
-            "variance is not less time. Compile with optimizer=keras.optimizers.SGD("
-            "tfi.schedules.GainAdapted(learning_rate)), or any other optimizer.",
-            stacklevel=3,
-        )
+    switches.warn_unless_followed(switch, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -47,8 +48,8 @@ class Setting(NamedTuple):
 
     @property
     def rates(self) -> list[float]:
-        """The distinct ρ = R b/B of the plans that draw, and those of a single batch, b/B."""
-        drawn = [plan for plan in self.plans if plan.draws]
+        """The distinct ρ = R b/B of the plans that score, and those of a single batch, b/B."""
+        drawn = [plan for plan in self.plans if plan.rescored]
         rates = {plan.rate for plan in drawn}
         return sorted(rates | {plan.batch_size / plan.presample_size for plan in drawn})
 
@@ -72,7 +73,8 @@ class Setting(NamedTuple):
         return tf.minimum(tf.where(known, tf.stack(ratios), 1.0), self.model.largest_gain())
 
     def _square(self, moments: gain.Moments, plan: Plan) -> tf.Tensor:
-        if not plan.draws:
+        moments = _of_presamples(moments, plan)
+        if not plan.rescored:
             return gain.uniform_square(moments, plan.batch_size)
         rounding = self._rounding(moments, plan.rate)
         return gain.drawn_square(moments, plan.batch_size, plan.rate, rounding)
@@ -84,15 +86,20 @@ class Setting(NamedTuple):
         """A, of batches of the plan in force; never below 0."""
 
         def seen_by(plan: Plan) -> tf.Tensor:
-            if not plan.draws:
+            if not plan.rescored:
                 return moments.mean_square
             rounding = self._rounding(moments, plan.batch_size / plan.presample_size)
             return gain.corrected_mean_square(
-                moments, plan.batch_size, plan.presample_size, rounding
+                _of_presamples(moments, plan), plan.batch_size, plan.presample_size, rounding
             )
 
         seen = tf.stack([seen_by(plan) for plan in self.plans])
         return tf.maximum(tf.gather(seen, in_force), 0.0)
+
+
+def _of_presamples(moments: gain.Moments, plan: Plan) -> gain.Moments:
+    """With the second moment of the plan's pre-samples in the place of uniform ones' U."""
+    return moments._replace(square=moments.remembered) if plan.remembered else moments
 
 
 class Switch(tf.Module):
@@ -201,7 +208,8 @@ class Gain(Switch):
     * It starts uniformly. The first 5 pre-samples warm up, the next 5 time uniform steps, then
       5 scoring, and 5 each of every smaller batch size. What is not in use is timed anew for 5
       pre-samples from the 64th and the 256th on, and of every 1,024. That is all the scoring
-      there is while uniform sampling is faster: in the long run one pre-sample in 200.
+      there is while uniform sampling is faster: in the long run one pre-sample in 200. (In
+      `history_sample` 8 batches are decided on at once, in place of a pre-sample.)
     * A plan gives way when another is faster by the hysteresis, or when it falls below uniform
       sampling. Nothing is decided before 25 steps have been measured, one in four of the uniform
       ones.
@@ -211,8 +219,8 @@ class Gain(Switch):
     Args:
         step_seconds: of a uniform step of b; smaller ones are taken to cost in proportion. Only
             the ratio to `scoring_seconds` counts.
-        scoring_seconds: of scoring a group (a pre-sample; of 12b with "auto"), as far as steps
-            have to wait for it.
+        scoring_seconds: of scoring a group (a pre-sample; of 12b with "auto"; 8 pre-samples of
+            `history_sample`), as far as steps have to wait for it.
         hysteresis: h > 0; another plan must be faster by 1 + h to take over.
     Attributes:
         plan: variable, index of the plan in force.
@@ -238,6 +246,8 @@ class Gain(Switch):
         self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
         self.presamples = tf.Variable(0, dtype=tf.int64, trainable=False, name="presamples")
         self.costs: costs.StepCosts | None = None
+        # Of a pipeline that has something to checkpoint.
+        self.decisions: tf.Module | None = None
 
     def open(self, setting: Setting) -> None:
         key = (id(setting.model), setting.group_size, setting.plans)
@@ -278,7 +288,7 @@ class Gain(Switch):
         return tf.constant(
             [
                 step * plan.batch_size / setting.batch_size
-                + (scoring / plan.batches(setting.group_size) if plan.draws else 0.0)
+                + (scoring / plan.batches(setting.group_size) if plan.rescored else 0.0)
                 for plan in setting.plans
             ],
             tf.float32,
@@ -301,7 +311,9 @@ class Gain(Switch):
         refreshing = number % _REFRESH_EVERY >= _REFRESH_EVERY - _PROBES
         for start in _REFRESH_AT:
             refreshing |= (number >= start) & (number < start + _PROBES)
-        other = tf.gather(_to_time_anew(setting.plans), best)
+        others = _to_time_anew(setting.plans)
+        turn = tf.cast(number // _REFRESH_EVERY, tf.int32) % len(others[0])
+        other = tf.gather_nd(others, [best, turn])
         return tf.where(starting, at_start, tf.where(refreshing, other, best))
 
 
@@ -322,27 +334,31 @@ def _by_hand(step: float | None, scoring: float | None) -> tuple[float, float] |
     return step, scoring
 
 
-def _to_time_anew(plans: Sequence[Plan]) -> list[int]:
-    """For each plan in force, what is timed beside it: what its prediction rests on.
+def _to_time_anew(plans: Sequence[Plan]) -> list[list[int]]:
+    """For each plan in force, what is timed beside it in turns: what its prediction rests on.
 
     For one that draws uniform steps of its size; for uniform batches of b drawing; for smaller
-    ones those of b.
+    ones those of b. Where a memory draws, all others.
     """
+    if any(plan.remembered for plan in plans):
+        return [[i for i in range(len(plans)) if i != mine] for mine in range(len(plans))]
     drawn = _to_time_first(plans)[2]
     others = []
     for plan in plans:
         uniform = plans.index(Plan(plan.batch_size))
-        others.append(uniform if plan.draws else (drawn if uniform == 0 else 0))
+        others.append([uniform if plan.draws else (drawn if uniform == 0 else 0)])
     return others
 
 
 def _to_time_first(plans: Sequence[Plan]) -> list[int]:
-    """Uniform steps of b, twice; a plan that draws batches of b; every other size uniformly."""
+    """Uniform steps of b, twice; a plan that draws batches of b, all that a memory draws; every
+    other size uniformly."""
     size = plans[0].batch_size
     drawing = [i for i, plan in enumerate(plans) if plan.draws and plan.batch_size == size]
-    drawn = drawing[len(drawing) // 2]
+    by_memory = [i for i in drawing if plans[i].remembered]
+    drawn = by_memory or [drawing[len(drawing) // 2]]
     smaller = [i for i, plan in enumerate(plans) if not plan.draws and plan.batch_size != size]
-    return [0, 0, drawn, *smaller]
+    return [0, 0, *drawn, *smaller]
 
 
 def named(tau_threshold: float | str | None) -> Switch:
@@ -352,3 +368,14 @@ def named(tau_threshold: float | str | None) -> Switch:
     if tau_threshold == "never":
         return Never()
     return Tau("guaranteed" if tau_threshold is None else tau_threshold)
+
+
+def warn_unless_followed(switch: Switch | None, model: Any) -> None:
+    """Say so where a measured gain would not reach the learning rate."""
+    if isinstance(switch, Gain) and not model.follows_gain:
+        warnings.warn(
+            "a Gain switch counts on a learning rate that follows the gain: without that, lower "
+            "variance is not less time. Compile with optimizer=keras.optimizers.SGD("
+            "tfi.schedules.GainAdapted(learning_rate)), or any other optimizer.",
+            stacklevel=4,
+        )

@@ -194,9 +194,9 @@ def test_mean_features_do_not_drift_while_norms_fall_by_orders_of_magnitude():
             update(Visit(tf.constant(batch), tf.ones([BATCH]), tf.constant(norms)))
             for index in set(batch):
                 memory[index].append(norms[list(batch).index(index)])
-            begun = int(sampler.training_step.numpy())
+            begun = int(sampler.training_visits.numpy())
             sampler.maintain(step + 1, None)
-            if int(sampler.training_step.numpy()) not in (begun, -1):
+            if int(sampler.training_visits.numpy()) not in (begun, -1):
                 expected.append(np.mean([reference.features(norms) for norms in memory], axis=0))
         sampler.end()
     assert len(seen) == len(expected) > 20

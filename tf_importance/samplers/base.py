@@ -91,14 +91,26 @@ class Sampler(tf.Module):
         """
         return tf.ones_like(visit.scores)
 
+    @property
+    def term(self) -> int:
+        """Visits by which it has learned all that it can; for `weights_of`."""
+        raise NotImplementedError
+
+    def informed(self) -> tf.Tensor:
+        """Whether there is something to draw by, scalar bool; for `weights_of`."""
+        raise NotImplementedError
+
+    def weights_of(self, indices: tf.Tensor) -> tf.Tensor:
+        """1/(n p_i) of any examples, were they drawn now: [b] float32.
+
+        Of a sampler that a switch can weigh against uniform batches; others have none.
+        """
+        raise NotImplementedError
+
     def record_gain(
         self, squares: tf.Tensor, weights: tf.Tensor, batch_square: tf.Tensor
     ) -> tf.Tensor:
-        """The gain ratio r̂, this batch included; arguments as in `GainEstimator.record`.
-
-        Called by the training step, once.
-        """
-        self.steps.assign_add(1)
+        """The gain ratio r̂, this batch included; arguments as in `GainEstimator.record`."""
         return self.gain.record(squares, weights, batch_square)
 
     def maintain(self, updates: int, model) -> None:
@@ -237,6 +249,9 @@ class Drawn(NamedTuple):
         presample: `{"index", "weight", "score"}`, [B] each, of the pre-sample that a sampler drew
             and the batch was drawn from.
         place: [b] of the examples in that pre-sample.
+        memory: [b] 1/(n p_i) of the sampler's proposal, whether it drew them or not.
+        remember: [b] whether the sampler is to be told of the batch, the same for all; under a
+            switch.
         seed: [b, 2] of a group that the step is to draw from itself, the same for all.
     """
 
@@ -246,6 +261,8 @@ class Drawn(NamedTuple):
     gain: tf.Tensor | None = None
     presample: dict[str, tf.Tensor] | None = None
     place: tf.Tensor | None = None
+    memory: tf.Tensor | None = None
+    remember: tf.Tensor | None = None
     seed: tf.Tensor | None = None
 
 

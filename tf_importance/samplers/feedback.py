@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -49,23 +50,49 @@ class Feedback:
         told, passed = _told.get(), forward.latest()
         if told is None or told.indices is None or passed is None:
             return weights
-        drawn_with = tf.cast(weights, tf.float32)
-        if told.presample is None:
+        self._sampler.steps.assign_add(1)
+        seen = _Seen(told, tf.cast(weights, tf.float32))
+
+        def own() -> tf.Tensor:
             scores = tf.stop_gradient(_scores(model, inputs, labels, passed))
-            scales = self._sampler.update(Visit(told.indices, drawn_with, scores))
-        else:
-            # All of the pre-sample, of which the batch is a part.
-            seen = told.presample
-            visit = Visit(seen["index"], seen["weight"], seen["score"])
-            scales = tf.gather(self._sampler.update(visit), told.place)
+            return self._sampler.update(Visit(told.indices, seen.weights, scores))
+
+        if told.remember is not None:
+            scales = self._when_due(seen, told.remember[0], own)
+            return weights * tf.cast(scales, weights.dtype)
+        scales = own() if told.presample is None else self._of_presample(told.presample, seen)
         squares = last_layer.gradient_squares(
-            model.net, model.objective, labels, passed, drawn_with * scales
+            model.net, model.objective, labels, passed, seen.weights * scales
         )
         scaled = squares.per_example * scales**2
-        ratio = self._sampler.record_gain(scaled, drawn_with, squares.batch)
+        ratio = self._sampler.record_gain(scaled, seen.weights, squares.batch)
         if self._schedule is not None:
             self._schedule.advance(ratio)
         return weights * tf.cast(scales, weights.dtype)
+
+    def _of_presample(self, of_all: dict[str, tf.Tensor], seen: _Seen) -> tf.Tensor:
+        """Hand over all of the pre-sample, of which the batch is a part."""
+        visit = Visit(of_all["index"], of_all["weight"], of_all["score"])
+        return tf.gather(self._sampler.update(visit), seen.told.place)
+
+    def _when_due(self, seen: _Seen, due, own: Callable[[], tf.Tensor]) -> tf.Tensor:
+        """The same under a switch, for the batches of which it says so; it knows the gain."""
+
+        def nothing() -> tf.Tensor:
+            return tf.ones_like(seen.weights)
+
+        kind, of_all = tf.cast(due, tf.int32), seen.told.presample
+        if of_all is None:
+            return tf.switch_case(kind, [nothing, own])
+        kind = tf.where(tf.size(of_all["index"]) > tf.size(seen.weights), 2, kind)
+        return tf.switch_case(kind, [nothing, own, lambda: self._of_presample(of_all, seen)])
+
+
+class _Seen(NamedTuple):
+    """A batch in the step: what the pipeline said of it, and its weights [b]."""
+
+    told: Drawn
+    weights: tf.Tensor
 
 
 def _scores(model, inputs, labels, passed: forward.Forward) -> tf.Tensor:

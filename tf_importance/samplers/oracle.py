@@ -48,7 +48,6 @@ class Oracle(Sampler):
         return from_all(norms, size, number, seed)
 
     def record_gain(self, squares, weights, batch_square) -> tf.Tensor:
-        self.steps.assign_add(1)
         return tf.identity(self.gain.ratio)
 
     def _exact(self) -> tuple[tf.Tensor, list[tf.Tensor]]:

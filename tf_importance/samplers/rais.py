@@ -40,8 +40,8 @@ class RAIS(Sampler):
 
     * The first pass, and what follows until c and d are first there, takes the examples
       uniformly without replacement; the paper takes them "sequentially".
-    * c and d are trained in a thread after every ⌈|D|/|M|⌉ steps, the first time once
-      n + |D| examples have been visited, while steps go on. They take effect half a period
+    * c and d are trained in a thread after every |D| visits, ⌈|D|/|M|⌉ steps, the first time
+      once n + |D| examples have been visited, while steps go on. They take effect |D|/2 visits
       later, always: the thread is waited for if need be, so that runs repeat and a restored
       run goes on exactly. By then it has put the n leaves of the new tree together; the main
       thread copies them.
@@ -102,15 +102,17 @@ class RAIS(Sampler):
         # Rows c and d; both 0 until they are trained.
         self.uncertainty_set = _variable(tf.zeros([2, count]), "uncertainty_set")
         self.recent = RecentVisits(2 * self._training_set_size, count)
-        # A training of c and d that has begun and not taken effect; step -1 if there is none.
-        self.training_step = _variable(tf.constant(-1, tf.int64), "training_step")
-        self.training_visits = _variable(tf.constant(0, tf.int64), "training_visits")
+        # How often |D| visits were full when it was last looked at.
+        self.period = _variable(tf.constant(0, tf.int64), "period")
+        # The visits before a training of c and d that has begun and not taken effect; else -1.
+        self.training_visits = _variable(tf.constant(-1, tf.int64), "training_visits")
         self.training_totals = _variable(tf.zeros([count], tf.float64), "training_totals")
         self.outliers = _variable(tf.constant(0.0), "outliers")
         self.visits = _variable(tf.zeros([self.num_examples], tf.int32), "visits")
         self._worker = _Worker()
         self._next_check = 0
-        self._period_number: int | None = None
+        # Examples in one update; 0 as long as nobody has said.
+        self._largest_visit = 0
 
     def check_batch_size(self, batch_size: int) -> None:
         if 2 * batch_size > self._training_set_size:
@@ -118,23 +120,43 @@ class RAIS(Sampler):
                 "training_set_size must be at least two batches; got "
                 f"{self._training_set_size} for batches of {batch_size}."
             )
+        self._largest_visit = max(self._largest_visit, batch_size)
 
     # Drawing ------------------------------------------------------------------------------
 
     def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
         # Mixed over the totals that were read here; see SumTree.draw on concurrent updates.
-        estimated, uncertain = tf.unstack(self.tree.total())
-        k = robust.robustness(self.num_examples, uncertain)
-        total = estimated + k * uncertain
+        mixing, total = self._mixed()
         return tf.cond(
-            tf.math.is_finite(total) & (total > 0),
-            lambda: self._drawn(uniform_points(size, number, seed), k),
+            _usable(total),
+            lambda: self._drawn(uniform_points(size, number, seed), mixing),
             lambda: passing(number * size, size, self.num_examples, seed),
         )
 
-    def _drawn(self, points: tf.Tensor, k: tf.Tensor) -> Draw:
-        drawn = self.tree.draw(points, tf.stack([tf.ones_like(k), k]))
+    def _mixed(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """(1, k), by which ⟨c, s_i⟩ and ⟨d, s_i⟩ are mixed, and Σ_i v_i."""
+        estimated, uncertain = tf.unstack(self.tree.total())
+        k = robust.robustness(self.num_examples, uncertain)
+        return tf.stack([tf.ones_like(k), k]), estimated + k * uncertain
+
+    def _drawn(self, points: tf.Tensor, mixing: tf.Tensor) -> Draw:
+        drawn = self.tree.draw(points, mixing)
         return Draw(drawn.indices, tf.cast(drawn.weights(self.num_examples), tf.float32))
+
+    @property
+    def term(self) -> int:
+        """A pass, and the training of c and d behind it."""
+        return self.num_examples + 2 * self._training_set_size
+
+    def informed(self) -> tf.Tensor:
+        return _usable(self._mixed()[1])
+
+    def weights_of(self, indices: tf.Tensor) -> tf.Tensor:
+        mixing, total = self._mixed()
+        estimates = tf.cast(self.tree.leaves(indices), tf.float64)
+        own = tf.linalg.matmul(estimates, mixing[:, tf.newaxis])[:, 0]
+        weights = tf.math.divide_no_nan(total, self.num_examples * own)
+        return tf.where(_usable(total), tf.cast(weights, tf.float32), tf.ones(tf.shape(own)))
 
     # Remembering --------------------------------------------------------------------------
 
@@ -177,45 +199,46 @@ class RAIS(Sampler):
     def begin(self) -> None:
         """Take up a training of c and d that a checkpoint was made in the midst of."""
         self._worker.discard()
-        self._next_check, self._period_number = 0, None
-        if int(self.training_step.numpy()) >= 0:
+        self._next_check = 0
+        if int(self.training_visits.numpy()) >= 0:
             self._start()
 
     def end(self) -> None:
         self._worker.discard()
 
     def maintain(self, updates: int, model) -> None:
+        """What is due happens at the first step by which its visits are full.
+
+        How many a step adds may differ: a look is not taken before the largest could have
+        filled them, so that it does not matter when looks were taken.
+        """
         del model
         if updates < self._next_check:
             return
-        batch_size = int(self.recent.count.numpy()) // max(updates, 1)
-        if batch_size == 0:
-            return
-        period = -(-self._training_set_size // batch_size)
-        begun = int(self.training_step.numpy())
-        if self._period_number is None:
-            self._period_number = max(updates - 1, begun) // period
-        if begun >= 0 and updates >= begun + -(-period // 2):
+        visits = int(self.recent.count.numpy())
+        begun = int(self.training_visits.numpy())
+        half = -(-self._training_set_size // 2)
+        if begun >= 0 and visits >= begun + half:
             self._install()
             begun = -1
-        if begun < 0 and updates // period > self._period_number:
-            self._period_number = updates // period
-            begun = self._begin_training(updates, self._period_number)
-        following = (updates // period + 1) * period
-        self._next_check = following if begun < 0 else min(following, begun + -(-period // 2))
+        period = visits // self._training_set_size
+        if begun < 0 and period > int(self.period.numpy()):
+            self.period.assign(period)
+            begun = self._begin_training(visits, period)
+        due = (period + 1) * self._training_set_size if begun < 0 else begun + half
+        steps = -(-(due - visits) // self._largest_visit) if self._largest_visit else 1
+        self._next_check = updates + max(steps, 1)
 
-    def _begin_training(self, updates: int, period_number: int) -> int:
-        """The step at which it begins, -1 as long as visits are too few."""
-        visits = int(self.recent.count.numpy())
+    def _begin_training(self, visits: int, period: int) -> int:
+        """The visits before it, -1 as long as these are too few."""
         if visits < self.num_examples + self._training_set_size:
             return -1
-        self.training_step.assign(updates)
         self.training_visits.assign(visits)
-        if period_number % _SUMMED_ANEW_EVERY == 0:
+        if period % _SUMMED_ANEW_EVERY == 0:
             self.feature_totals.assign(self._summed_features())
         self.training_totals.assign(self.feature_totals)
         self._start()
-        return updates
+        return visits
 
     def _summed_features(self) -> np.ndarray:
         """Σ_i s_i over all examples: [K]. O(n)."""
@@ -267,7 +290,7 @@ class RAIS(Sampler):
             self.tree.assign(trained.levels)
             visited = tf.constant(self.recent.indices_since(int(self.training_visits.numpy())))
             self.tree.update(visited, self._leaves(visited, trained.c_and_d))
-        self.training_step.assign(-1)
+        self.training_visits.assign(-1)
 
     def logs(self) -> dict[str, tf.Tensor]:
         return {**super().logs(), "outliers": tf.identity(self.outliers)}
@@ -309,6 +332,11 @@ def _features(history: tf.Tensor, side: tf.Tensor | None) -> tf.Tensor:
     if side is not None:
         parts.insert(1, side)
     return tf.concat(parts, axis=1)
+
+
+def _usable(total: tf.Tensor) -> tf.Tensor:
+    """Whether there is a proposal."""
+    return tf.math.is_finite(total) & (total > 0)
 
 
 def _variable(initial, name: str) -> tf.Variable:

@@ -1,0 +1,347 @@
+"""Memory under a switch: what is drawn, remembered, predicted and decided, and that it resumes."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tf_importance import costs, gain, groups, plans, switches
+from tf_importance.scorers import forward
+
+L = keras.layers
+B, b, N = 24, 8, 256
+LOSS = "sparse_categorical_crossentropy"
+PLANS = plans.remembered(b, B, 8)
+
+
+def compiled(rate=0.2, size=64, sampler=None):
+    net = keras.Sequential([keras.Input((2,)), L.Dense(8, "tanh"), L.Dense(4, "softmax")])
+    model = tfi.ISModel(net)
+    sampler = sampler or tfi.samplers.RAIS(N, training_set_size=size)
+    model.compile(keras.optimizers.SGD(tfi.schedules.GainAdapted(rate)), LOSS, sampler=sampler)
+    return model
+
+
+def batches(model, points, switch=None, presample_size=B, seed=0, **kwargs):
+    switch = switch or switches.Gain(step_seconds=1.0, scoring_seconds=1.0)
+    return tfi.history_sample(
+        points, model.sampler, b, presample_size=presample_size, switch=switch, model=model,
+        seed=seed, **kwargs,
+    ).repeat()  # fmt: skip
+
+
+@pytest.fixture
+def points(blobs):
+    return tuple(part[:N] for part in blobs)
+
+
+def forced(switch, plan: int):
+    """The switch, deciding for one plan always."""
+    switch.choose = lambda setting: tf.constant(plan)
+    return switch
+
+
+@pytest.mark.parametrize("presample_size", [B, None])
+def test_it_trains_and_uses_memory_where_that_pays(presample_size, points):
+    keras.utils.set_random_seed(0)
+    model, switch = compiled(0.5), switches.Gain(step_seconds=1.0, scoring_seconds=0.8)
+    before = model.evaluate(*points, verbose=0)
+    train = batches(model, points, switch, presample_size)
+    logs = model.fit(train, steps_per_epoch=400, epochs=2, verbose=0).history
+    assert model.evaluate(*points, verbose=0) < 0.7 * before
+    assert int(switch.plan) > 0 and logs["importance"][1] > 0.5 and logs["gain"][1] > 1
+    assert int(model.sampler.steps) == 800
+    assert model.sampler.uncertainty_set.numpy().any()
+
+
+def test_equal_norms_are_trained_on_uniformly(points):
+    """The guard: ±1 regression of a constant; memory costs 1 ms in 1,000 and is not used."""
+    net = keras.Sequential([keras.Input((2,)), L.Dense(1, kernel_initializer="zeros")])
+    model, sampler = tfi.ISModel(net), tfi.samplers.RAIS(N, training_set_size=64)
+    schedule = tfi.schedules.GainAdapted(1e-6)
+    model.compile(keras.optimizers.SGD(schedule), "mse", sampler=sampler)
+    x = np.zeros_like(points[0])
+    y = np.where(np.arange(N) % 2, 1.0, -1.0).astype(np.float32)
+    switch = switches.Gain(step_seconds=1.0, scoring_seconds=1e-3)
+    logs = model.fit(batches(model, (x, y), switch), steps_per_epoch=400, verbose=0).history
+    assert logs["importance"] == [0.0] and logs["gain"] == [1.0]
+
+
+def test_uniform_batches_are_passes_over_the_data(points):
+    model = compiled()
+    train = batches(model, points, forced(switches.Gain(), 0), None)
+    told = [drawn for _, _, drawn in train.take(2 * N // b)]
+    indices = np.concatenate([drawn["index"] for drawn in told])
+    for one_pass in (indices[:N], indices[N:]):
+        assert sorted(one_pass) == list(range(N))
+    assert not np.array_equal(indices[:N], indices[N:])
+    assert all(np.all(drawn["weight"] == 1) for drawn in told)
+
+
+def test_memory_is_told_of_each_batch_at_first_and_then_of_a_term_in_8(points):
+    model = compiled(1e-6)
+    term = model.sampler.term
+    assert term == N + 2 * 64
+    train = batches(model, points, forced(switches.Gain(), 0), None)
+    due = [bool(drawn["remember"][0]) for _, _, drawn in train.take(24 * term // b)]
+    ends = [(number + 1) * b for number in range(len(due))]
+    expected = [end // term < 4 or end // term % 8 == 0 for end in ends]
+    assert due == expected and 0.2 < np.mean(due) < 0.3
+    visits = np.zeros(N)
+    for (_, _, drawn), remembered in zip(train.take(60), due):
+        visits[drawn["index"].numpy()] += remembered
+    again = compiled(1e-6)
+    again.fit(
+        batches(again, points, forced(switches.Gain(), 0), None), steps_per_epoch=60, verbose=0
+    )
+    assert again.sampler.visits.numpy().sum() == 60 * b == int(again.sampler.recent.count)
+
+
+@pytest.mark.parametrize("plan", [1, 2], ids=["memory", "rescored"])
+def test_what_memory_is_told_of_what_it_has_drawn(plan, points):
+    model = compiled(1e-6)
+    train = batches(model, points, forced(switches.Gain(), plan))
+    model.fit(train, steps_per_epoch=100, verbose=0)
+    size = (b, B)[plan - 1]
+    assert int(model.sampler.recent.count) == 100 * size
+    _, _, drawn = next(iter(train))
+    assert drawn["weight"].shape == [size] and np.ptp(drawn["weight"].numpy()) > 0
+    np.testing.assert_array_equal(drawn["memory"], drawn["weight"])
+    np.testing.assert_allclose(model.sampler.weights_of(drawn["index"]), drawn["weight"], rtol=1e-4)
+
+
+def test_weights_of_any_example_are_those_it_would_be_drawn_with(points):
+    model = compiled(1e-3)
+    np.testing.assert_array_equal(model.sampler.weights_of(tf.range(5)), np.ones(5))
+    train = batches(model, points, forced(switches.Gain(), 1), None)
+    model.fit(train, steps_per_epoch=120, verbose=0)
+    weights = model.sampler.weights_of(tf.range(N)).numpy()
+    assert np.sum(1 / (N * weights)) == pytest.approx(1, rel=1e-4) and np.ptp(weights) > 0.1
+    drawn = model.sampler.draw(2000, 5)
+    np.testing.assert_allclose(weights[drawn.indices], drawn.weights, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stop", [43, 120])
+def test_killed_and_resumed_it_goes_on_bit_for_bit(stop, points, tmp_path):
+    """Decisions, draws, memory and parameters."""
+
+    class Save(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == stop - 1:
+                checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.model.optimizer)
+                self.path = checkpoint.save(str(tmp_path / "at"))
+
+    def made():
+        keras.utils.set_random_seed(0)
+        model = compiled(0.5)
+        model(tf.zeros([1, 2]))
+        switch = switches.Gain(step_seconds=1.0, scoring_seconds=0.1)
+        return model, switch, batches(model, points, switch, seed=7)
+
+    (whole, switch, train), save = made(), Save()
+    whole.fit(train, steps_per_epoch=160, verbose=0, callbacks=[save])
+    resumed, its_switch, train = made()
+    if hasattr(resumed.optimizer, "build"):
+        resumed.optimizer.build(resumed.trainable_variables)
+    checkpoint = tf.train.Checkpoint(model=resumed, optimizer=resumed.optimizer)
+    checkpoint.restore(save.path).assert_existing_objects_matched()
+    resumed.fit(train, steps_per_epoch=160 - stop, verbose=0)
+    pairs = zip(
+        [*whole.net.variables, *whole.sampler.variables, *switch.variables],
+        [*resumed.net.variables, *resumed.sampler.variables, *its_switch.variables],
+    )
+    for mine, theirs in pairs:
+        np.testing.assert_array_equal(tf.convert_to_tensor(mine), tf.convert_to_tensor(theirs))
+    assert int(switch.plan) == 2
+
+
+# The gain ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def population():
+    """Gradients [n, d], scores that know them roughly, and a memory that knows them less."""
+    rng = np.random.default_rng(0)
+    sizes = np.exp(1.2 * rng.normal(size=(2000, 1)))
+    gradients = rng.normal(size=(2000, 6))
+    gradients *= sizes / np.linalg.norm(gradients, axis=1, keepdims=True)
+    gradients += 0.15
+    norms = np.linalg.norm(gradients, axis=1)
+    scores = norms * np.exp(0.2 * rng.normal(size=2000))
+    remembered = norms * np.exp(0.6 * rng.normal(size=2000)) + 0.2 * norms.mean()
+    p = remembered / remembered.sum()
+    return gradients.astype(np.float32), scores.astype(np.float32), p.astype(np.float32)
+
+
+def exact(population, smoothing, rate) -> gain.Moments:
+    """The moments by their definitions in gain.py, all examples at once."""
+    gradients, scores, p = (part.astype(np.float64) for part in population)
+    squares, memory = (gradients**2).sum(axis=1), 1 / (len(p) * p)
+    mean = (gradients.mean(axis=0) ** 2).sum()
+    smooth = scores + smoothing * scores.mean() / memory
+    score = (1 + smoothing) * scores.mean()
+    counts = rate * memory * smooth / score
+    fractions = counts - np.floor(counts)
+    factor = (p * fractions * (1 - fractions)).sum() / rate
+    return gain.Moments(
+        mean, squares.mean(), score, (squares / smooth).mean(), [factor], (memory * squares).mean()
+    )
+
+
+def redrawn(population, smoothing, seed):
+    """A pre-sample of 4 · 16 by p, and 16 of it by fresh scores: their mean gradient."""
+    gradients, scores, p = map(tf.constant, population)
+    first = tfi.proposals.multinomial(p, 64, tf.stack([seed, 1]))
+    worth = groups.smoothed(tf.gather(scores, first.indices) * first.weights, smoothing)
+    second = tfi.proposals.systematic(tfi.proposals.normalize(worth), 16, tf.stack([seed, 2]))
+    indices = tf.gather(first.indices, second.indices)
+    weights = tf.gather(first.weights, second.indices) * second.weights
+    return indices, weights, tf.reduce_mean(
+        weights[:, tf.newaxis] * tf.gather(gradients, indices), axis=0
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_variance_of_batches_redrawn_from_what_memory_drew(population, smoothing):
+    """4,000 pre-samples; a uniform pre-sample's formula must be wrong."""
+    run = tf.function(
+        lambda: tf.map_fn(
+            lambda seed: redrawn(population, smoothing, seed)[2],
+            tf.range(4000),
+            fn_output_signature=tf.float32,
+        )
+    )
+    means = run().numpy().astype(np.float64)
+    truth = population[0].mean(axis=0)
+    assert np.abs(means.mean(axis=0) - truth).max() < 0.05, "unbiased"
+    moments = exact(population, smoothing, 16 / 64)
+    found = moments.mean_square + ((means - truth) ** 2).sum(axis=1).mean()
+    of_memory = moments._replace(square=moments.remembered)
+    predicted = float(gain.drawn_square(of_memory, 16, 16 / 64, moments.rounding[0]))
+    assert found == pytest.approx(predicted, rel=0.07)
+    uniform = float(gain.drawn_square(moments, 16, 16 / 64, moments.rounding[0]))
+    assert abs(found / uniform - 1) > 0.1
+
+
+@pytest.mark.slow
+def test_redrawn_batches_estimate_the_moments(population):
+    """z-test of R, Q, U, S and F over 4,000 batches; U in the place of R must fail it."""
+    gradients, scores, p = map(tf.constant, population)
+    sampling = gain.Sampling((16 / 64,), 0.2)
+
+    def one(seed):
+        indices, weights, mean = redrawn(population, 0.2, seed)
+        rows = tf.gather(gradients, indices)
+        found = gain.batch_moments(
+            tf.gather(scores, indices),
+            tf.reduce_sum(rows**2, axis=1),
+            weights,
+            tf.reduce_sum(mean**2),
+            sampling,
+            tf.reduce_mean(scores),
+            1 / (len(population[2]) * tf.gather(p, indices)),
+        )
+        return tf.stack([found.square, found.square_per_score, found.rounding[0], found.remembered])
+
+    run = tf.function(lambda: tf.map_fn(one, tf.range(4000), fn_output_signature=tf.float32))
+    values = run().numpy().astype(np.float64)
+    moments = exact(population, 0.2, 16 / 64)
+    truth = [moments.square, moments.square_per_score, moments.rounding[0], moments.remembered]
+    errors = values.std(axis=0) / np.sqrt(len(values))
+    distances = np.abs(values.mean(axis=0) - truth)
+    # The weights of a pre-sample share its error, so that ratios of them lean a little.
+    assert (distances < 4 * errors + 0.02 * np.abs(truth)).all()
+    assert abs(values[:, 3].mean() - moments.square) > 8 * errors[3]
+
+
+class Told:
+    """A model that has moments, and no bound on its gain."""
+
+    def __init__(self, moments):
+        self.moments = moments
+
+    def gain_moments(self):
+        return self.moments, tf.constant(True)
+
+    def largest_gain(self):
+        return tf.constant(1e6)
+
+
+def test_predictions_of_each_plan(population):
+    moments = exact(population, 0.0, b / B)
+    told = gain.Moments(*(tf.constant(part, tf.float32) for part in moments))
+    setting = switches.Setting(Told(told), PLANS.group_size, PLANS.plans, True)
+    uniform = moments.mean_square + (moments.square - moments.mean_square) / b
+    memory = moments.mean_square + (moments.remembered - moments.mean_square) / b
+    second = moments.score * moments.square_per_score - moments.mean_square
+    rescored = (
+        moments.mean_square
+        + (b / B * (moments.remembered - moments.mean_square) + moments.rounding[0] * second) / b
+    )
+    found = setting.gains(tf.constant(0)).numpy()
+    np.testing.assert_allclose(found, [1, uniform / memory, uniform / rescored], rtol=1e-5)
+    assert 1 < found[1] < found[2]
+
+
+def test_training_measures_what_memory_is_worth(points):
+    """R of a frozen net, against all examples' norms and the sampler's own probabilities."""
+    keras.utils.set_random_seed(0)
+    model = compiled(1e-12, size=2048)
+    train = batches(model, points, forced(switches.Gain(), 1))
+    model.fit(train, steps_per_epoch=1500, verbose=0)
+    measured = model.gain_moments()[0]
+    x, y = map(tf.constant, points)
+
+    @tf.function(autograph=False)
+    def exact_squares():
+        with forward.recorded() as passes:
+            model(x, training=False)
+        return tfi.scorers.last_layer.gradient_squares(
+            model.net, model.objective, y, passes[-1], tf.ones([N])
+        ).per_example
+
+    squares = exact_squares()
+    weights = model.sampler.weights_of(tf.range(N))
+    truth = float(tf.reduce_mean(weights * squares))
+    assert float(measured.remembered) == pytest.approx(truth, rel=0.1)
+    assert float(measured.square) == pytest.approx(float(tf.reduce_mean(squares)), rel=0.1)
+    assert truth < 0.95 * float(tf.reduce_mean(squares))
+
+
+# Costs and arguments -------------------------------------------------------------------------
+
+
+def test_costs_of_memory_and_of_scores_are_apart():
+    found, now = costs.StepCosts(PLANS.plans, PLANS.group_size), 10.0
+    for plan, seconds in [(0, 8.0)] * 4 + [(1, 10.0)] * 4 + [(2, 16.0)] * 4:
+        found.asked(tf.constant(now, tf.float64))
+        found.chosen(tf.constant(plan))
+        now += seconds
+    found.asked(tf.constant(now, tf.float64))
+    np.testing.assert_allclose(found.seconds(), [1.0, 1.25, 2.0])
+
+
+def test_what_does_not_fit_is_refused(points):
+    model = compiled()
+    with pytest.raises(TypeError, match="tfi.switches.Gain, or None to use memory always"):
+        batches(model, points, switches.Tau())
+    with pytest.raises(ValueError, match="larger than batch_size.*got 8 and 8"):
+        batches(model, points, presample_size=b)
+    with pytest.raises(TypeError, match="model must be a tfi.ISModel; got None"):
+        tfi.history_sample(points, model.sampler, b, switch=switches.Gain())
+    with pytest.raises(ValueError, match="batches of 2 at least; got 1"):
+        tfi.history_sample(points, model.sampler, 1, switch=switches.Gain(), model=model)
+    other = compiled(sampler=tfi.samplers.Proportional(N))
+    with pytest.raises(ValueError, match="only tfi.samplers.RAIS tells; got Proportional"):
+        batches(other, points)
+    model.compile(keras.optimizers.SGD(0.1), LOSS, sampler=model.sampler)
+    with pytest.warns(UserWarning, match="follows the gain"):
+        batches(model, points)
+
+
+def test_a_switch_measures_costs_without_a_seed(points):
+    model, switch = compiled(), switches.Gain()
+    model.fit(batches(model, points, switch, seed=None), steps_per_epoch=300, verbose=0)
+    assert np.isfinite(switch.costs.seconds()).all()
