@@ -14,7 +14,7 @@ ARGS ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-addons lint clean
+.PHONY: help install train test test-addons test-configs lint clean
 
 help:  ## List what can be made.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ test: .venv/installed  ## All tests on the newest TensorFlow and Keras 3.
 
 test-addons: .venv-addons/installed  ## All tests on TensorFlow 2.15, Keras 2.15, TensorFlow Addons.
 	.venv-addons/bin/python $(PYTEST) $(ARGS)
+
+test-configs: .venv/installed  ## Two steps by each config file of the trainers, on fixture data.
+	.venv/bin/python $(PYTEST) -m every_config tests/trainers $(ARGS)
 
 lint: .venv/installed  ## ruff over everything, mypy over the library.
 	.venv/bin/ruff check

@@ -7,7 +7,8 @@ In one process and interleaved, b = 128 from n = 10⁴ … 10⁷ examples in mem
 (b) growth: the exponent g of time ∝ n^g between the smallest and the largest n.
 (c) RAIS: seconds of a training of c and d, and of the copy by which the new tree takes effect.
 (d) overhead: a step of fit on batches that RAIS draws / on batches that `Uniform` draws, and on
-    batches of an ordinary dataset, on the small CNN, c and d being trained meanwhile.
+    batches of an ordinary dataset, c and d being trained meanwhile; on the smallest CNN of
+    `benchmarks.step_cost` and on the trainers' small one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from absl import app, flags
 import tf_importance as tfi
 from benchmarks import measure
 from tf_importance.samplers import Visit, sum_tree
+from trainers import nets
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("sizes", ["10000", "100000", "1000000", "10000000"], "Values of n.")
@@ -39,6 +41,7 @@ flags.DEFINE_integer("rounds", 7, "Rounds; each times every variant once.")
 flags.DEFINE_integer("calls", 50, "Draws and updates of one timing.")
 flags.DEFINE_integer("steps", 160, "Training steps of one timing of (d).")
 flags.DEFINE_integer("examples", 20_000, "Training examples of (d).")
+flags.DEFINE_list("nets", ["smallest_cnn", "cnn"], "Nets of (d).")
 flags.DEFINE_string("out", "runs/benchmarks/samplers.json", "Where the result goes.")
 
 L = keras.layers
@@ -202,29 +205,33 @@ def trainings() -> dict:
     return found
 
 
-def cnn() -> keras.Model:
+def smallest_cnn() -> keras.Model:
     """As in `benchmarks.step_cost`."""
     convolutions = [L.Conv2D(16, 3, activation="relu"), L.MaxPooling2D(), L.Conv2D(32, 3)]
     top = [L.ReLU(), L.MaxPooling2D(), L.Flatten(), L.Dense(64, activation="relu"), L.Dense(10)]
     return keras.Sequential([keras.Input((28, 28, 1)), *convolutions, *top])
 
 
-def compiled(sampler: tfi.samplers.Sampler | None) -> tfi.ISModel:
-    model = tfi.ISModel(cnn())
+NETS = {"smallest_cnn": smallest_cnn, "cnn": lambda: nets.build("cnn", (28, 28, 1), 10)}
+
+
+def compiled(net: str, sampler: tfi.samplers.Sampler | None) -> tfi.ISModel:
+    model = tfi.ISModel(NETS[net]())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(1e-3), loss, metrics=["accuracy"], sampler=sampler)
     return model
 
 
-def overhead() -> dict:
+def overhead(net: str) -> dict:
     """(d)"""
+    print(f"== {net}")
     n, b = FLAGS.examples, FLAGS.batch_size
     rng = np.random.default_rng(0)
     data = rng.normal(size=(n, 28, 28, 1)).astype(np.float32), rng.integers(10, size=n)
     models = {
-        "rais": compiled(tfi.samplers.RAIS(n)),
-        "uniform": compiled(tfi.samplers.Uniform(n)),
-        "ordinary": compiled(None),
+        "rais": compiled(net, tfi.samplers.RAIS(n)),
+        "uniform": compiled(net, tfi.samplers.Uniform(n)),
+        "ordinary": compiled(net, None),
     }
     ordinary = tf.data.Dataset.from_tensor_slices(data).repeat().shuffle(4096).batch(b).prefetch(1)
     batches = {
@@ -247,8 +254,10 @@ def overhead() -> dict:
 
 
 def main(_) -> None:
-    result = {"batch_size": FLAGS.batch_size, "draw_and_update": costs()}
-    result |= {"training_of_c_and_d": trainings(), "overhead": overhead()}
+    result: dict = {"batch_size": FLAGS.batch_size}
+    if FLAGS.sizes:
+        result |= {"draw_and_update": costs(), "training_of_c_and_d": trainings()}
+    result["overhead"] = {net: overhead(net) for net in FLAGS.nets}
     print(result)
     measure.write(FLAGS.out, result)
     print(f"written to {FLAGS.out}")

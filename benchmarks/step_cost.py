@@ -8,6 +8,8 @@ For each net, in one process and interleaved:
     machine's own forward-to-step cost in place of 1/3.
 (c) guard: a step under a Gain switch that never draws, the gain measured in every step and a
     learning rate that follows it / plain Keras's step.
+    memory_guard: the same for a switch over memory and its rescored pre-samples, RAIS told of
+    each batch. memory: a step on batches that RAIS always draws / plain Keras's.
 (d) in_step: importance on, scored inside the training step / scored in the pipeline.
 (e) retraces of the training step while τ crosses the threshold both ways.
 (f) growth: resident memory after the long run / after its first tenth.
@@ -59,17 +61,30 @@ def lstm() -> keras.Model:
 NETS = {"mlp": mlp, "cnn": cnn, "lstm": lstm}
 
 
-def images() -> tf.data.Dataset:
+def arrays() -> tuple[np.ndarray, np.ndarray]:
     """Random images and labels: what is measured does not depend on what they show."""
     rng = np.random.default_rng(0)
-    data = rng.normal(size=(4096, *SHAPE)).astype(np.float32), rng.integers(10, size=4096)
-    return tf.data.Dataset.from_tensor_slices(data).repeat()
+    return rng.normal(size=(4096, *SHAPE)).astype(np.float32), rng.integers(10, size=4096)
 
 
-def compiled(model: keras.Model, rate=1e-3) -> keras.Model:
+def images() -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices(arrays()).repeat()
+
+
+def compiled(model: keras.Model, rate=1e-3, **kwargs) -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(rate), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(rate), loss, metrics=["accuracy"], **kwargs)
     return model
+
+
+def by_memory(make_net, **switched):
+    """A model and the batches that RAIS draws it, with or without a switch."""
+    sampler = tfi.samplers.RAIS(4096, training_set_size=4096)
+    model = compiled(tfi.ISModel(make_net()), tfi.schedules.GainAdapted(1e-3), sampler=sampler)
+    batches = tfi.history_sample(
+        arrays(), sampler, FLAGS.batch_size, model=model, **switched
+    ).repeat()
+    return model, batches
 
 
 def ratios(make_net) -> dict:
@@ -87,6 +102,10 @@ def ratios(make_net) -> dict:
     guarded = compiled(tfi.ISModel(make_net()), tfi.schedules.GainAdapted(1e-3))
     switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1e9)
     undrawn = data.apply(tfi.importance_sample(guarded, b, B, switch=switch))
+    # Whatever it predicts, it stays with uniform batches.
+    never = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1e9, hysteresis=1e9)
+    forgoing, forgone = by_memory(make_net, presample_size=B, switch=never)
+    remembering, remembered = by_memory(make_net)
     presample = next(iter(data.batch(B)))[0]
     forward = tf.function(lambda: plain(presample, training=False))
     rounds = measure.interleaved(
@@ -96,6 +115,8 @@ def ratios(make_net) -> dict:
             "importance": lambda: measure.fit_seconds(sampling, drawn, FLAGS.steps),
             "inside": lambda: measure.fit_seconds(inside, groups, FLAGS.steps),
             "guarded": lambda: measure.fit_seconds(guarded, undrawn, FLAGS.steps),
+            "forgoing": lambda: measure.fit_seconds(forgoing, forgone, FLAGS.steps),
+            "memory": lambda: measure.fit_seconds(remembering, remembered, FLAGS.steps),
             "forward": lambda: measure.call_seconds(forward, FLAGS.steps),
         },
         FLAGS.rounds,
@@ -107,6 +128,8 @@ def ratios(make_net) -> dict:
         "importance": measure.summary([r["importance"] / e for r, e in zip(rounds, expected)]),
         "in_step": measure.summary([r["inside"] / r["importance"] for r in rounds]),
         "guard": measure.summary([r["guarded"] / r["plain"] for r in rounds]),
+        "memory_guard": measure.summary([r["forgoing"] / r["plain"] for r in rounds]),
+        "memory": measure.summary([r["memory"] / r["plain"] for r in rounds]),
         "importance_to_uniform": measure.summary([r["importance"] / r["plain"] for r in rounds]),
         "forward_to_uniform": measure.summary([r["forward"] / r["plain"] for r in rounds]),
     }

@@ -134,9 +134,7 @@ def constant_norms() -> Data:
 def second_half(data: Data) -> Data:
     """Classes 5 to 9 as 0 to 4."""
     keep, keep_test = data.y >= 5, data.y_test >= 5
-    return Data(
-        data.x[keep], data.y[keep] - 5, data.x_test[keep_test], data.y_test[keep_test] - 5
-    )
+    return Data(data.x[keep], data.y[keep] - 5, data.x_test[keep_test], data.y_test[keep_test] - 5)
 
 
 def pixels(data: Data) -> Data:
@@ -168,9 +166,7 @@ def rotated(x: tf.Tensor) -> tf.Tensor:
 
 def mlp(data: Data, units=(256, 256), classes=10) -> keras.Model:
     hidden = [L.Dense(width, activation="relu") for width in units]
-    return keras.Sequential(
-        [keras.Input(data.x.shape[1:]), L.Flatten(), *hidden, L.Dense(classes)]
-    )
+    return keras.Sequential([keras.Input(data.x.shape[1:]), L.Flatten(), *hidden, L.Dense(classes)])
 
 
 def cnn(data: Data) -> keras.Model:
@@ -216,9 +212,7 @@ TASKS = {
     "mnist_mlp": Task(True, mnist, mlp, sgd, _SGD),
     "mnist_cnn": Task(True, mnist, cnn, sgd, (0.05, 0.1, 0.2)),
     "digits_lstm": Task(True, lambda: pixels(digits()), lstm, adam, _ADAM),
-    "mnist_fine_tuning": Task(
-        True, lambda: second_half(mnist()), pretrained, heavy_ball, _HEAVY
-    ),
+    "mnist_fine_tuning": Task(True, lambda: second_half(mnist()), pretrained, heavy_ball, _HEAVY),
     "cifar10_wrn_10_1": Task(True, cifar10, wrn_10_1, heavy_ball, _HEAVY, (32, 64)),
     "random_labels": Task(False, lambda: relabelled(digits(), 1.0), mlp, sgd, _SGD),
     "label_noise": Task(False, lambda: relabelled(mnist(), 0.3), mlp, sgd, _SGD),
@@ -335,9 +329,7 @@ def sampled(model, data: Data, method: str, b: int, seed: int, sampler) -> tf.da
     if method == "uniform":
         return examples.batch(b, drop_remainder=True).prefetch(1)
     if method == "gain":
-        return examples.apply(
-            tfi.importance_sample(model, b, "auto", switch=tfi.switches.Gain())
-        )
+        return examples.apply(tfi.importance_sample(model, b, "auto", switch=tfi.switches.Gain()))
     threshold = "guaranteed" if method == "paper" else "always"
     return examples.apply(
         tfi.importance_sample(

@@ -174,10 +174,13 @@ class StepDraw(NamedTuple):
         told = dict(data[2])
         seed = told.pop("seed")[0]
         parts = (*data[:2], told)
-        whole = tf.shape(told["weight"])[0] > self.batch_size
-        return tf.cond(whole, lambda: self._drawn(parts, seed), lambda: self._as_it_is(parts))
+        is_group = tf.shape(told["weight"])[0] > self.batch_size
+        chosen = tf.cond(
+            is_group, lambda: self._drawn(parts, seed), lambda: self._as_it_is(parts)
+        )
+        return self._batch(parts, chosen), chosen.unusable
 
-    def _drawn(self, parts: tuple, seed: tf.Tensor) -> tuple[tuple, tf.Tensor]:
+    def _drawn(self, parts: tuple, seed: tf.Tensor) -> _Chosen:
         inputs, labels, told = parts
         own = self.score(inputs, labels)
         scores = tf.abs(told["weight"]) * own
@@ -186,31 +189,40 @@ class StepDraw(NamedTuple):
         # Where they are unusable, the proposal is uniform.
         smooth = tf.where(usable, smooth, tf.zeros_like(smooth))
         draw = self.resample(proposals.normalize(smooth), self.batch_size, seed)
-        chosen = tf.nest.map_structure(lambda part: tf.gather(part, draw.indices), parts)
-        for name in {"weight", "importance"} & set(told):
-            chosen[2][name] *= draw.weights
-        if "gain" in told:
-            chosen[2]["gain"] = tf.where(usable, chosen[2]["gain"], 1.0)
-        return self._remembered(chosen, told, draw.indices, own), tf.logical_not(usable)
+        return _Chosen(draw.indices, draw.weights, own, tf.logical_not(usable))
 
-    def _as_it_is(self, parts: tuple) -> tuple[tuple, tf.Tensor]:
-        cut = tf.nest.map_structure(lambda part: part[: self.batch_size], parts)
-        unscored = tf.zeros([self.batch_size])
+    def _as_it_is(self, parts: tuple) -> _Chosen:
+        # As many as there are, though they are b here: XLA compiles both ways for each size.
+        unscored = tf.zeros_like(parts[2]["weight"])
         places = tf.range(self.batch_size)
-        return self._remembered(cut, cut[2], places, unscored), tf.constant(False)
+        return _Chosen(places, tf.ones([self.batch_size]), unscored, tf.constant(False))
 
-    def _remembered(self, parts: tuple, told: dict, places: tf.Tensor, scores: tf.Tensor):
-        """Of static size, and with the pre-sample that a sampler's memory has drawn."""
-        parts = self._of_static_size(parts)
-        if "index" in told:
-            of_all = {"index": told["index"], "weight": told["weight"], "score": scores}
-            parts[2].update(place=places, presample=of_all)
-        return parts
-
-    def _of_static_size(self, parts: tuple) -> tuple:
-        return tf.nest.map_structure(
-            lambda part: tf.ensure_shape(part, [self.batch_size, *part.shape[1:]]), parts
+    def _batch(self, parts: tuple, chosen: _Chosen) -> tuple:
+        told = parts[2]
+        batch = tf.nest.map_structure(
+            lambda part: tf.ensure_shape(
+                tf.gather(part, chosen.places), [self.batch_size, *part.shape[1:]]
+            ),
+            parts,
         )
+        for name in {"weight", "importance"} & set(told):
+            batch[2][name] *= chosen.weights
+        if "gain" in told:
+            batch[2]["gain"] = tf.where(chosen.unusable, 1.0, batch[2]["gain"])
+        if "index" in told:
+            # What a sampler's memory has drawn, all of it.
+            of_all = {"index": told["index"], "weight": told["weight"], "score": chosen.scores}
+            batch[2].update(place=chosen.places, presample=of_all)
+        return batch
+
+
+class _Chosen(NamedTuple):
+    """Places in the group and weights [b], scores of the group, whether these are unusable."""
+
+    places: tf.Tensor
+    weights: tf.Tensor
+    scores: tf.Tensor
+    unusable: tf.Tensor
 
 
 def smoothed(scores: tf.Tensor, constant: float) -> tf.Tensor:

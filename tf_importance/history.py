@@ -218,8 +218,7 @@ def _switched(switch, model, scorer, examples: _Examples, redrawing: _Redrawing)
     switches.warn_unless_followed(switch, model)
     score = functools.partial(model.scorer if scorer is None else scorer, model)
     in_step = groups.StepDraw(score, smoothing, resample, batch_size)
-    sampler = examples.sampler
-    batches = remembered.Batches(setting, switch, sampler, examples.at, examples.seed, sampler.term)
+    batches = remembered.Batches(setting, switch, examples.sampler, examples.at, examples.seed)
     model.expect_drawn_examples(
         sample_weighted=False,
         gain_of=setting.sampling,

@@ -102,7 +102,7 @@ class Pipeline:
         plan = self._switch.choose(self._setting)
         if not self._emission.with_gain:
             return plan, tf.constant(1.0)
-        return plan, tf.gather(self._setting.gains(plan), plan)
+        return plan, self._setting.gain_of(plan)
 
     def _full(self, group: groups.Group, plan, gain, number: tf.Tensor, seed):
         return tf.cond(

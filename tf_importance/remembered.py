@@ -47,7 +47,7 @@ class Batches:
     Args:
         setting: its plans are those of `plans.remembered`.
         switch: opened.
-        sampler: that tells weights. term: in examples.
+        sampler: that tells weights.
         gather: examples of static shape by indices.
         seed: integer.
     """
@@ -59,10 +59,8 @@ class Batches:
         sampler: samplers.Sampler,
         gather: Callable[[tf.Tensor], tuple[Any, Any]],
         seed: int,
-        term: int,
     ) -> None:
         self._setting, self._switch, self._sampler = setting, switch, sampler
-        self._term = term
         self._gather, self._seed = gather, seed
         if not isinstance(switch.decisions, Decisions):
             switch.decisions = Decisions()
@@ -81,7 +79,7 @@ class Batches:
 
     def _decided(self) -> tuple[tf.Tensor, tf.Tensor]:
         plan = self._switch.choose(self._setting)
-        gain = tf.gather(self._setting.gains(plan), plan)
+        gain = self._setting.gain_of(plan)
         return self._state.plan.assign(plan), self._state.gain.assign(gain)
 
     def _in_force(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -91,7 +89,7 @@ class Batches:
         size = plan.presample_size or plan.batch_size
         drawn = self._drawn(plan, size, informed)
         self._count(plan, informed)
-        term = self._state.position // self._term
+        term = self._state.position // self._sampler.term
         due = (term < _FIRST_TERMS) | tf.equal(term % _TERMS, 0) | plan.remembered
         told = {
             "weight": drawn.weights,

@@ -72,6 +72,12 @@ class Setting(NamedTuple):
         ratios = [gain.gain_ratio(uniform, self._square(moments, plan)) for plan in self.plans]
         return tf.minimum(tf.where(known, tf.stack(ratios), 1.0), self.model.largest_gain())
 
+    def gain_of(self, plan: tf.Tensor) -> tf.Tensor:
+        """r of the plan that is taken; 1 for uniform batches of b, the first, by definition."""
+        return tf.cond(
+            plan > 0, lambda: tf.gather(self.gains(plan), plan), lambda: tf.constant(1.0)
+        )
+
     def _square(self, moments: gain.Moments, plan: Plan) -> tf.Tensor:
         moments = _of_presamples(moments, plan)
         if not plan.rescored:

@@ -51,7 +51,8 @@ def define(values: flags.FlagValues) -> None:
         "presample_size",
         None,
         "B, examples that are scored; default 4 batches. auto, with --switch=gain: 12, 6, 4, 3 or "
-        "2 batches, whichever is fastest.",
+        "2 batches, whichever is fastest. With memory: examples that it draws, to be scored; "
+        "default none.",
     )
     integer("draws_per_presample", 1, "R, batches drawn from one scoring.")
     flags.DEFINE_enum(
@@ -59,7 +60,8 @@ def define(values: flags.FlagValues) -> None:
         "tau",
         ["tau", "gain"],
         "What draws are switched on by: tau over --tau_threshold, or the measured gain over its "
-        "measured cost (give --follow_gain too).",
+        "measured cost (give --follow_gain too); with --sampling=rais memory is used always, or "
+        "by gain.",
         flag_values=values,
     )
     text(

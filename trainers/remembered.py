@@ -65,11 +65,29 @@ def sampler(settings: flags.FlagValues, data: datasets.Data, model) -> tfi.sampl
 
 
 def batches(
-    settings: flags.FlagValues, data: datasets.Data, drawn_by: tfi.samplers.Sampler
+    settings: flags.FlagValues,
+    data: datasets.Data,
+    model: tfi.ISModel,
+    presample_size: int | str | None,
+    switch: tfi.switches.Gain | None,
 ) -> tf.data.Dataset:
-    """Endless batches that a sampler draws, augmented as the flags say."""
+    """Endless batches that a compiled model's sampler draws, augmented as the flags say.
+
+    Args:
+        settings: the trainer's flags. data: to draw from. model: compiled with its sampler.
+        presample_size: B, None for no fresh scores. switch: None to use memory always.
+    """
+    drawn_by = model.sampler
     seed = settings.seed if settings.repeatable else None
-    drawn = tfi.history_sample(in_memory(data), drawn_by, settings.batch_size, seed=seed).repeat()
+    drawn = tfi.history_sample(
+        in_memory(data),
+        drawn_by,
+        settings.batch_size,
+        presample_size=presample_size,
+        switch=switch,
+        model=model,
+        seed=seed,
+    ).repeat()
     augment = augmentation.by_name(settings.augment)
     if augment is None:
         return drawn
@@ -78,7 +96,7 @@ def batches(
         # By the number of the batch, so that a resumed run has the same changes.
         number = tf.cast(drawn_by.draws, tf.int32)
         seeds = tf.random.stateless_uniform(
-            [settings.batch_size, 2], [settings.seed, number], None, None, tf.int32
+            [tf.shape(images)[0], 2], [settings.seed, number], None, None, tf.int32
         )
         changed = tf.map_fn(lambda pair: augment(*pair), (images, seeds), tf.float32)
         return tf.ensure_shape(changed, images.shape), labels, how

@@ -80,7 +80,10 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, e
         compile_model()
         sampler = remembered.sampler(settings, data, model)
         compile_model(sampler=sampler)
-        return Sampled(model, remembered.batches(settings, data, sampler), steps_per_epoch, told)
+        presample_size = _presample_size(settings.presample_size)
+        switch = tfi.switches.Gain() if settings.switch == "gain" else None
+        batches = remembered.batches(settings, data, model, presample_size, switch)
+        return Sampled(model, batches, steps_per_epoch, told)
     compile_model()
     if settings.sampling == UNIFORM:
         # One batch ahead, like importance_sample: a larger buffer would fill up for free

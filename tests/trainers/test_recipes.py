@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
+import tf_importance as tfi
 from trainers import (
     compare,
     datasets,
@@ -33,17 +34,35 @@ CONFIGS = sorted(path for task in TASKS for path in pathlib.Path("configs", task
 # With flags of their own: tests/trainers/test_issgd.py.
 DELEGATED = sorted(pathlib.Path("configs/issgd").glob("*.cfg"))
 FIGURES = sorted(pathlib.Path("configs/figures").glob("*.cfg"))
-# One of each kind: the others differ in numbers and in what scores.
-STARTED = [
+# Of a trainer of image classification, too.
+BY_MEMORY = sorted(pathlib.Path("configs/rais").glob("*.cfg"))
+# One of each kind, in every test run; all others by `make test-configs`.
+STARTED = {
     "fine_tuning/cifar10_second_half_loss",
     "fine_tuning/mit67_upper_bound",
     "image_classification/cifar10_upper_bound_B256",
     "image_classification/mnist_katyusha",
     "image_classification/mnist_scsg",
     "sequence_classification/permuted_mnist_upper_bound",
-]
+}
 # Smaller than the papers', so that two steps are quick.
-_SHAPES = {"mit67": (32, 32, 3), "permuted_mnist": (20, 1), "permuted_mnist_49": (49, 1)}
+_SHAPES = {
+    "digits": (8, 8, 1),
+    "mit67": (32, 32, 3),
+    "permuted_mnist": (20, 1),
+    "permuted_mnist_49": (49, 1),
+}
+_CLASSES = {
+    "mit67": 67,
+    "cifar100": 100,
+    "cifar100_augmented": 100,
+    "cifar10_first_half": 5,
+    "cifar10_second_half": 5,
+}
+
+
+def _name(config: pathlib.Path) -> str:
+    return f"{config.parent.name}/{config.stem}"
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
@@ -56,7 +75,7 @@ def fixture_data(monkeypatch):
 
     def load(name: str, data_dir) -> datasets.Data:
         shape = _SHAPES.get(name, (28, 28, 1) if "mnist" in name else (16, 16, 3))
-        classes = {"mit67": 67, "cifar100_augmented": 100, "cifar10_second_half": 5}.get(name, 10)
+        classes = _CLASSES.get(name, 10)
         rng = np.random.default_rng(0)
         examples = tf.data.Dataset.from_tensor_slices(
             (
@@ -98,24 +117,38 @@ def test_every_figure_compares_configs_of_one_task(config):
     assert {"curves", "out", "task", "seeds"} <= given
 
 
-@pytest.mark.parametrize("name", STARTED)
-def test_configs_start_step_and_record(settings_of, fixture_data, tmp_path, name):
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(
+            config,
+            id=_name(config),
+            marks=() if _name(config) in STARTED else pytest.mark.every_config,
+        )
+        for config in [*CONFIGS, *BY_MEMORY]
+    ],
+)
+def test_configs_start_step_and_record(settings_of, fixture_data, tmp_path, config):
     weights = "none"
-    if "second_half" in name:
+    if "second_half" in config.stem:
         keras.utils.set_random_seed(0)
         weights = str(tmp_path / "net.keras")
         nets.build("cnn", (16, 16, 3), 5).save(weights)
-    small = ["--steps=2", "--evaluations=2", "--batch_size=4", "--tau_threshold=always"]
-    settings = settings_of(f"--flagfile=configs/{name}.cfg", *small, f"--weights={weights}")
-    if settings.presample_size is not None:
+    small = ["--steps=2", "--evaluations=2", "--batch_size=4", f"--weights={weights}"]
+    settings = settings_of(f"--flagfile={config}", *small)
+    drawn = settings.sampling in tfi.scorers.BY_NAME and settings.switch == "tau"
+    if drawn:
+        settings["tau_threshold"].value = "always"
+    if settings.presample_size not in (None, "auto"):
         settings["presample_size"].value = "8"
-    path, model = TASKS[name.split("/")[0]](settings)
+    train = TASKS.get(config.parent.name, image_classification.train)
+    path, model = train(settings)
     rows = _rows(path)
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert np.isfinite(rows[-1]["train_loss"])
     if settings.clip_norm:
         assert model.optimizer.global_clipnorm == settings.clip_norm
-    if settings.sampling != "uniform":
+    if drawn:
         # The second batch may have left the pipeline before the first evaluation.
         assert max(row["importance"] for row in rows[1:]) == 1
 

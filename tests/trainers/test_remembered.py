@@ -42,6 +42,27 @@ def test_a_run_of_each_sampler_records_gain_and_effective_step(settings_of, name
     assert rows[-1]["epoch"] == pytest.approx(4 * 16 / 1437)
 
 
+@pytest.mark.parametrize("how", ["--switch=tau", "--switch=gain"])
+def test_memory_takes_fresh_scores_and_a_switch(settings_of, how):
+    path, model = image_classification.train(
+        settings_of(
+            "--sampling=rais",
+            "--presample_size=48",
+            how,
+            "--batch_size=16",
+            "--net=linear",
+            "--augment=turn",
+            "--steps=60",
+            "--evaluations=2",
+            "--step_schedule=constant",
+            "--follow_gain",
+        )
+    )
+    assert [row["step"] for row in _rows(path)] == [0, 30, 60]
+    rescored, remembered_ones = 48 * 60, int(model.sampler.recent.count)
+    assert remembered_ones == rescored if how == "--switch=tau" else 0 < remembered_ones < rescored
+
+
 def test_a_repeatable_run_goes_on_exactly_after_a_kill(settings_of, tmp_path):
     arguments = [
         *("--sampling=rais", "--net=linear", "--batch_size=128", "--augment=turn"),

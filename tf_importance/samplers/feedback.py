@@ -57,10 +57,12 @@ class Feedback:
             scores = tf.stop_gradient(_scores(model, inputs, labels, passed))
             return self._sampler.update(Visit(told.indices, seen.weights, scores))
 
+        # Factors are constants to the gradient, and XLA fails on that of branches.
         if told.remember is not None:
-            scales = self._when_due(seen, told.remember[0], own)
+            scales = tf.stop_gradient(self._when_due(seen, told.remember[0], own))
             return weights * tf.cast(scales, weights.dtype)
         scales = own() if told.presample is None else self._of_presample(told.presample, seen)
+        scales = tf.stop_gradient(scales)
         squares = last_layer.gradient_squares(
             model.net, model.objective, labels, passed, seen.weights * scales
         )
