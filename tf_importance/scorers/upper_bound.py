@@ -121,7 +121,9 @@ def _softmax_crossentropy(term: losses.Term, head: forward.Head) -> tf.Tensor | 
         labels = tf.cast(term.labels, z.dtype)
         smoothing = options["label_smoothing"]
         labels = labels * (1 - smoothing) + smoothing / tf.cast(tf.shape(z)[-1], z.dtype)
-    return term.scale * (tf.nn.softmax(z) - labels) / _positions(z[..., 0])
+    # exp(log softmax): softmax by oneDNN takes 0.1 to 0.3 ms on a CPU, however small z is.
+    probabilities = tf.exp(tf.nn.log_softmax(z))
+    return term.scale * (probabilities - labels) / _positions(z[..., 0])
 
 
 def _sigmoid_crossentropy(term: losses.Term, head: forward.Head) -> tf.Tensor | None:
