@@ -9,7 +9,7 @@ For each net, in one process and interleaved:
 (c) guard: a step under a Gain switch that never draws, the gain measured in every step and a
     learning rate that follows it / plain Keras's step.
     memory_guard: the same for a switch over memory and its rescored pre-samples, RAIS told of
-    each batch. memory: a step on batches that RAIS always draws / plain Keras's.
+    each batch. by_memory: a step on batches that RAIS always draws / plain Keras's.
 (d) in_step: importance on, scored inside the training step / scored in the pipeline.
 (e) retraces of the training step while τ crosses the threshold both ways.
 (f) growth: resident memory after the long run / after its first tenth.
@@ -129,7 +129,7 @@ def ratios(make_net) -> dict:
         "in_step": measure.summary([r["inside"] / r["importance"] for r in rounds]),
         "guard": measure.summary([r["guarded"] / r["plain"] for r in rounds]),
         "memory_guard": measure.summary([r["forgoing"] / r["plain"] for r in rounds]),
-        "memory": measure.summary([r["memory"] / r["plain"] for r in rounds]),
+        "by_memory": measure.summary([r["memory"] / r["plain"] for r in rounds]),
         "importance_to_uniform": measure.summary([r["importance"] / r["plain"] for r in rounds]),
         "forward_to_uniform": measure.summary([r["forward"] / r["plain"] for r in rounds]),
     }
