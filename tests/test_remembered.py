@@ -1,5 +1,7 @@
 """Memory under a switch: what is drawn, remembered, predicted and decided, and that it resumes."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 
 import tf_importance as tfi
 from tf_importance import costs, gain, groups, plans, switches
+from tf_importance.remembered import AT_ONCE
 from tf_importance.scorers import forward
 
 L = keras.layers
@@ -80,22 +83,46 @@ def test_uniform_batches_are_passes_over_the_data(points):
 
 
 def test_memory_is_told_of_each_batch_at_first_and_then_of_a_term_in_8(points):
+    term = N + 2 * 64
+    terms = [number // AT_ONCE * AT_ONCE * b // term for number in range(24 * term // b)]
+    expected = [at < 4 or at % 8 == 0 for at in terms]
+    assert 0.2 < np.mean(expected) < 0.3
     model = compiled(1e-6)
-    term = model.sampler.term
-    assert term == N + 2 * 64
+    assert model.sampler.term == term
     train = batches(model, points, forced(switches.Gain(), 0), None)
-    due = [bool(drawn["remember"][0]) for _, _, drawn in train.take(24 * term // b)]
-    ends = [(number + 1) * b for number in range(len(due))]
-    expected = [end // term < 4 or end // term % 8 == 0 for end in ends]
-    assert due == expected and 0.2 < np.mean(due) < 0.3
-    visits = np.zeros(N)
-    for (_, _, drawn), remembered in zip(train.take(60), due):
-        visits[drawn["index"].numpy()] += remembered
-    again = compiled(1e-6)
-    again.fit(
-        batches(again, points, forced(switches.Gain(), 0), None), steps_per_epoch=60, verbose=0
-    )
-    assert again.sampler.visits.numpy().sum() == 60 * b == int(again.sampler.recent.count)
+    due = [bool(drawn["remember"][0]) for _, _, drawn in train.take(len(expected))]
+    assert due == expected
+    model = compiled(1e-6)
+    train = batches(model, points, forced(switches.Gain(), 0), None)
+    model.fit(train, steps_per_epoch=450, verbose=0)
+    told = b * sum(expected[:450])
+    assert told < 0.6 * 450 * b
+    assert model.sampler.visits.numpy().sum() == told == int(model.sampler.recent.count)
+
+
+def test_uniform_steps_are_timed_without_what_memory_is_told(points):
+    switch = switches.Gain()
+    train = batches(compiled(1e-6), points, switch, None)
+    groups = [bool(drawn["remember"][0]) for _, _, drawn in train.take(16 * AT_ONCE)][::AT_ONCE]
+    # Warm up, time uniform steps, then memory; nothing has been learned of the gain.
+    assert groups == [True] * 5 + [False] * 5 + [True] * 6
+    assert int(switch.costs.counts[0]) == 4, "but for the first of the row, each by the next one"
+
+
+def test_all_that_is_not_in_use_is_timed_anew(points):
+    switch = switches.Gain()
+    batches(compiled(1e-6), points, switch)
+    setting = types.SimpleNamespace(plans=plans.remembered(b, B, AT_ONCE).plans)
+
+    def timed(best: int, numbers) -> list[int]:
+        of = [switch._probed(setting, tf.constant(n, tf.int64), tf.constant(best)) for n in numbers]
+        return [int(plan) for plan in of]
+
+    for start in (64, 256):
+        assert timed(0, range(start - 1, start + 11)) == [0] + [1] * 5 + [2] * 5 + [0]
+        assert timed(2, range(start - 1, start + 11)) == [2] + [0] * 5 + [1] * 5 + [2]
+    assert timed(0, range(1018, 1025)) == [0] + [1] * 5 + [0]
+    assert timed(0, range(2042, 2049)) == [0] + [2] * 5 + [0]
 
 
 @pytest.mark.parametrize("plan", [1, 2], ids=["memory", "rescored"])
@@ -364,6 +391,8 @@ def test_what_does_not_fit_is_refused(points):
     with pytest.raises(ValueError, match="batches of 2 at least; got 1"):
         tfi.history_sample(points, model.sampler, 1, switch=switches.Gain(), model=model)
     other = compiled(sampler=tfi.samplers.Proportional(N))
+    with pytest.raises(ValueError, match="remembered by the model's scorer.*got tfi.scorers.loss"):
+        batches(model, points, scorer=tfi.scorers.loss)
     with pytest.raises(ValueError, match="only tfi.samplers.RAIS tells; got Proportional"):
         batches(other, points)
     model.compile(keras.optimizers.SGD(0.1), LOSS, sampler=model.sampler)

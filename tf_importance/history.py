@@ -72,7 +72,8 @@ def history_sample(
 
     Without a seed one batch is drawn ahead of the training step, but for `Oracle` and where there
     are pre-samples without a switch. With a seed nothing runs ahead, and a run repeats exactly; so
-    it does after a restore in the midst of an epoch. (A `.map` with `num_parallel_calls` or a
+    it does after a restore in the midst of an epoch. (Not under a switch that measures its costs:
+    give it `step_seconds` and `scoring_seconds`. And a `.map` with `num_parallel_calls` or a
     `.prefetch` behind it does run ahead: batches are then drawn by scores a few steps old, which
     costs a little variance and no bias, and repeat no longer.)
 
@@ -85,12 +86,15 @@ def history_sample(
         switch: decides whether to use memory; for a sampler that tells the probability of any
             example, which is `RAIS`. By default it is always used.
         model: the ISModel that scores pre-samples, or that the switch measures, compiled.
-        scorer: `(model, x, y) -> [B]` for pre-samples; by default the model's.
+        scorer: `(model, x, y) -> [B]` for pre-samples; by default the model's, and under a switch
+            none but that: uniform batches are remembered by it.
         resampling, smoothing, jit_compile: of pre-samples, as in `importance_sample`.
         seed: makes the draws repeatable.
     Returns:
         A dataset of static batch size. With a presample_size the dict has `"place"` and
-        `"presample"` too, by which the step tells the sampler of all B.
+        `"presample"` too, by which the step tells the sampler of all B. Under a switch it has
+        `"memory"`, `"remember"` and `"gain"` instead; with a presample_size also `"seed"`, and
+        batches are of b examples or of B, from which the step draws.
     Raises:
         TypeError: the source has no random access, sampler or switch is none, model is no ISModel.
         ValueError: sizes do not fit, or the sampler is none that a switch can weigh.
@@ -115,7 +119,7 @@ def history_sample(
         proposals.checked_smoothing(smoothing, 0.0),
     )
     if switch is not None:
-        _check_switch(switch, sampler, batch_size, presample_size)
+        _check_switch(switch, sampler, batch_size, presample_size, scorer, model)
     score = None
     if switch is not None or presample_size is not None:
         score = _scored(model, scorer, gather, drawn_size, batch_size, jit_compile)
@@ -228,7 +232,9 @@ def _switched(switch, model, scorer, examples: _Examples, redrawing: _Redrawing)
     return batches
 
 
-def _check_switch(switch, sampler, batch_size: int, presample_size: int | None) -> None:
+def _check_switch(
+    switch, sampler, batch_size: int, presample_size: int | None, scorer, model
+) -> None:
     if not isinstance(switch, switches.Gain):
         raise TypeError(
             f"switch must be a tfi.switches.Gain, or None to use memory always; got {switch!r}."
@@ -242,6 +248,11 @@ def _check_switch(switch, sampler, batch_size: int, presample_size: int | None) 
         raise ValueError(
             "under a switch presample_size must be larger than batch_size, or None for no fresh "
             f"scores; got {presample_size} and {batch_size}."
+        )
+    if scorer is not None and scorer is not getattr(model, "scorer", scorer):
+        raise ValueError(
+            "under a switch uniform batches are remembered by the model's scorer, and pre-samples "
+            f"must be too; got {scorer!r}. Give it to the model: ISModel(net, scorer=…)."
         )
     if batch_size < 2:
         raise ValueError(

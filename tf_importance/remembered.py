@@ -22,7 +22,7 @@ class Decisions(tf.Module):
 
     Attributes:
         batches: variable, number of batches made. position: of examples taken uniformly.
-        plan, gain: variables, what was decided last.
+        plan, gain, remember: variables, what was decided last.
     """
 
     def __init__(self) -> None:
@@ -31,6 +31,7 @@ class Decisions(tf.Module):
         self.position = _variable(tf.constant(0, tf.int64), "position")
         self.plan = _variable(tf.constant(0), "plan")
         self.gain = _variable(tf.constant(1.0), "gain")
+        self.remember = _variable(tf.constant(True), "remember")
 
 
 class Batches:
@@ -39,7 +40,8 @@ class Batches:
     * Uniform batches are passes over the data, each example once, with weights 1. Memory is only
       worth something while it is fresh, and remembering costs something: uniform batches are
       remembered for 4 terms, and where memory has not paid by then, for one term in 8. A term is
-      what a sampler needs to learn all it can.
+      what a sampler needs to learn all it can. The seconds of a uniform step are those without
+      remembering: what remembering takes is a cost of memory.
     * Memory draws b examples.
     * Or it draws B, which the training step scores and draws b from. As long as it has nothing
       to draw by these are uniform pre-samples.
@@ -69,33 +71,43 @@ class Batches:
 
     def __call__(self, _) -> tuple[Any, Any, dict[str, tf.Tensor]]:
         number = self._state.batches.assign_add(1) - 1
-        plan, gain = tf.cond(tf.equal(number % AT_ONCE, 0), self._decided, self._in_force)
+        plan, gain, remember = tf.cond(
+            tf.equal(number % AT_ONCE, 0), self._decided, self._in_force
+        )
         informed = self._sampler.informed()
         made = [
-            functools.partial(self._batch, choice, gain, number, informed)
+            functools.partial(self._batch, choice, gain, remember, number, informed)
             for choice in self._setting.plans
         ]
         return tf.switch_case(plan, made)
 
-    def _decided(self) -> tuple[tf.Tensor, tf.Tensor]:
+    def _decided(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        state = self._state
         plan = self._switch.choose(self._setting)
         gain = self._setting.gain_of(plan)
-        return self._state.plan.assign(plan), self._state.gain.assign(gain)
+        term = state.position // self._sampler.term
+        due = (term < _FIRST_TERMS) | tf.equal(term % _TERMS, 0)
+        uniform = tf.equal(plan, 0)
+        remember = tf.logical_not(uniform) | due & ~self._switch.times_uniform(plan)
+        tf.cond(uniform & remember, self._untimed, lambda: None)
+        return state.plan.assign(plan), state.gain.assign(gain), state.remember.assign(remember)
 
-    def _in_force(self) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.identity(self._state.plan), tf.identity(self._state.gain)
+    def _untimed(self) -> None:
+        self._switch.interrupted()
 
-    def _batch(self, plan: plans.Plan, gain, number: tf.Tensor, informed: tf.Tensor):
+    def _in_force(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        state = self._state
+        return tf.identity(state.plan), tf.identity(state.gain), tf.identity(state.remember)
+
+    def _batch(self, plan: plans.Plan, gain, remember, number: tf.Tensor, informed: tf.Tensor):
         size = plan.presample_size or plan.batch_size
         drawn = self._drawn(plan, size, informed)
         self._count(plan, informed)
-        term = self._state.position // self._sampler.term
-        due = (term < _FIRST_TERMS) | tf.equal(term % _TERMS, 0) | plan.remembered
         told = {
             "weight": drawn.weights,
             "index": drawn.indices,
             "memory": drawn.weights if plan.remembered else self._sampler.weights_of(drawn.indices),
-            "remember": tf.fill([size], due),
+            "remember": tf.fill([size], remember),
             "gain": tf.fill([size], gain),
         }
         if self._rescores:

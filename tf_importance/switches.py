@@ -286,6 +286,13 @@ class Gain(Switch):
         if self.costs is not None:
             self.costs.interrupted()
 
+    def times_uniform(self, plan: tf.Tensor) -> tf.Tensor:
+        """Whether the group that a plan was just chosen for is there to time uniform steps."""
+        if self.costs is None:
+            return tf.constant(False)
+        at_start = tf.equal((self.presamples - 1) // _PROBES, 1)
+        return tf.equal(plan, 0) & (at_start | tf.not_equal(self.plan, 0))
+
     def _seconds(self, setting: Setting) -> tf.Tensor:
         if self._by_hand is None:
             assert self.costs is not None, "open comes first"
@@ -314,11 +321,15 @@ class Gain(Switch):
         turn = tf.cast(number // _PROBES, tf.int32)
         starting = turn < len(first)
         at_start = tf.gather(first, tf.minimum(turn, len(first) - 1))
-        refreshing = number % _REFRESH_EVERY >= _REFRESH_EVERY - _PROBES
-        for start in _REFRESH_AT:
-            refreshing |= (number >= start) & (number < start + _PROBES)
         others = _to_time_anew(setting.plans)
-        turn = tf.cast(number // _REFRESH_EVERY, tf.int32) % len(others[0])
+        kinds = len(others[0])
+        refreshing = number % _REFRESH_EVERY >= _REFRESH_EVERY - _PROBES
+        turn = tf.cast(number // _REFRESH_EVERY, tf.int32) % kinds
+        for start in _REFRESH_AT:
+            since = tf.cast(number - start, tf.int32)
+            here = (since >= 0) & (since < kinds * _PROBES)
+            refreshing |= here
+            turn = tf.where(here, since // _PROBES, turn)
         other = tf.gather_nd(others, [best, turn])
         return tf.where(starting, at_start, tf.where(refreshing, other, best))
 

@@ -94,7 +94,8 @@ def batches(
 
     def augmented(images, labels, how):
         # By the number of the batch, so that a resumed run has the same changes.
-        number = tf.cast(drawn_by.draws, tf.int32)
+        made = drawn_by.draws if switch is None else switch.decisions.batches
+        number = tf.cast(made, tf.int32)
         seeds = tf.random.stateless_uniform(
             [tf.shape(images)[0], 2], [settings.seed, number], None, None, tf.int32
         )

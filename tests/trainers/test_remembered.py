@@ -63,6 +63,22 @@ def test_memory_takes_fresh_scores_and_a_switch(settings_of, how):
     assert remembered_ones == rescored if how == "--switch=tau" else 0 < remembered_ones < rescored
 
 
+def test_each_batch_has_changes_of_its_own_under_a_switch(settings_of):
+    settings = settings_of("--sampling=rais", "--batch_size=8", "--augment=turn", "--repeatable")
+    data = datasets.load("digits")
+    layers = [keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = tfi.ISModel(keras.Sequential([keras.Input(data.image_shape), *layers]))
+    sampler = remembered.sampler(settings, data, model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(tfi.schedules.GainAdapted(0.1)), loss, sampler=sampler)
+    image = tf.fill(data.image_shape, 0.5) * tf.range(8.0)[:, tf.newaxis, tf.newaxis] / 8
+    alike = tf.data.Dataset.from_tensors((image, 0)).repeat(data.num_train)
+    switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1.0)
+    train = remembered.batches(settings, data._replace(train=alike), model, None, switch)
+    kinds = {images.numpy().tobytes() for images, _, _ in train.take(5)}
+    assert len(kinds) == 5, "turned by the same angles"
+
+
 def test_a_repeatable_run_goes_on_exactly_after_a_kill(settings_of, tmp_path):
     arguments = [
         *("--sampling=rais", "--net=linear", "--batch_size=128", "--augment=turn"),

@@ -64,7 +64,7 @@ class RAIS(Sampler):
             next visit's, [b, m], such as the magnitude of the crop's offset; see
             `SideFeatures`.
     Attributes:
-        visits: variable, [n] how often each example was trained on.
+        visits: variable, [n] how often each example was trained on, as far as it was told.
         uncertainty_set: variable, [2, K] rows c and d; 0 until they are trained.
         outliers: variable, the share of outliers in the last batch.
     Raises:

@@ -51,12 +51,12 @@ def _sequence(builder: str, largest: int = 255, pool: int = 1) -> Source:
 SOURCES = {
     "digits": Source("digits", 16),
     "mnist": Source("mnist"),
-    # What the oracle, which passes all examples at each step, gets through on a CPU.
-    "mnist_1500": Source("mnist", train="train[:1500]"),
     "fashion_mnist": Source("fashion_mnist"),
     "cifar10": Source("cifar10"),
     "cifar100": Source("cifar100"),
     "rotated_mnist": Source("rotated_mnist"),
+    # What the oracle, which passes all examples at each step, gets through on a CPU.
+    "mnist_1500": Source("mnist", train="train[:1500]"),
     # RAIS trains on the extra images too.
     "svhn_cropped": Source("svhn_cropped", train="train+extra"),
     # ISSGD sets 5% of the training examples aside, to choose hyper-parameters by.
