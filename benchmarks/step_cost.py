@@ -6,7 +6,7 @@ For each net, in one process and interleaved:
 (b) importance: a step with importance sampling on / (a uniform step + a forward pass of B),
     both measured; 1 means that scoring costs what the paper counts for it, with this
     machine's own forward-to-step cost in place of 1/3.
-(c) guard: a step under a Gain switch that never draws, the gain measured in every step and a
+(c) guard: a step under a Gain switch that never draws, the gain measured in one step of four and a
     learning rate that follows it / plain Keras's step.
     memory_guard: the same for a switch over memory and its rescored pre-samples, RAIS told of
     each batch. by_memory: a step on batches that RAIS always draws / plain Keras's.

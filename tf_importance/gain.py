@@ -19,10 +19,10 @@ example ⌊c_i⌋ or ⌈c_i⌉ times, c_i = ρ Ĝ_i/S its expected count, and th
 rounding: F(ρ) = E[f (1 − f)]/ρ, f the fractional part of c. For equal scores this is 1 − ρ, and the
 sum is the uniform batch's variance exactly; no score can bring the sum below (U − A) ρ/b.
 
-Where a sampler's memory draws the pre-samples by p, they are no uniform samples: R = E[v²/(n p)]
+Where a sampler's memory draws the pre-samples by p, they are no uniform samples: M = E[v²/(n p)]
 takes the place of U in the first term, and an example counts c_i = ρ m_i Ĝ_i/S times, m = 1/(n p).
 V is the same: what is drawn by m Ĝ from examples that were drawn by p is drawn by Ĝ. A batch that
-memory draws by itself has the variance (R − A)/b.
+memory draws by itself has the variance (M − A)/b.
 
 The gain ratio r of such a step (Johnson & Guestrin 2018, eq. 7) is E‖g‖² of a uniform batch over
 that of this one. A step with r times the learning rate makes r times the progress (their
@@ -39,7 +39,7 @@ import tensorflow as tf
 
 
 class Moments(NamedTuple):
-    """Moments of a population's gradients and scores; those of section "gain" of the design.
+    """Moments of a population's gradients and scores; those of the module's docstring.
 
     Attributes:
         mean_square: A = ‖G‖².
@@ -47,7 +47,7 @@ class Moments(NamedTuple):
         score: S = E[Ĝ].
         square_per_score: Q = E[v²/Ĝ].
         rounding: [k] F(ρ) at each of k rates.
-        remembered: R = E[v²/(n p)], second moment of a single weighted draw by a sampler's
+        remembered: M = E[v²/(n p)], second moment of a single weighted draw by a sampler's
             memory; U where there is none.
     """
 
