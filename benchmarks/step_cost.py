@@ -77,9 +77,9 @@ def compiled(model: keras.Model, rate=1e-3, **kwargs) -> keras.Model:
     return model
 
 
-def by_memory(make_net, **switched):
+def by_memory(make_net, training_set_size: int, **switched):
     """A model and the batches that RAIS draws it, with or without a switch."""
-    sampler = tfi.samplers.RAIS(4096, training_set_size=4096)
+    sampler = tfi.samplers.RAIS(4096, training_set_size=training_set_size)
     model = compiled(tfi.ISModel(make_net()), tfi.schedules.GainAdapted(1e-3), sampler=sampler)
     batches = tfi.history_sample(
         arrays(), sampler, FLAGS.batch_size, model=model, **switched
@@ -104,8 +104,13 @@ def ratios(make_net) -> dict:
     undrawn = data.apply(tfi.importance_sample(guarded, b, B, switch=switch))
     # Whatever it predicts, it stays with uniform batches.
     never = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1e9, hysteresis=1e9)
-    forgoing, forgone = by_memory(make_net, presample_size=B, switch=never)
-    remembering, remembered = by_memory(make_net)
+    # A switch has its sampler told of all batches for four terms of n + 2|D|.
+    visits = (FLAGS.rounds + 2) * FLAGS.steps * b
+    forgoing, forgone = by_memory(make_net, visits // 8, presample_size=B, switch=never)
+    remembering, remembered = by_memory(make_net, 1024)
+    # Until n + 1.5|D| visits its batches are uniform.
+    remembering.fit(remembered, steps_per_epoch=6000 // b, verbose=0)
+    assert remembering.sampler.uncertainty_set.numpy().any()
     presample = next(iter(data.batch(B)))[0]
     forward = tf.function(lambda: plain(presample, training=False))
     rounds = measure.interleaved(
