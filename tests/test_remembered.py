@@ -284,7 +284,10 @@ def test_the_variance_of_batches_redrawn_from_what_memory_drew(population, smoot
 
 @pytest.mark.slow
 def test_redrawn_batches_estimate_the_moments(population):
-    """z-test of R, Q, U, S and F over 4,000 batches; U in the place of R must fail it."""
+    """z-test of U, Q, F, M and S over 4,000 batches, and A as the switch corrects it.
+
+    U in the place of M must fail both.
+    """
     gradients, scores, p = map(tf.constant, population)
     sampling = gain.Sampling((16 / 64,), 0.2)
 
@@ -300,17 +303,28 @@ def test_redrawn_batches_estimate_the_moments(population):
             tf.reduce_mean(scores),
             1 / (len(population[2]) * tf.gather(p, indices)),
         )
-        return tf.stack([found.square, found.square_per_score, found.rounding[0], found.remembered])
+        moments = (found.square, found.square_per_score, found.rounding[0], found.remembered)
+        return tf.stack([*moments, found.score, found.mean_square])
 
     run = tf.function(lambda: tf.map_fn(one, tf.range(4000), fn_output_signature=tf.float32))
     values = run().numpy().astype(np.float64)
     moments = exact(population, 0.2, 16 / 64)
     truth = [moments.square, moments.square_per_score, moments.rounding[0], moments.remembered]
+    truth = np.array([*truth, moments.score])
+    uncorrected = values[:, 5].mean()
+    values = values[:, :5]
     errors = values.std(axis=0) / np.sqrt(len(values))
     distances = np.abs(values.mean(axis=0) - truth)
     # The weights of a pre-sample share its error, so that ratios of them lean a little.
     assert (distances < 4 * errors + 0.02 * np.abs(truth)).all()
     assert abs(values[:, 3].mean() - moments.square) > 8 * errors[3]
+
+    def corrected(presamples) -> float:
+        measured = moments._replace(mean_square=uncorrected, square=presamples)
+        return gain.corrected_mean_square(measured, 16, 64, moments.rounding[0])
+
+    assert corrected(moments.remembered) == pytest.approx(moments.mean_square, rel=0.1)
+    assert corrected(moments.square) != pytest.approx(moments.mean_square, rel=0.3)
 
 
 class Told:
