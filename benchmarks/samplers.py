@@ -31,6 +31,7 @@ from absl import app, flags
 
 import tf_importance as tfi
 from benchmarks import measure
+from benchmarks.nets import small_cnn
 from tf_importance.samplers import Visit, sum_tree
 from trainers import nets
 
@@ -43,8 +44,6 @@ flags.DEFINE_integer("steps", 160, "Training steps of one timing of (d).")
 flags.DEFINE_integer("examples", 20_000, "Training examples of (d).")
 flags.DEFINE_list("nets", ["smallest_cnn", "cnn"], "Nets of (d).")
 flags.DEFINE_string("out", "runs/benchmarks/samplers.json", "Where the result goes.")
-
-L = keras.layers
 
 
 def ours(sampler: tfi.samplers.Sampler) -> Callable[[], object]:
@@ -205,14 +204,7 @@ def trainings() -> dict:
     return found
 
 
-def smallest_cnn() -> keras.Model:
-    """As in `benchmarks.step_cost`."""
-    convolutions = [L.Conv2D(16, 3, activation="relu"), L.MaxPooling2D(), L.Conv2D(32, 3)]
-    top = [L.ReLU(), L.MaxPooling2D(), L.Flatten(), L.Dense(64, activation="relu"), L.Dense(10)]
-    return keras.Sequential([keras.Input((28, 28, 1)), *convolutions, *top])
-
-
-NETS = {"smallest_cnn": smallest_cnn, "cnn": lambda: nets.build("cnn", (28, 28, 1), 10)}
+NETS = {"smallest_cnn": small_cnn, "cnn": lambda: nets.build("cnn", (28, 28, 1), 10)}
 
 
 def compiled(net: str, sampler: tfi.samplers.Sampler | None) -> tfi.ISModel:

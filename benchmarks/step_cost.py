@@ -28,6 +28,7 @@ from absl import app, flags
 
 import tf_importance as tfi
 from benchmarks import measure
+from benchmarks.nets import small_cnn
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("nets", ["mlp", "cnn", "lstm"], "Nets to measure.")
@@ -48,17 +49,11 @@ def mlp() -> keras.Model:
     return keras.Sequential([keras.Input(SHAPE), L.Flatten(), *dense, L.Dense(10)])
 
 
-def cnn() -> keras.Model:
-    convolutions = [L.Conv2D(16, 3, activation="relu"), L.MaxPooling2D(), L.Conv2D(32, 3)]
-    top = [L.ReLU(), L.MaxPooling2D(), L.Flatten(), L.Dense(64, activation="relu"), L.Dense(10)]
-    return keras.Sequential([keras.Input(SHAPE), *convolutions, *top])
-
-
 def lstm() -> keras.Model:
     return keras.Sequential([keras.Input(SHAPE), L.Reshape((28, 28)), L.LSTM(64), L.Dense(10)])
 
 
-NETS = {"mlp": mlp, "cnn": cnn, "lstm": lstm}
+NETS = {"mlp": mlp, "cnn": small_cnn, "lstm": lstm}
 
 
 def arrays() -> tuple[np.ndarray, np.ndarray]:

@@ -18,11 +18,12 @@ LOSS = "sparse_categorical_crossentropy"
 PLANS = plans.remembered(b, B, 8)
 
 
-def compiled(rate=0.2, size=64, sampler=None):
+def compiled(rate=0.2, size=64, sampler=None, scorer=tfi.scorers.upper_bound, **options):
     net = keras.Sequential([keras.Input((2,)), L.Dense(8, "tanh"), L.Dense(4, "softmax")])
-    model = tfi.ISModel(net)
+    model = tfi.ISModel(net, scorer=scorer)
     sampler = sampler or tfi.samplers.RAIS(N, training_set_size=size)
-    model.compile(keras.optimizers.SGD(tfi.schedules.GainAdapted(rate)), LOSS, sampler=sampler)
+    rate = tfi.schedules.GainAdapted(rate)
+    model.compile(keras.optimizers.SGD(rate), LOSS, sampler=sampler, **options)
     return model
 
 
@@ -190,27 +191,19 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(stop, points, tmp_path):
 )
 @pytest.mark.parametrize("plan", [0, 1, 2], ids=["uniform", "memory", "rescored"])
 def test_options_of_compile(options, plan, points):
-    sampler = tfi.samplers.RAIS(N, training_set_size=64)
-    net = keras.Sequential([keras.Input((2,)), L.Dense(8, "tanh"), L.Dense(4, "softmax")])
-    model = tfi.ISModel(net)
-    rate = tfi.schedules.GainAdapted(0.1)
-    model.compile(keras.optimizers.SGD(rate), LOSS, sampler=sampler, **options)
+    model = compiled(0.1, **options)
     train = batches(model, points, forced(switches.Gain(), plan), seed=None)
     model.fit(train, steps_per_epoch=12, verbose=0)
-    assert int(sampler.steps) == 12
-    assert int(sampler.recent.count) == 12 * (B if plan == 2 else b)
+    assert int(model.sampler.steps) == 12
+    assert int(model.sampler.recent.count) == 12 * (B if plan == 2 else b)
 
 
 @pytest.mark.parametrize("plan", [1, 2], ids=["memory", "rescored"])
 def test_xla_compiles_scorers_with_a_pass_of_their_own(plan, points):
-    sampler = tfi.samplers.RAIS(N, training_set_size=64)
-    net = keras.Sequential([keras.Input((2,)), L.Dense(8, "tanh"), L.Dense(4, "softmax")])
-    model = tfi.ISModel(net, scorer=tfi.scorers.gradient_norm)
-    rate = tfi.schedules.GainAdapted(0.1)
-    model.compile(keras.optimizers.SGD(rate), LOSS, sampler=sampler, jit_compile=True)
+    model = compiled(0.1, scorer=tfi.scorers.gradient_norm, jit_compile=True)
     train = batches(model, points, forced(switches.Gain(), plan), seed=None)
     model.fit(train, steps_per_epoch=6, verbose=0)
-    assert int(sampler.recent.count) == 6 * (B if plan == 2 else b)
+    assert int(model.sampler.recent.count) == 6 * (B if plan == 2 else b)
 
 
 # The gain ----------------------------------------------------------------------------------

@@ -149,6 +149,10 @@ class Emission(NamedTuple):
         return group.inputs, group.labels, told if len(told) > 1 else weights
 
 
+# A batch, its places in the group, scores of the group, whether these are unusable.
+_Chosen = tuple[tuple, tf.Tensor, tf.Tensor, tf.Tensor]
+
+
 class StepDraw(NamedTuple):
     """Scores and draws inside the training step, where groups are handed to it whole.
 
@@ -175,10 +179,17 @@ class StepDraw(NamedTuple):
         seed = told.pop("seed")[0]
         parts = (*data[:2], told)
         is_group = tf.shape(told["weight"])[0] > self.batch_size
-        chosen = tf.cond(
+        batch, places, scores, unusable = tf.cond(
             is_group, lambda: self._drawn(parts, seed), lambda: self._as_it_is(parts)
         )
-        return self._batch(parts, chosen), chosen.unusable
+        batch = tf.nest.map_structure(
+            lambda part: tf.ensure_shape(part, [self.batch_size, *part.shape[1:]]), batch
+        )
+        if "index" in told:
+            # What a sampler's memory has drawn, all of it.
+            of_all = {"index": told["index"], "weight": told["weight"], "score": scores}
+            batch[2].update(place=places, presample=of_all)
+        return batch, unusable
 
     def _drawn(self, parts: tuple, seed: tf.Tensor) -> _Chosen:
         inputs, labels, told = parts
@@ -189,40 +200,18 @@ class StepDraw(NamedTuple):
         # Where they are unusable, the proposal is uniform.
         smooth = tf.where(usable, smooth, tf.zeros_like(smooth))
         draw = self.resample(proposals.normalize(smooth), self.batch_size, seed)
-        return _Chosen(draw.indices, draw.weights, own, tf.logical_not(usable))
+        chosen = tf.nest.map_structure(lambda part: tf.gather(part, draw.indices), parts)
+        for name in {"weight", "importance"} & set(told):
+            chosen[2][name] *= draw.weights
+        if "gain" in told:
+            chosen[2]["gain"] = tf.where(usable, chosen[2]["gain"], 1.0)
+        return chosen, draw.indices, own, tf.logical_not(usable)
 
     def _as_it_is(self, parts: tuple) -> _Chosen:
+        cut = tf.nest.map_structure(lambda part: part[: self.batch_size], parts)
         # As many as there are, though they are b here: XLA compiles both ways for each size.
         unscored = tf.zeros_like(parts[2]["weight"])
-        places = tf.range(self.batch_size)
-        return _Chosen(places, tf.ones([self.batch_size]), unscored, tf.constant(False))
-
-    def _batch(self, parts: tuple, chosen: _Chosen) -> tuple:
-        told = parts[2]
-        batch = tf.nest.map_structure(
-            lambda part: tf.ensure_shape(
-                tf.gather(part, chosen.places), [self.batch_size, *part.shape[1:]]
-            ),
-            parts,
-        )
-        for name in {"weight", "importance"} & set(told):
-            batch[2][name] *= chosen.weights
-        if "gain" in told:
-            batch[2]["gain"] = tf.where(chosen.unusable, 1.0, batch[2]["gain"])
-        if "index" in told:
-            # What a sampler's memory has drawn, all of it.
-            of_all = {"index": told["index"], "weight": told["weight"], "score": chosen.scores}
-            batch[2].update(place=chosen.places, presample=of_all)
-        return batch
-
-
-class _Chosen(NamedTuple):
-    """Places in the group and weights [b], scores of the group, whether these are unusable."""
-
-    places: tf.Tensor
-    weights: tf.Tensor
-    scores: tf.Tensor
-    unusable: tf.Tensor
+        return cut, tf.range(self.batch_size), unscored, tf.constant(False)
 
 
 def smoothed(scores: tf.Tensor, constant: float) -> tf.Tensor:

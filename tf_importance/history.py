@@ -119,7 +119,7 @@ def history_sample(
         proposals.checked_smoothing(smoothing, 0.0),
     )
     if switch is not None:
-        _check_switch(switch, sampler, batch_size, presample_size, scorer, model)
+        _check_switch(switch, sampler, batch_size, presample_size)
     score = None
     if switch is not None or presample_size is not None:
         score = _scored(model, scorer, gather, drawn_size, batch_size, jit_compile)
@@ -213,6 +213,11 @@ class _Rescored(NamedTuple):
 
 def _switched(switch, model, scorer, examples: _Examples, redrawing: _Redrawing):
     """Batches of what a switch decides, of which the step scores the pre-samples."""
+    if scorer is not None and scorer is not model.scorer:
+        raise ValueError(
+            "under a switch uniform batches are remembered by the model's scorer, and pre-samples "
+            f"must be too; got {scorer!r}. Give it to the model: ISModel(net, scorer=…)."
+        )
     batch_size, presample_size, resample, smoothing = redrawing
     rescored = presample_size > batch_size
     menu = plans.remembered(batch_size, presample_size if rescored else None, remembered.AT_ONCE)
@@ -220,7 +225,7 @@ def _switched(switch, model, scorer, examples: _Examples, redrawing: _Redrawing)
     setting = switches.Setting(model, menu.group_size, menu.plans, systematic, smoothing)
     switch.open(setting)
     switches.warn_unless_followed(switch, model)
-    score = functools.partial(model.scorer if scorer is None else scorer, model)
+    score = functools.partial(model.scorer, model)
     in_step = groups.StepDraw(score, smoothing, resample, batch_size)
     batches = remembered.Batches(setting, switch, examples.sampler, examples.at, examples.seed)
     model.expect_drawn_examples(
@@ -232,9 +237,7 @@ def _switched(switch, model, scorer, examples: _Examples, redrawing: _Redrawing)
     return batches
 
 
-def _check_switch(
-    switch, sampler, batch_size: int, presample_size: int | None, scorer, model
-) -> None:
+def _check_switch(switch, sampler, batch_size: int, presample_size: int | None) -> None:
     if not isinstance(switch, switches.Gain):
         raise TypeError(
             f"switch must be a tfi.switches.Gain, or None to use memory always; got {switch!r}."
@@ -248,11 +251,6 @@ def _check_switch(
         raise ValueError(
             "under a switch presample_size must be larger than batch_size, or None for no fresh "
             f"scores; got {presample_size} and {batch_size}."
-        )
-    if scorer is not None and scorer is not getattr(model, "scorer", scorer):
-        raise ValueError(
-            "under a switch uniform batches are remembered by the model's scorer, and pre-samples "
-            f"must be too; got {scorer!r}. Give it to the model: ISModel(net, scorer=…)."
         )
     if batch_size < 2:
         raise ValueError(

@@ -89,11 +89,8 @@ class Batches:
         due = (term < _FIRST_TERMS) | tf.equal(term % _TERMS, 0)
         uniform = tf.equal(plan, 0)
         remember = tf.logical_not(uniform) | due & ~self._switch.times_uniform(plan)
-        tf.cond(uniform & remember, self._untimed, lambda: None)
+        tf.cond(uniform & remember, self._switch.interrupted, lambda: None)
         return state.plan.assign(plan), state.gain.assign(gain), state.remember.assign(remember)
-
-    def _untimed(self) -> None:
-        self._switch.interrupted()
 
     def _in_force(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         state = self._state

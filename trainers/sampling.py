@@ -75,38 +75,31 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, e
         metrics=["accuracy"],
         jit_compile=settings.jit,
     )
-    if settings.sampling in remembered.BY_NAME:
-        # The oracle scores by the compiled loss.
-        compile_model()
-        sampler = remembered.sampler(settings, data, model)
-        compile_model(sampler=sampler)
-        presample_size = _presample_size(settings.presample_size)
-        switch = tfi.switches.Gain() if settings.switch == "gain" else None
-        batches = remembered.batches(settings, data, model, presample_size, switch)
-        return Sampled(model, batches, steps_per_epoch, told)
     compile_model()
     if settings.sampling == UNIFORM:
         # One batch ahead, like importance_sample: a larger buffer would fill up for free
         # during evaluations, when the clock stands still.
         batches = examples.batch(settings.batch_size, drop_remainder=True).prefetch(1)
         return Sampled(model, batches, steps_per_epoch, told)
+    presample_size = _presample_size(settings.presample_size)
+    switch = tfi.switches.Gain() if settings.switch == "gain" else None
+    if settings.sampling in remembered.BY_NAME:
+        # The oracle scores by the compiled loss.
+        compile_model(sampler=remembered.sampler(settings, data, model))
+        batches = remembered.batches(settings, data, model, presample_size, switch)
+        return Sampled(model, batches, steps_per_epoch, told)
     importance_sample = tfi.importance_sample(
         model,
         batch_size=settings.batch_size,
-        presample_size=_presample_size(settings.presample_size),
+        presample_size=presample_size,
         draws_per_presample=settings.draws_per_presample,
-        **_switch(settings),
+        switch=switch,
+        tau_threshold=threshold(settings.tau_threshold) if switch is None else None,
         resampling=settings.resampling,
         seed=settings.seed if settings.repeatable else None,
         jit_compile=settings.jit,
     )
     return Sampled(model, examples.apply(importance_sample), steps_per_epoch, told)
-
-
-def _switch(settings: flags.FlagValues) -> dict[str, object]:
-    if settings.switch == "gain":
-        return {"switch": tfi.switches.Gain()}
-    return {"tau_threshold": threshold(settings.tau_threshold)}
 
 
 def _presample_size(text: str | None) -> int | str | None:

@@ -57,19 +57,23 @@ class Feedback:
             scores = tf.stop_gradient(_scores(model, inputs, labels, passed))
             return self._sampler.update(Visit(told.indices, seen.weights, scores))
 
-        # Factors are constants to the gradient, and XLA fails on that of branches.
         if told.remember is not None:
-            scales = tf.stop_gradient(self._when_due(seen, told.remember[0], own))
-            return weights * tf.cast(scales, weights.dtype)
-        scales = own() if told.presample is None else self._of_presample(told.presample, seen)
+            scales = self._when_due(seen, told.remember[0], own)
+        elif told.presample is not None:
+            scales = self._of_presample(told.presample, seen)
+        else:
+            scales = own()
+        # Factors are constants to the gradient, and XLA fails on that of branches.
         scales = tf.stop_gradient(scales)
-        squares = last_layer.gradient_squares(
-            model.net, model.objective, labels, passed, seen.weights * scales
-        )
-        scaled = squares.per_example * scales**2
-        ratio = self._sampler.record_gain(scaled, seen.weights, squares.batch)
-        if self._schedule is not None:
-            self._schedule.advance(ratio)
+        if told.remember is None:
+            # A switch knows the gain already.
+            squares = last_layer.gradient_squares(
+                model.net, model.objective, labels, passed, seen.weights * scales
+            )
+            scaled = squares.per_example * scales**2
+            ratio = self._sampler.record_gain(scaled, seen.weights, squares.batch)
+            if self._schedule is not None:
+                self._schedule.advance(ratio)
         return weights * tf.cast(scales, weights.dtype)
 
     def _of_presample(self, of_all: dict[str, tf.Tensor], seen: _Seen) -> tf.Tensor:
