@@ -3,19 +3,20 @@
 Each task is a net on data. In one process, interleaved, over several seeds, every run decayed
 linearly to 0 over its seconds of training (evaluations and the first step are not counted):
 
-    uniform   at its own best learning rate and batch size, of the whole grid
+    uniform   plain Keras, at its own best learning rate and batch size, of the whole grid
     paper     Algorithm 1 as published (τ over the guaranteed threshold), same rate and batch
     control   batches drawn at random from pre-samples that are scored all the same
     gain      tfi.importance_sample(…, "auto", switch=Gain()) under GainAdapted
     memory    tfi.history_sample by RAIS under GainAdapted
-    both      the same, 3 batches drawn by memory, scored anew, and one drawn from them
+    guarded   the same or uniform batches, as a Gain switch decides
+    both      3 batches drawn by memory, scored anew, and one drawn from them
     switched  both, memory or uniform batches, as a Gain switch decides
 
-gain, memory, both and switched get uniform's rate and batch size, and nothing of their own. Uniform
-sampling is run for half, once and twice the seconds, too: its loss against its time, both in
-logarithms, is the scale that the others are measured on. A method's speedup is the time that
-uniform sampling would need, decayed to its end, for the training loss that the method ends with,
-over the method's time. Above 1 it is faster, whatever the target in that range.
+gain, memory, guarded, both and switched get uniform's rate and batch size, and nothing of their
+own. Uniform sampling is run for half, once and twice the seconds, too: its loss against its time,
+both in logarithms, is the scale that the others are measured on. A method's speedup is the time
+that uniform sampling would need, decayed to its end, for the training loss that the method ends
+with, over the method's time. Above 1 it is faster, whatever the target in that range.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import functools
+import json
 import math
 import pathlib
 import statistics
@@ -48,10 +50,15 @@ flags.DEFINE_float("seconds", 6.0, "Training time of a run.")
 flags.DEFINE_integer("seeds", 5, "Runs of each method.")
 flags.DEFINE_list(
     "methods",
-    ["uniform", "paper", "control", "gain", "memory", "both", "switched"],
+    ["uniform", "paper", "control", "gain", "memory", "guarded", "both", "switched"],
     "What to compare.",
 )
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps MNIST and CIFAR-10.")
+flags.DEFINE_list(
+    "grid_of",
+    [],
+    "Earlier results, whose rates and batch sizes are taken instead of searching the grid anew.",
+)
 flags.DEFINE_string("out", "runs/benchmarks/time_to_target.json", "Where the result goes.")
 
 # Uniform sampling's seconds, in units of --seconds, beside 1.
@@ -284,19 +291,21 @@ def losses_and_error(net, x, y) -> tuple[float, float]:
 def run(task: Task, data: Data, method: str, rate: float, b: int, seed: int, seconds) -> Result:
     """One training."""
     keras.utils.set_random_seed(seed)
-    model = tfi.ISModel(task.net(data))
+    net = task.net(data)
+    model = net if method == "uniform" else tfi.ISModel(net)
     told = Told(rate)
-    remembers = method in ("memory", "both", "switched")
+    remembers = method in ("memory", "guarded", "both", "switched")
     schedule = tfi.schedules.GainAdapted(told) if remembers or method == "gain" else told
     sampler = tfi.samplers.RAIS(len(data.x)) if remembers else None
+    own = {} if sampler is None else {"sampler": sampler}
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(task.optimizer(schedule), loss, sampler=sampler)
+    model.compile(task.optimizer(schedule), loss, **own)
     course = Course(seconds, told)
     batches = sampled(model, data, method, b, seed, sampler)
     model.fit(batches, steps_per_epoch=10**9, verbose=0, shuffle=False, callbacks=[course])
     subset = np.random.default_rng(0).permutation(len(data.x))[:4000]
-    final, _ = losses_and_error(model.net, data.x[subset], data.y[subset])
-    _, error = losses_and_error(model.net, data.x_test, data.y_test)
+    final, _ = losses_and_error(net, data.x[subset], data.y[subset])
+    _, error = losses_and_error(net, data.x_test, data.y_test)
     _logits.cache_clear()
     keras.backend.clear_session()
     return Result(final, error, course.steps)
@@ -306,8 +315,8 @@ def sampled(model, data: Data, method: str, b: int, seed: int, sampler) -> tf.da
     """Endless batches of a method."""
     change = data.change
     if sampler is not None:
-        source, fresh = (data.x, data.y), None if method == "memory" else 3 * b
-        switch = tfi.switches.Gain() if method == "switched" else None
+        source, fresh = (data.x, data.y), 3 * b if method in ("both", "switched") else None
+        switch = tfi.switches.Gain() if method in ("guarded", "switched") else None
         drawn = tfi.history_sample(
             source, sampler, b, presample_size=fresh, switch=switch, model=model
         ).repeat()
@@ -364,6 +373,15 @@ def best_uniform(task: Task, data: Data, seconds: float) -> tuple[float, int]:
     return min(found)[1:]
 
 
+def found_before(name: str) -> tuple[float, int] | None:
+    """The learning rate and batch size of a task in --grid_of."""
+    for path in FLAGS.grid_of:
+        task = json.loads(pathlib.Path(path).read_text())["tasks"].get(name)
+        if task is not None:
+            return task["learning_rate"], task["batch_size"]
+    return None
+
+
 class Scale(NamedTuple):
     """log loss = offset + slope · log(time), of uniform sampling; time in units of --seconds."""
 
@@ -390,7 +408,7 @@ def measured(name: str, task: Task) -> dict:
     """All methods on one task."""
     print(f"== {name}", flush=True)
     data, seconds = task.data(), FLAGS.seconds * _SHARES.get(name, 1.0)
-    rate, b = best_uniform(task, data, seconds)
+    rate, b = found_before(name) or best_uniform(task, data, seconds)
     results: dict[str, list[Result]] = {method: [] for method in FLAGS.methods}
     losses: dict[float, list[float]] = {1.0: [], **{budget: [] for budget in _BUDGETS}}
     for seed in range(FLAGS.seeds):

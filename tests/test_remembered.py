@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
-from tf_importance import costs, gain, groups, plans, switches
+from tf_importance import costs, gain, groups, plans, remembered, switches
 from tf_importance.remembered import AT_ONCE
 from tf_importance.scorers import forward
 
@@ -70,6 +70,7 @@ def test_equal_norms_are_trained_on_uniformly(points):
     switch = switches.Gain(step_seconds=1.0, scoring_seconds=1e-3)
     logs = model.fit(batches(model, (x, y), switch), steps_per_epoch=400, verbose=0).history
     assert logs["importance"] == [0.0] and logs["gain"] == [1.0]
+    assert not sampler.visits.numpy().any(), "there is nothing to remember it for"
 
 
 def test_uniform_batches_are_passes_over_the_data(points):
@@ -83,30 +84,87 @@ def test_uniform_batches_are_passes_over_the_data(points):
     assert all(np.all(drawn["weight"] == 1) for drawn in told)
 
 
-def test_memory_is_told_of_each_batch_at_first_and_then_of_a_term_in_8(points):
-    term = N + 2 * 64
-    terms = [number // AT_ONCE * AT_ONCE * b // term for number in range(24 * term // b)]
-    expected = [at < 4 or at % 8 == 0 for at in terms]
-    assert 0.2 < np.mean(expected) < 0.3
-    model = compiled(1e-6)
-    assert model.sampler.term == term
-    train = batches(model, points, forced(switches.Gain(), 0), None)
-    due = [bool(drawn["remember"][0]) for _, _, drawn in train.take(len(expected))]
-    assert due == expected
-    model = compiled(1e-6)
-    train = batches(model, points, forced(switches.Gain(), 0), None)
-    model.fit(train, steps_per_epoch=450, verbose=0)
-    told = b * sum(expected[:450])
-    assert told < 0.6 * 450 * b
-    assert model.sampler.visits.numpy().sum() == told == int(model.sampler.recent.count)
+class Watch(keras.callbacks.Callback):
+    """What was decided for each group: U uniform, L uniform and remembered, M memory."""
+
+    def __init__(self, switch) -> None:
+        super().__init__()
+        self.switch, self.seen = switch, ""
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        state = self.switch.decisions
+        if batch % AT_ONCE == 0:
+            uniform = "L" if bool(state.remember) else "U"
+            self.seen += uniform if int(state.plan) == 0 else "M"
+
+
+def promising(switch, taken: int):
+    """The switch for which memory would pay, and that takes a plan unless another is held."""
+    switch.worth_a_trial = lambda setting, plan, ratio: tf.constant(True)
+    switch._best = lambda speeds, current: tf.constant(taken)
+    return switch
+
+
+def decided(points, groups: int, switch) -> tuple[str, tfi.samplers.Sampler]:
+    """What was decided for so many groups, and the sampler."""
+    model, watch = compiled(1e-6), Watch(switch)
+    assert model.sampler.term == 6 * AT_ONCE * b
+    train = batches(model, points, switch, None)
+    model.fit(train, steps_per_epoch=groups * AT_ONCE, verbose=0, callbacks=[watch])
+    return watch.seen, model.sampler
+
+
+def test_memory_learns_for_a_term_is_tried_out_and_rests_longer_each_time(points, monkeypatch):
+    monkeypatch.setattr(remembered, "_RISING", 1e9)
+    switch = promising(switches.Gain(step_seconds=1.0, scoring_seconds=1.0), 0)
+    seen, sampler = decided(points, 152, switch)
+    trial = "L" * 6 + "M" * 38
+    assert seen == trial + "U" * 6 + trial + "U" * 12 + trial + "U" * 2
+    told = AT_ONCE * b * (len(seen) - seen.count("U"))
+    assert sampler.visits.numpy().sum() == told == int(sampler.recent.count)
+
+
+def test_a_trial_goes_on_while_the_gain_rises(points, monkeypatch):
+    monkeypatch.setattr(remembered, "_RISING", 0.0)
+    switch = promising(switches.Gain(step_seconds=1.0, scoring_seconds=1.0), 0)
+    seen, _ = decided(points, 125, switch)
+    assert seen == "L" * 6 + "M" * 19 * 6 + "U" * 5
+
+
+def test_what_a_trial_has_shown_to_pay_stays(points):
+    switch = promising(switches.Gain(step_seconds=1.0, scoring_seconds=1.0), 1)
+    seen, _ = decided(points, 60, switch)
+    assert seen == "M" * 60
+
+
+def test_memory_that_cannot_pay_is_told_nothing(points):
+    switch = switches.Gain(step_seconds=1.0, scoring_seconds=1.0)
+    switch.worth_a_trial = lambda setting, plan, ratio: tf.constant(False)
+    switch._best = lambda speeds, current: tf.constant(0)
+    seen, sampler = decided(points, 40, switch)
+    assert seen == "U" * 40 and not sampler.visits.numpy().any()
+
+
+def test_a_trial_is_worth_it_near_uniform_speed(points):
+    switch = switches.Gain(step_seconds=1.0, scoring_seconds=8.0)
+    batches(compiled(1e-6), points, switch)
+    setting = types.SimpleNamespace(plans=PLANS.plans, batch_size=b, group_size=PLANS.group_size)
+
+    def found(plan: int, ratio: float) -> bool:
+        return bool(switch.worth_a_trial(setting, plan, tf.constant(ratio)))
+
+    # Rescoring adds 8 seconds to 8 steps of 1; memory alone adds none, and has to gain a tenth.
+    assert not found(2, 1.45) and found(2, 1.55)
+    assert not found(1, 1.09) and found(1, 1.11)
 
 
 def test_uniform_steps_are_timed_without_what_memory_is_told(points):
     switch = switches.Gain()
     train = batches(compiled(1e-6), points, switch, None)
-    groups = [bool(drawn["remember"][0]) for _, _, drawn in train.take(16 * AT_ONCE)][::AT_ONCE]
-    # Warm up, time uniform steps, then memory; nothing has been learned of the gain.
-    assert groups == [True] * 5 + [False] * 5 + [True] * 6
+    switch.decisions.learning.assign(True)
+    groups = [bool(drawn["remember"][0]) for _, _, drawn in train.take(15 * AT_ONCE)][::AT_ONCE]
+    # Warm up, time uniform steps, then memory.
+    assert groups == [True] * 5 + [False] * 5 + [True] * 5
     assert int(switch.costs.counts[0]) == 4, "but for the first of the row, each by the next one"
 
 
@@ -136,7 +194,34 @@ def test_what_memory_is_told_of_what_it_has_drawn(plan, points):
     _, _, drawn = next(iter(train))
     assert drawn["weight"].shape == [size] and np.ptp(drawn["weight"].numpy()) > 0
     np.testing.assert_array_equal(drawn["memory"], drawn["weight"])
-    np.testing.assert_allclose(model.sampler.weights_of(drawn["index"]), drawn["weight"], rtol=1e-4)
+    # One of 8 or four of 24 are those next in a pass.
+    share = (1 / 8, 4 / 24)[plan - 1]
+    proposed = share + (1 - share) / model.sampler.weights_of(drawn["index"])
+    np.testing.assert_allclose(drawn["weight"], 1 / proposed, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_mixture_of_memory_and_a_pass_is_unbiased(points):
+    """z-test of Σ w over 3,000 batches of each example; memory's own weights must fail it."""
+    model = compiled(1.0, size=512)
+    train = batches(model, points, forced(switches.Gain(), 1), None)
+    model.fit(train, steps_per_epoch=600, verbose=0)
+    # Nothing is remembered of what is only looked at.
+    told = [drawn for _, _, drawn in train.take(3000)]
+    indices = np.stack([drawn["index"] for drawn in told])
+    weights = np.stack([drawn["weight"] for drawn in told]).astype(np.float64)
+    assert weights.max() <= 8, "one of the 8 is of a pass"
+    own = model.sampler.weights_of(indices.reshape(-1)).numpy().reshape(indices.shape)
+    assert own.max() > weights.max()
+
+    def farthest(weights) -> float:
+        sums = np.zeros([3000, N])
+        np.add.at(sums, (np.arange(3000)[:, np.newaxis], indices), weights)
+        means = sums.mean(axis=0) * N / b
+        return np.abs((means - 1) / (sums.std(axis=0) * N / b / np.sqrt(3000))).max()
+
+    assert farthest(weights) < 4.5
+    assert farthest(own) > 6
 
 
 def test_weights_of_any_example_are_those_it_would_be_drawn_with(points):
@@ -191,8 +276,9 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(stop, points, tmp_path):
 )
 @pytest.mark.parametrize("plan", [0, 1, 2], ids=["uniform", "memory", "rescored"])
 def test_options_of_compile(options, plan, points):
-    model = compiled(0.1, **options)
-    train = batches(model, points, forced(switches.Gain(), plan), seed=None)
+    model, switch = compiled(0.1, **options), forced(switches.Gain(), plan)
+    train = batches(model, points, switch, seed=None)
+    switch.decisions.learning.assign(True)
     model.fit(train, steps_per_epoch=12, verbose=0)
     assert int(model.sampler.steps) == 12
     assert int(model.sampler.recent.count) == 12 * (B if plan == 2 else b)
@@ -347,6 +433,9 @@ def test_predictions_of_each_plan(population):
     found = setting.gains(tf.constant(0)).numpy()
     np.testing.assert_allclose(found, [1, uniform / memory, uniform / rescored], rtol=1e-5)
     assert 1 < found[1] < found[2]
+    perfect = moments.mean_square + second / b
+    largest = setting.largest_gain_of_memory(tf.constant(0)).numpy()
+    assert largest == pytest.approx(uniform / perfect, rel=1e-5) and largest > found[1]
 
 
 def test_training_measures_what_memory_is_worth(points):

@@ -61,8 +61,9 @@ def history_sample(
 
     With a switch, `tfi.switches.Gain()`, memory is used while it pays: every 8 batches are uniform
     ones (passes over the data, weights 1), or memory's, or, with a presample_size, memory's
-    rescored, whichever its measured gain and its measured cost make the fastest; see
-    docs/does-it-pay.md. The step then scores and draws, so that scores are its own, and the
+    rescored, whichever its measured gain and its measured cost make the fastest. Memory learns
+    once it may pay, and is tried out before it is judged; a sixth of what it draws are the
+    examples next in a pass, so that no weight exceeds 6. See docs/does-it-pay.md. The step then scores and draws, so that scores are its own, and the
     learning rate follows the gain that was predicted. Until memory has something to draw by, its
     pre-samples are uniform ones, as in `importance_sample`.
 
@@ -88,7 +89,8 @@ def history_sample(
         model: the ISModel that scores pre-samples, or that the switch measures, compiled.
         scorer: `(model, x, y) -> [B]` for pre-samples; by default the model's, and under a switch
             none but that: uniform batches are remembered by it.
-        resampling, smoothing, jit_compile: of pre-samples, as in `importance_sample`.
+        resampling, smoothing, jit_compile: of pre-samples, as in `importance_sample`; under a
+            switch what memory draws is smoothed, too.
         seed: makes the draws repeatable.
     Returns:
         A dataset of static batch size. With a presample_size the dict has `"place"` and

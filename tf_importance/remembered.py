@@ -13,8 +13,12 @@ from tf_importance.samplers.base import passing
 
 # Batches that are decided on at once.
 AT_ONCE = 8
-# Uniform batches are remembered for so many terms at first, and then for one in so many.
-_FIRST_TERMS, _TERMS = 4, 8
+# Memory is tried out for stretches of a term's eighth, of so many steps at least: two, and up to
+# so many as long as the gain rises by a twentieth in each.
+_STRETCH_STEPS = 150
+_LEAST_STRETCHES, _MOST_STRETCHES = 2, 6
+_RISING = 1.05
+_MEMORY = 1
 
 
 class Decisions(tf.Module):
@@ -23,6 +27,10 @@ class Decisions(tf.Module):
     Attributes:
         batches: variable, number of batches made. position: of examples taken uniformly.
         plan, gain, remember: variables, what was decided last.
+        learning: variable, whether memory is told of uniform batches. since: position at which
+            that began. pause: terms to go by after the next trial. until: position before which
+            there is none. stretches: of the trial, 0 when there is none. reached: r before the
+            last of them.
     """
 
     def __init__(self) -> None:
@@ -31,18 +39,28 @@ class Decisions(tf.Module):
         self.position = _variable(tf.constant(0, tf.int64), "position")
         self.plan = _variable(tf.constant(0), "plan")
         self.gain = _variable(tf.constant(1.0), "gain")
-        self.remember = _variable(tf.constant(True), "remember")
+        self.remember = _variable(tf.constant(False), "remember")
+        self.learning = _variable(tf.constant(False), "learning")
+        self.since = _variable(tf.constant(0, tf.int64), "since")
+        self.pause = _variable(tf.constant(1, tf.int64), "pause")
+        self.until = _variable(tf.constant(0, tf.int64), "until")
+        self.stretches = _variable(tf.constant(0), "stretches")
+        self.reached = _variable(tf.constant(1.0), "reached")
 
 
 class Batches:
     """A batch at each call, `(x, y, told)`, by the plan that the switch has chosen.
 
-    * Uniform batches are passes over the data, each example once, with weights 1. Memory is only
-      worth something while it is fresh, and remembering costs something: uniform batches are
-      remembered for 4 terms, and where memory has not paid by then, for one term in 8. A term is
-      what a sampler needs to learn all it can. The seconds of a uniform step are those without
-      remembering: what remembering takes is a cost of memory.
-    * Memory draws b examples.
+    * Uniform batches are passes over the data, each example once, with weights 1.
+    * Memory draws b examples. It is fresh where it is needed only while it draws: what uniform
+      batches tell it of an example is a pass old, and one that has learned of such has little to
+      gain. So it is tried out. Once a memory that knew all scores of the moment would nearly pay,
+      uniform batches are remembered for a term, what a sampler needs to learn all it can. Then
+      memory draws for a quarter of a term, and not less than 300 steps, whatever is predicted,
+      and goes on for up to three times that while its gain rises; and the switch decides by what
+      that has shown. Where memory has not paid, 1 term goes by before the next trial, then 2,
+      4, …. The seconds of a uniform step are those without remembering: what remembering takes is
+      a cost of memory.
     * Or it draws B, which the training step scores and draws b from. As long as it has nothing
       to draw by these are uniform pre-samples.
 
@@ -68,12 +86,12 @@ class Batches:
             switch.decisions = Decisions()
         self._state = switch.decisions
         self._rescores = any(plan.rescored for plan in setting.plans)
+        stretch = max(sampler.term // 8, _STRETCH_STEPS * setting.batch_size)
+        self._stretch = -(-stretch // setting.group_size)
 
     def __call__(self, _) -> tuple[Any, Any, dict[str, tf.Tensor]]:
         number = self._state.batches.assign_add(1) - 1
-        plan, gain, remember = tf.cond(
-            tf.equal(number % AT_ONCE, 0), self._decided, self._in_force
-        )
+        plan, gain, remember = tf.cond(tf.equal(number % AT_ONCE, 0), self._decided, self._in_force)
         informed = self._sampler.informed()
         made = [
             functools.partial(self._batch, choice, gain, remember, number, informed)
@@ -83,14 +101,54 @@ class Batches:
 
     def _decided(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         state = self._state
+        tf.cond(tf.equal(self._switch.plan, 0), self._prepared, self._tried)
         plan = self._switch.choose(self._setting)
         gain = self._setting.gain_of(plan)
-        term = state.position // self._sampler.term
-        due = (term < _FIRST_TERMS) | tf.equal(term % _TERMS, 0)
         uniform = tf.equal(plan, 0)
-        remember = tf.logical_not(uniform) | due & ~self._switch.times_uniform(plan)
+        learns = state.learning & ~self._switch.times_uniform(plan)
+        remember = tf.logical_not(uniform) | learns
         tf.cond(uniform & remember, self._switch.interrupted, lambda: None)
         return state.plan.assign(plan), state.gain.assign(gain), state.remember.assign(remember)
+
+    def _prepared(self) -> None:
+        """While batches are uniform: let memory learn, and then try it out."""
+        state, position = self._state, tf.convert_to_tensor(self._state.position)
+        largest = self._setting.largest_gain_of_memory(tf.constant(0))
+        promising = self._switch.worth_a_trial(self._setting, _MEMORY, largest)
+        learned = position - state.since
+        term = self._sampler.term
+        # What learns nothing in two terms has nothing to learn.
+        ready = self._sampler.informed() | (learned >= 2 * term)
+        ends = state.learning & (learned >= term) & ready
+        begins = promising & ~state.learning & (position >= state.until)
+        state.since.assign(tf.where(begins, position, state.since))
+        state.learning.assign(tf.where(state.learning, ~ends, begins))
+
+        tries = promising & self._sampler.informed()
+        tf.cond(ends, lambda: tf.cond(tries, self._try, self._rest), lambda: None)
+
+    def _rest(self) -> None:
+        self._state.until.assign(self._state.position + self._state.pause * self._sampler.term)
+        self._state.pause.assign(2 * self._state.pause)
+
+    def _try(self) -> None:
+        self._state.stretches.assign(_LEAST_STRETCHES)
+        self._state.reached.assign(1.0)
+        self._switch.hold(_MEMORY, _LEAST_STRETCHES * self._stretch)
+
+    def _tried(self) -> None:
+        """While memory draws: see whether its trial goes on."""
+        state, switch = self._state, self._switch
+        reached = self._setting.gains(tf.convert_to_tensor(switch.plan))[_MEMORY]
+        rises = (reached > _RISING * state.reached) & (state.stretches < _MOST_STRETCHES)
+
+        def end_of_stretch() -> None:
+            state.stretches.assign(tf.where(rises, state.stretches + 1, 0))
+            state.reached.assign(reached)
+            tf.cond(rises, lambda: switch.hold(_MEMORY, self._stretch), self._rest)
+
+        due = (state.stretches > 0) & tf.equal(switch.held, 0)
+        tf.cond(due, end_of_stretch, lambda: None)
 
     def _in_force(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         state = self._state
@@ -103,7 +161,7 @@ class Batches:
         told = {
             "weight": drawn.weights,
             "index": drawn.indices,
-            "memory": drawn.weights if plan.remembered else self._sampler.weights_of(drawn.indices),
+            "memory": drawn.weights if plan.remembered else self._weights_of(drawn.indices),
             "remember": tf.fill([size], remember),
             "gain": tf.fill([size], gain),
         }
@@ -119,19 +177,49 @@ class Batches:
         )
 
     def _drawn(self, plan: plans.Plan, size: int, informed: tf.Tensor) -> samplers.Draw:
-        seed = tf.fill([2], tf.constant(self._seed, tf.int64))
-
-        def uniformly() -> samplers.Draw:
-            position = self._state.position.assign_add(size) - size
-            return passing(position, size, self._sampler.num_examples, seed)
-
         if not plan.remembered:
-            return uniformly()
-        return tf.cond(informed, lambda: self._sampler.draw(size, seed), uniformly)
+            return self._next(size)
+        return tf.cond(informed, lambda: self._mixture(size), lambda: self._next(size))
+
+    def _next(self, size: int) -> samplers.Draw:
+        """The examples that are next in a pass."""
+        position = self._state.position.assign_add(size) - size
+        return passing(position, size, self._sampler.num_examples, self._seeds())
+
+    def _mixture(self, size: int) -> samplers.Draw:
+        """Most examples by memory, the others next in a pass, all with the mixture's weights."""
+        passed = _of_a_pass(size, self._setting.smoothing)
+        drawn = self._sampler.draw(size - passed, self._seeds())
+        if not passed:
+            return drawn
+        others = self._next(passed).indices
+        of_memory = tf.concat([drawn.weights, self._sampler.weights_of(others)], axis=0)
+        indices = tf.concat([drawn.indices, tf.cast(others, drawn.indices.dtype)], axis=0)
+        return samplers.Draw(indices, _mixed(of_memory, passed / size))
+
+    def _weights_of(self, indices: tf.Tensor) -> tf.Tensor:
+        """What memory's batches of b would have given examples as weights."""
+        size = self._setting.batch_size
+        passed = _of_a_pass(size, self._setting.smoothing)
+        return _mixed(self._sampler.weights_of(indices), passed / size)
+
+    def _seeds(self) -> tf.Tensor:
+        return tf.fill([2], tf.constant(self._seed, tf.int64))
 
     def _count(self, plan: plans.Plan, informed: tf.Tensor) -> None:
         drawn = tf.cast(informed | plan.rescored, tf.float32) if plan.remembered else 0.0
         self._setting.model.count(drawn=drawn, uniform=1.0 - drawn)
+
+
+def _of_a_pass(size: int, smoothing: float) -> int:
+    """How many of the examples that memory draws are those next in a pass instead."""
+    share = smoothing / (1 + smoothing)
+    return max(round(share * size), 1) if smoothing and size > 1 else 0
+
+
+def _mixed(weights: tf.Tensor, share: float) -> tf.Tensor:
+    """1/(n p) of memory's p mixed with a share of 1/n."""
+    return 1 / (share + (1 - share) / weights)
 
 
 def _variable(initial, name: str) -> tf.Variable:

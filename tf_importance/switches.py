@@ -78,6 +78,20 @@ class Setting(NamedTuple):
             plan > 0, lambda: tf.gather(self.gains(plan), plan), lambda: tf.constant(1.0)
         )
 
+    def largest_gain_of_memory(self, in_force: tf.Tensor) -> tf.Tensor:
+        """r of batches of b that a memory would draw which knew all scores of the moment; 1 as
+        long as too little is known.
+
+        Args:
+            in_force: as in `gains`.
+        """
+        moments, known = self.model.gain_moments()
+        moments = moments._replace(mean_square=self._mean_square(moments, in_force))
+        uniform = gain.uniform_square(moments, self.batch_size)
+        perfect = moments._replace(square=moments.drawn_square)
+        ratio = gain.gain_ratio(uniform, gain.uniform_square(perfect, self.batch_size))
+        return tf.minimum(tf.where(known, ratio, 1.0), self.model.largest_gain())
+
     def _square(self, moments: gain.Moments, plan: Plan) -> tf.Tensor:
         moments = _of_presamples(moments, plan)
         if not plan.rescored:
@@ -200,6 +214,8 @@ _PROBES = 5
 # its first seconds), and then before every so many.
 _REFRESH_AT = (64, 256)
 _REFRESH_EVERY = 1024
+# Of uniform batches' speed, what is worth a trial.
+_NEAR = 0.75
 
 
 class Gain(Switch):
@@ -215,7 +231,8 @@ class Gain(Switch):
       5 scoring, and 5 each of every smaller batch size. What is not in use is timed anew for 5
       pre-samples from the 64th and the 256th on, and of every 1,024. That is all the scoring
       there is while uniform sampling is faster: in the long run one pre-sample in 200. (In
-      `history_sample` 8 batches are decided on at once, in place of a pre-sample.)
+      `history_sample` 8 batches are decided on at once, in place of a pre-sample, and memory is
+      tried out now and then, more and more rarely.)
     * A plan gives way when another is faster by the hysteresis, or when it falls below uniform
       sampling. Nothing is decided before 25 steps have been measured, one in four of the uniform
       ones.
@@ -251,6 +268,7 @@ class Gain(Switch):
         self.plan = tf.Variable(0, trainable=False, name="plan")
         self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
         self.presamples = tf.Variable(0, dtype=tf.int64, trainable=False, name="presamples")
+        self.held = tf.Variable(0, trainable=False, name="held")
         self.costs: costs.StepCosts | None = None
         # Of a pipeline that has something to checkpoint.
         self.decisions: tf.Module | None = None
@@ -273,7 +291,9 @@ class Gain(Switch):
             self.costs.asked(tf.timestamp())
         current = tf.convert_to_tensor(self.plan)
         speeds = setting.gains(current) / self._seconds(setting)
-        best = self._best(speeds, current)
+        held = tf.convert_to_tensor(self.held)
+        best = tf.where(held > 0, current, self._best(speeds, current))
+        self.held.assign(tf.maximum(held - 1, 0))
         self.plan.assign(best)
         self.speedup.assign(tf.where(speeds[0] > 0, tf.gather(speeds, best) / speeds[0], 1.0))
         if self.costs is None:
@@ -281,6 +301,21 @@ class Gain(Switch):
         plan = self._probed(setting, number, best)
         self.costs.chosen(plan)
         return plan
+
+    def hold(self, plan: int, groups: int) -> None:
+        """Try a plan out for the next groups, whatever is predicted of it."""
+        self.plan.assign(plan)
+        self.held.assign(groups)
+
+    def worth_a_trial(self, setting: Setting, plan: int, ratio: tf.Tensor) -> tf.Tensor:
+        """Whether a plan of this gain ratio may come to be faster than uniform batches of b.
+
+        A gain above the hysteresis, and three quarters of their speed: once the learning rate
+        follows it the mean gradient shrinks, noise weighs more, and the gain rises.
+        """
+        seconds = self._seconds(setting)
+        near = ratio * seconds[0] > _NEAR * seconds[plan]
+        return near & (ratio > 1 + self._hysteresis)
 
     def interrupted(self) -> None:
         if self.costs is not None:

@@ -270,3 +270,10 @@ def test_the_draw_stays_in_reach_of_examples_that_look_finished():
     indices, weights = (part.numpy() for part in sampler.draw(200_000, 1))
     assert {0, 1, 2} <= set(indices)
     assert weights.max() < 3000
+
+
+@pytest.mark.parametrize(
+    "num_examples, size", [(100, 5_000), (3_000, 9_000), (60_000, 20_000)], ids=str
+)
+def test_what_c_and_d_are_trained_on_by_default(num_examples, size):
+    assert tfi.samplers.RAIS(num_examples).term == num_examples + 2 * size

@@ -55,7 +55,9 @@ class RAIS(Sampler):
 
     Args:
         num_examples: n.
-        training_set_size: |D|, visits that c and d are trained on.
+        training_set_size: |D|, visits that c and d are trained on. By default the paper's 20,000
+            or, of fewer examples, 3n visits and not below 5,000: small data would wait for it for
+            many passes.
         gain_smoothing: α of the gain ratio's averages.
         outlier_threshold: τ; infinite for no protection.
         features: side features, beside those of the history and the bias. An [n] or [n, m]
@@ -74,12 +76,14 @@ class RAIS(Sampler):
     def __init__(
         self,
         num_examples: int,
-        training_set_size: int = 20_000,
+        training_set_size: int | None = None,
         gain_smoothing: float = 0.01,
         outlier_threshold: float = 100.0,
         features=None,
     ) -> None:
         super().__init__(num_examples, gain_smoothing)
+        if training_set_size is None:
+            training_set_size = min(20_000, max(3 * self.num_examples, 5_000))
         self._training_set_size = positive_integer("training_set_size", training_set_size)
         if not outlier_threshold > 0:
             raise ValueError(f"outlier_threshold must be positive; got {outlier_threshold}.")
