@@ -38,6 +38,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from scipy import stats
 
 import tf_importance as tfi
 from benchmarks import measure
@@ -397,10 +398,10 @@ class Scale(NamedTuple):
 
 
 def scale(losses: dict[float, list[float]]) -> Scale | None:
-    """By least squares over all runs; None where more time is no lower loss."""
+    """By the medians of Theil and Sen over all runs; None where more time is no lower loss."""
     pairs = [(t, loss) for t, found in losses.items() for loss in found if math.isfinite(loss)]
     times, values = np.log(np.array(pairs)).T
-    slope, offset = np.polyfit(times, values, 1)
+    slope, offset = stats.theilslopes(values, times)[:2]
     return Scale(offset, slope) if slope < -0.05 else None
 
 
