@@ -63,7 +63,7 @@ def history_sample(
     ones (passes over the data, weights 1), or memory's, or, with a presample_size, memory's
     rescored, whichever its measured gain and its measured cost make the fastest. Memory learns
     once it may pay, and is tried out before it is judged; a sixth of what it draws are the
-    examples next in a pass, so that no weight exceeds 6. See docs/does-it-pay.md. The step then
+    examples next in a pass, which bounds the weights. See docs/does-it-pay.md. The step then
     scores and draws, so that scores are its own, and the learning rate follows the gain that was
     predicted. Until memory has something to draw by, its pre-samples are uniform ones, as in
     `importance_sample`.

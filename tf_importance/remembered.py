@@ -58,9 +58,12 @@ class Batches:
       uniform batches are remembered for a term, what a sampler needs to learn all it can. Then
       memory draws for a quarter of a term, and not less than 300 steps, whatever is predicted,
       and goes on for up to three times that while its gain rises; and the switch decides by what
-      that has shown. Where memory has not paid, 1 term goes by before the next trial, then 2,
-      4, …. The seconds of a uniform step are those without remembering: what remembering takes is
-      a cost of memory.
+      that has shown. Where memory has not paid, or no longer does, 1 term goes by before it
+      learns again, then 2, 4, …, until it has paid. The seconds of a uniform step are those
+      without remembering: what remembering takes is a cost of memory.
+      Some of the b examples are those next in a pass, k = b c/(1 + c) of them (rounded, one at
+      least), c the smoothing, and all have the weights of the mixture, so that none exceeds b/k,
+      whatever memory has missed (a defensive mixture; Hesterberg 1995).
     * Or it draws B, which the training step scores and draws b from. As long as it has nothing
       to draw by these are uniform pre-samples.
 
@@ -101,8 +104,11 @@ class Batches:
 
     def _decided(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         state = self._state
-        tf.cond(tf.equal(self._switch.plan, 0), self._prepared, self._tried)
+        before = tf.convert_to_tensor(self._switch.plan)
+        tf.cond(tf.equal(before, 0), self._prepared, self._tried)
         plan = self._switch.choose(self._setting)
+        given_up = (before > 0) & tf.equal(self._switch.plan, 0)
+        tf.cond(given_up, self._rest, lambda: None)
         gain = self._setting.gain_of(plan)
         uniform = tf.equal(plan, 0)
         learns = state.learning & ~self._switch.times_uniform(plan)
@@ -117,17 +123,16 @@ class Batches:
         promising = self._switch.worth_a_trial(self._setting, _MEMORY, largest)
         learned = position - state.since
         term = self._sampler.term
-        # What learns nothing in two terms has nothing to learn.
-        ready = self._sampler.informed() | (learned >= 2 * term)
-        ends = state.learning & (learned >= term) & ready
+        tries = promising & self._sampler.informed()
+        # What has learned nothing in two terms has nothing to learn.
+        ends = state.learning & (learned >= term) & (tries | (learned >= 2 * term))
         begins = promising & ~state.learning & (position >= state.until)
         state.since.assign(tf.where(begins, position, state.since))
         state.learning.assign(tf.where(state.learning, ~ends, begins))
-
-        tries = promising & self._sampler.informed()
         tf.cond(ends, lambda: tf.cond(tries, self._try, self._rest), lambda: None)
 
     def _rest(self) -> None:
+        self._state.learning.assign(False)
         self._state.until.assign(self._state.position + self._state.pause * self._sampler.term)
         self._state.pause.assign(2 * self._state.pause)
 
@@ -137,7 +142,7 @@ class Batches:
         self._switch.hold(_MEMORY, _LEAST_STRETCHES * self._stretch)
 
     def _tried(self) -> None:
-        """While memory draws: see whether its trial goes on."""
+        """While memory draws: see whether its trial goes on, or has long been passed."""
         state, switch = self._state, self._switch
         reached = self._setting.gains(tf.convert_to_tensor(switch.plan))[_MEMORY]
         rises = (reached > _RISING * state.reached) & (state.stretches < _MOST_STRETCHES)
@@ -145,10 +150,11 @@ class Batches:
         def end_of_stretch() -> None:
             state.stretches.assign(tf.where(rises, state.stretches + 1, 0))
             state.reached.assign(reached)
-            tf.cond(rises, lambda: switch.hold(_MEMORY, self._stretch), self._rest)
+            tf.cond(rises, lambda: switch.hold(_MEMORY, self._stretch), lambda: None)
 
-        due = (state.stretches > 0) & tf.equal(switch.held, 0)
-        tf.cond(due, end_of_stretch, lambda: None)
+        in_trial = state.stretches > 0
+        state.pause.assign(tf.where(in_trial, state.pause, tf.constant(1, tf.int64)))
+        tf.cond(in_trial & tf.equal(switch.held, 0), end_of_stretch, lambda: None)
 
     def _in_force(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         state = self._state

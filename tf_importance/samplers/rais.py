@@ -159,7 +159,7 @@ class RAIS(Sampler):
         mixing, total = self._mixed()
         estimates = tf.cast(self.tree.leaves(indices), tf.float64)
         own = tf.linalg.matmul(estimates, mixing[:, tf.newaxis])[:, 0]
-        weights = tf.math.divide_no_nan(total, self.num_examples * own)
+        weights = total / (self.num_examples * own)
         return tf.where(_usable(total), tf.cast(weights, tf.float32), tf.ones(tf.shape(own)))
 
     # Remembering --------------------------------------------------------------------------
