@@ -52,14 +52,15 @@ def test_memory_takes_fresh_scores_and_a_switch(settings_of, how):
             "--batch_size=16",
             "--net=linear",
             "--augment=turn",
-            "--steps=60",
+            "--steps=96",
             "--evaluations=2",
             "--step_schedule=constant",
             "--follow_gain",
         )
     )
-    assert [row["step"] for row in _rows(path)] == [0, 30, 60]
-    rescored, remembered_ones = 48 * 60, int(model.sampler.recent.count)
+    assert [row["step"] for row in _rows(path)] == [0, 48, 96]
+    # A Gain switch has memory draw from its 80th step on, to time it.
+    rescored, remembered_ones = 48 * 96, int(model.sampler.recent.count)
     assert remembered_ones == rescored if how == "--switch=tau" else 0 < remembered_ones < rescored
 
 
