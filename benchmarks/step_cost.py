@@ -72,9 +72,9 @@ def compiled(model: keras.Model, rate=1e-3, **kwargs) -> keras.Model:
     return model
 
 
-def by_memory(make_net, training_set_size: int, **switched):
+def by_memory(make_net, **switched):
     """A model and the batches that RAIS draws it, with or without a switch."""
-    sampler = tfi.samplers.RAIS(4096, training_set_size=training_set_size)
+    sampler = tfi.samplers.RAIS(4096, training_set_size=1024)
     model = compiled(tfi.ISModel(make_net()), tfi.schedules.GainAdapted(1e-3), sampler=sampler)
     batches = tfi.history_sample(
         arrays(), sampler, FLAGS.batch_size, model=model, **switched
@@ -102,9 +102,9 @@ def ratios(make_net) -> dict:
         """Whatever it predicts, it stays with uniform batches."""
         return tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1e9, hysteresis=1e9)
 
-    alone, passes = by_memory(make_net, 1024, switch=never())
-    forgoing, forgone = by_memory(make_net, 1024, presample_size=B, switch=never())
-    remembering, remembered = by_memory(make_net, 1024)
+    alone, passes = by_memory(make_net, switch=never())
+    forgoing, forgone = by_memory(make_net, presample_size=B, switch=never())
+    remembering, remembered = by_memory(make_net)
     # Until n + 1.5|D| visits its batches are uniform.
     remembering.fit(remembered, steps_per_epoch=6000 // b, verbose=0)
     assert remembering.sampler.uncertainty_set.numpy().any()

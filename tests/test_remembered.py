@@ -168,6 +168,22 @@ def test_a_trial_is_worth_it_near_uniform_speed(points):
     assert not found(1, 1.09) and found(1, 1.11)
 
 
+def assert_resumed_alike(whole, switch, saved, made, steps: int) -> None:
+    """From the checkpoint, so many steps more lead to what the whole run has led to."""
+    resumed, its_switch, train = made()
+    if hasattr(resumed.optimizer, "build"):
+        resumed.optimizer.build(resumed.trainable_variables)
+    checkpoint = tf.train.Checkpoint(model=resumed, optimizer=resumed.optimizer)
+    checkpoint.restore(saved).assert_existing_objects_matched()
+    resumed.fit(train, steps_per_epoch=steps, verbose=0)
+    pairs = zip(
+        [*whole.net.variables, *whole.sampler.variables, *switch.variables],
+        [*resumed.net.variables, *resumed.sampler.variables, *its_switch.variables],
+    )
+    for mine, theirs in pairs:
+        np.testing.assert_array_equal(tf.convert_to_tensor(mine), tf.convert_to_tensor(theirs))
+
+
 @pytest.mark.parametrize("stop", [32, 104, 376], ids=["learning", "trial", "rest"])
 def test_killed_about_a_trial_it_goes_on_with_it(stop, points, monkeypatch, tmp_path):
     monkeypatch.setattr(remembered, "_RISING", 1e9)
@@ -186,18 +202,7 @@ def test_killed_about_a_trial_it_goes_on_with_it(stop, points, monkeypatch, tmp_
     assert phase == [stop == 32, stop == 104, stop == 376]
     saved = tf.train.Checkpoint(model=whole, optimizer=whole.optimizer).save(str(tmp_path / "at"))
     whole.fit(train, steps_per_epoch=424 - stop, verbose=0)
-    resumed, its_switch, train = made()
-    if hasattr(resumed.optimizer, "build"):
-        resumed.optimizer.build(resumed.trainable_variables)
-    checkpoint = tf.train.Checkpoint(model=resumed, optimizer=resumed.optimizer)
-    checkpoint.restore(saved).assert_existing_objects_matched()
-    resumed.fit(train, steps_per_epoch=424 - stop, verbose=0)
-    pairs = zip(
-        [*whole.net.variables, *whole.sampler.variables, *switch.variables],
-        [*resumed.net.variables, *resumed.sampler.variables, *its_switch.variables],
-    )
-    for mine, theirs in pairs:
-        np.testing.assert_array_equal(tf.convert_to_tensor(mine), tf.convert_to_tensor(theirs))
+    assert_resumed_alike(whole, switch, saved, made, 424 - stop)
 
 
 def test_uniform_steps_are_timed_without_what_memory_is_told(points):
@@ -296,18 +301,7 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(stop, points, tmp_path):
 
     (whole, switch, train), save = made(), Save()
     whole.fit(train, steps_per_epoch=160, verbose=0, callbacks=[save])
-    resumed, its_switch, train = made()
-    if hasattr(resumed.optimizer, "build"):
-        resumed.optimizer.build(resumed.trainable_variables)
-    checkpoint = tf.train.Checkpoint(model=resumed, optimizer=resumed.optimizer)
-    checkpoint.restore(save.path).assert_existing_objects_matched()
-    resumed.fit(train, steps_per_epoch=160 - stop, verbose=0)
-    pairs = zip(
-        [*whole.net.variables, *whole.sampler.variables, *switch.variables],
-        [*resumed.net.variables, *resumed.sampler.variables, *its_switch.variables],
-    )
-    for mine, theirs in pairs:
-        np.testing.assert_array_equal(tf.convert_to_tensor(mine), tf.convert_to_tensor(theirs))
+    assert_resumed_alike(whole, switch, save.path, made, 160 - stop)
     assert int(switch.plan) == 2
 
 
@@ -476,7 +470,7 @@ def test_predictions_of_each_plan(population):
     np.testing.assert_allclose(found, [1, uniform / memory, uniform / rescored], rtol=1e-5)
     assert 1 < found[1] < found[2]
     perfect = moments.mean_square + second / b
-    largest = setting.largest_gain_of_memory(tf.constant(0)).numpy()
+    largest = setting.largest_gain_of_memory().numpy()
     assert largest == pytest.approx(uniform / perfect, rel=1e-5) and largest > found[1]
 
 

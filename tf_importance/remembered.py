@@ -28,9 +28,9 @@ class Decisions(tf.Module):
         batches: variable, number of batches made. position: of examples taken uniformly.
         plan, gain, remember: variables, what was decided last.
         learning: variable, whether memory is told of uniform batches. since: position at which
-            that began. pause: terms to go by after the next trial. until: position before which
-            there is none. stretches: of the trial, 0 when there is none. reached: r before the
-            last of them.
+            that began. pause: terms to go by when memory is given up next. until: position before
+            which it does not learn again. stretches: of the trial, 0 when there is none. reached:
+            r before the last of them.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class Batches:
     def _prepared(self) -> None:
         """While batches are uniform: let memory learn, and then try it out."""
         state, position = self._state, tf.convert_to_tensor(self._state.position)
-        largest = self._setting.largest_gain_of_memory(tf.constant(0))
+        largest = self._setting.largest_gain_of_memory()
         promising = self._switch.worth_a_trial(self._setting, _MEMORY, largest)
         learned = position - state.since
         term = self._sampler.term
@@ -144,10 +144,10 @@ class Batches:
     def _tried(self) -> None:
         """While memory draws: see whether its trial goes on, or has long been passed."""
         state, switch = self._state, self._switch
-        reached = self._setting.gains(tf.convert_to_tensor(switch.plan))[_MEMORY]
-        rises = (reached > _RISING * state.reached) & (state.stretches < _MOST_STRETCHES)
 
         def end_of_stretch() -> None:
+            reached = self._setting.gains(tf.constant(_MEMORY))[_MEMORY]
+            rises = (reached > _RISING * state.reached) & (state.stretches < _MOST_STRETCHES)
             state.stretches.assign(tf.where(rises, state.stretches + 1, 0))
             state.reached.assign(reached)
             tf.cond(rises, lambda: switch.hold(_MEMORY, self._stretch), lambda: None)
@@ -200,7 +200,7 @@ class Batches:
             return drawn
         others = self._next(passed).indices
         of_memory = tf.concat([drawn.weights, self._sampler.weights_of(others)], axis=0)
-        indices = tf.concat([drawn.indices, tf.cast(others, drawn.indices.dtype)], axis=0)
+        indices = tf.concat([drawn.indices, others], axis=0)
         return samplers.Draw(indices, _mixed(of_memory, passed / size))
 
     def _weights_of(self, indices: tf.Tensor) -> tf.Tensor:

@@ -66,11 +66,9 @@ class Setting(NamedTuple):
         Args:
             in_force: index of the plan by which the latest batches were made.
         """
-        moments, known = self.model.gain_moments()
-        moments = moments._replace(mean_square=self._mean_square(moments, in_force))
-        uniform = gain.uniform_square(moments, self.batch_size)
-        ratios = [gain.gain_ratio(uniform, self._square(moments, plan)) for plan in self.plans]
-        return tf.minimum(tf.where(known, tf.stack(ratios), 1.0), self.model.largest_gain())
+        return self._over_uniform(
+            in_force, lambda moments: tf.stack([self._square(moments, plan) for plan in self.plans])
+        )
 
     def gain_of(self, plan: tf.Tensor) -> tf.Tensor:
         """r of the plan that is taken; 1 for uniform batches of b, the first, by definition."""
@@ -78,19 +76,27 @@ class Setting(NamedTuple):
             plan > 0, lambda: tf.gather(self.gains(plan), plan), lambda: tf.constant(1.0)
         )
 
-    def largest_gain_of_memory(self, in_force: tf.Tensor) -> tf.Tensor:
-        """r of batches of b that a memory would draw which knew all scores of the moment; 1 as
-        long as too little is known.
+    def largest_gain_of_memory(self) -> tf.Tensor:
+        """r of batches of b that a memory would draw which knew all scores of the moment.
 
-        Args:
-            in_force: as in `gains`.
+        While uniform batches are in force; 1 as long as too little is known.
         """
+
+        def of_all_scores(moments: gain.Moments) -> tf.Tensor:
+            perfect = moments._replace(square=moments.drawn_square)
+            return gain.uniform_square(perfect, self.batch_size)
+
+        return self._over_uniform(tf.constant(0), of_all_scores)
+
+    def _over_uniform(
+        self, in_force: tf.Tensor, squares: Callable[[gain.Moments], tf.Tensor]
+    ) -> tf.Tensor:
+        """r of what has E‖g‖² by these moments, over uniform batches of b."""
         moments, known = self.model.gain_moments()
         moments = moments._replace(mean_square=self._mean_square(moments, in_force))
         uniform = gain.uniform_square(moments, self.batch_size)
-        perfect = moments._replace(square=moments.drawn_square)
-        ratio = gain.gain_ratio(uniform, gain.uniform_square(perfect, self.batch_size))
-        return tf.minimum(tf.where(known, ratio, 1.0), self.model.largest_gain())
+        ratios = gain.gain_ratio(uniform, squares(moments))
+        return tf.minimum(tf.where(known, ratios, 1.0), self.model.largest_gain())
 
     def _square(self, moments: gain.Moments, plan: Plan) -> tf.Tensor:
         moments = _of_presamples(moments, plan)
