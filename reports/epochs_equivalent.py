@@ -137,7 +137,8 @@ def draw_epochs_equivalent(results: curves.Curves, path: pathlib.Path) -> None:
         _draw_band(below, epochs_equivalent(runs), found, color, label)
     above.set(xlabel="epochs", ylabel="%", title="Speed-up and overhead", yscale="symlog")
     below.set(xlabel="epochs equivalent", title=_PANELS["objective"], yscale="log")
-    for axis in (above, below):
+    # The baseline alone has nothing above.
+    for axis in (above, below) if len(results) > 1 else (below,):
         axis.legend()
     _save(figure, path)
 

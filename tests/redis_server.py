@@ -13,6 +13,8 @@ import pytest
 NEEDS_REDIS = pytest.mark.skipif(
     shutil.which("redis-server") is None, reason="needs redis-server (apt-get install redis-server)"
 )
+# Bounds a hang, and no more.
+_START_SECONDS = 120.0
 
 
 class RedisServer:
@@ -39,21 +41,24 @@ class RedisServer:
         return f"{self.directory}/redis.sock"
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it answers; a loaded machine may take its time for that."""
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--dir", self.directory, "--unixsocket", self.socket, "--daemonize", "no"]
         self.process = subprocess.Popen(
             [*command, *self._options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        for _ in range(500):
-            if self._answers():
-                return
+        end = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"redis-server did not start: {' '.join(command)}")
             time.sleep(0.01)
-        raise RuntimeError("redis-server did not start")
 
     def _answers(self) -> bool:
+        """By its own socket: on the port there may be another, if two processes chose the same."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as line:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(_START_SECONDS)
+                line.connect(self.socket)
                 line.sendall(b"PING\r\n")
                 reply = line.recv(64)
         except OSError:

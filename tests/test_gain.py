@@ -98,9 +98,10 @@ def test_where_the_last_layer_is_out_of_sight_the_gradient_is_a_biass():
 
 def test_the_estimator_is_equation_7_of_exponential_averages():
     estimator, moments, batch = GainEstimator(0.1), np.zeros(3), 6
+    rng = np.random.default_rng(0)
     for _ in range(30):
-        squares, weights = RNG.gamma(1.0, 1.0, [2, batch])
-        square = RNG.gamma(1.0, 1.0)
+        squares, weights = rng.gamma(1.0, 1.0, [2, batch])
+        square = rng.gamma(1.0, 1.0)
         found = estimator.record(
             *(tf.constant(part, tf.float32) for part in (squares, weights, square))
         )

@@ -217,7 +217,8 @@ class Shades(tfds.core.GeneratorBasedBuilder):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("array_record") is None, reason="needs array_record's random access"
+    importlib.util.find_spec("array_record") is None,
+    reason="needs array_record (pip install array_record)",
 )
 def test_a_data_source_of_tfds_is_a_source(tmp_path):
     source = tfds.data_source(

@@ -7,13 +7,12 @@ import tensorflow as tf
 
 import tf_importance as tfi
 
-RNG = np.random.default_rng(0)
-WEIGHTS = RNG.uniform(0.1, 4, size=6).astype(np.float32)
+WEIGHTS = np.random.default_rng(0).uniform(0.1, 4, size=6).astype(np.float32)
 SHAPES = {"points": (6, 3), "sequence": (6, 5, 3), "images": (6, 4, 4, 3)}
 
 
 def values(shape) -> np.ndarray:
-    return RNG.normal(2, 3, size=shape).astype(np.float32)
+    return np.random.default_rng(1).normal(2, 3, size=shape).astype(np.float32)
 
 
 def trained(layer, x, weights):

@@ -167,7 +167,7 @@ def test_a_mask_counts_with_the_weights():
     inputs = keras.Input((4, 3))
     model = tfi.ISModel(keras.Model(inputs, keras.layers.Masking()(inputs)))
     model.compile("sgd", "mse")
-    x = RNG.normal(size=(6, 4, 3)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(6, 4, 3)).astype(np.float32)
     x[0, 1:] = x[3, 2:] = 0
     labels = tf.zeros_like(x)
     values, mask = np.mean(x**2, axis=-1), np.any(x != 0, axis=-1)

@@ -297,8 +297,9 @@ def test_every_kind_of_net_trains_by_importance_sampling(net, jit_compile):
 
 def test_batch_normalization_gets_the_weights():
     """End to end: the data's mean in the moving average, though the draws' is another."""
-    rare = RNG.random(512) < 0.1
-    points = RNG.normal(size=(512, 2)).astype(np.float32) + np.float32(5) * rare[:, None]
+    rng = np.random.default_rng(0)
+    rare = rng.random(512) < 0.1
+    points = rng.normal(size=(512, 2)).astype(np.float32) + np.float32(5) * rare[:, None]
     layer = tfi.layers.BatchNormalization(momentum=0.95)
     net = keras.Sequential([keras.Input((2,)), layer, L.Dense(2, activation="softmax")])
     model = tfi.ISModel(net)
@@ -452,8 +453,9 @@ def test_arrays_stay_plain_keras_beside_a_sampled_dataset(blobs):
 
 
 def test_training_metrics_of_masked_outputs_count_the_unmasked():
-    tokens = np.where(np.arange(8) < RNG.integers(2, 9, (8, 1)), RNG.integers(1, 9, (8, 8)), 0)
-    tags = RNG.integers(3, size=(8, 8)).astype(np.int32)
+    rng = np.random.default_rng(0)
+    tokens = np.where(np.arange(8) < rng.integers(2, 9, (8, 1)), rng.integers(1, 9, (8, 8)), 0)
+    tags = rng.integers(3, size=(8, 8)).astype(np.int32)
     net = keras.Sequential(
         [keras.Input((8,)), L.Embedding(9, 4, mask_zero=True), L.Dense(3, activation="softmax")]
     )

@@ -46,6 +46,7 @@ def forced(switch, plan: int):
     return switch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("presample_size", [B, None])
 def test_it_trains_and_uses_memory_where_that_pays(presample_size, points):
     keras.utils.set_random_seed(0)
@@ -124,6 +125,7 @@ def test_memory_learns_for_a_term_is_tried_out_and_rests_longer_each_time(points
     assert sampler.visits.numpy().sum() == told == int(sampler.recent.count)
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_while_the_gain_rises(points, monkeypatch):
     monkeypatch.setattr(remembered, "_RISING", 0.0)
     switch = promising(switches.Gain(step_seconds=1.0, scoring_seconds=1.0), 0)
@@ -305,6 +307,7 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(stop, points, tmp_path):
     assert int(switch.plan) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"jit_compile": True}, {"steps_per_execution": 4}, {"run_eagerly": True}],
@@ -320,6 +323,7 @@ def test_options_of_compile(options, plan, points):
     assert int(model.sampler.recent.count) == 12 * (B if plan == 2 else b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [1, 2], ids=["memory", "rescored"])
 def test_xla_compiles_scorers_with_a_pass_of_their_own(plan, points):
     model = compiled(0.1, scorer=tfi.scorers.gradient_norm, jit_compile=True)

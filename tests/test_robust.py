@@ -8,8 +8,6 @@ import tensorflow as tf
 from tests.reference import rais
 from tf_importance import robust
 
-RNG = np.random.default_rng(0)
-
 
 def training_set(size=80, features=4, noise=0.3, seed=0) -> robust.TrainingSet:
     """Norms that are about linear in the features, with noise that grows with them."""
@@ -22,7 +20,8 @@ def training_set(size=80, features=4, noise=0.3, seed=0) -> robust.TrainingSet:
 
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_proposition_4_1_solves_the_robust_counterpart(size):
-    estimates, uncertainties = RNG.gamma(2.0, 1.0, size), RNG.gamma(2.0, 0.1, size)
+    rng = np.random.default_rng(size)
+    estimates, uncertainties = rng.gamma(2.0, 1.0, size), rng.gamma(2.0, 0.1, size)
     found = robust.worst_case_norms(tf.constant(estimates), tf.constant(uncertainties))
     np.testing.assert_allclose(found, rais.worst_case(estimates, uncertainties), rtol=1e-4)
     # Negative control: the estimates alone are not the worst case.
@@ -40,11 +39,15 @@ def test_the_trained_set_is_the_optimum_that_slsqp_finds(seed):
     c, d = robust.train(data)
     start = np.concatenate([np.ones(4), np.full(4, 3.0)])
     theirs = rais.train(data, start)
-    assert rais.constraint(c, d, data) == pytest.approx(1, rel=1e-6)
+    for found in ((c, d), theirs):
+        assert rais.constraint(*found, data) == pytest.approx(1, rel=1e-6)
     mine, others = rais.size_of(c, d, data), rais.size_of(*theirs, data)
     # SLSQP may stop a little short; we must not.
     assert mine <= others * (1 + 1e-4)
     assert mine == pytest.approx(others, rel=2e-2)
+    # Negative control: another estimate, scaled to the same constraint, is larger.
+    other = 1.05 * c
+    assert rais.size_of(other, d * rais.constraint(other, d, data), data) > others * (1 + 1e-4)
 
 
 def test_the_trained_set_satisfies_the_kkt_conditions():
@@ -74,7 +77,7 @@ def test_the_trained_set_satisfies_the_kkt_conditions():
 
 def test_gradient_and_hessian_are_the_derivatives():
     data = training_set()
-    point = RNG.gamma(2.0, 0.5, 8)
+    point = np.random.default_rng(0).gamma(2.0, 0.5, 8)
     gradient, hessian = robust.derivatives(point, data)
     by_differences = scipy.optimize.approx_fprime(point, robust.objective, 1e-7, data)
     np.testing.assert_allclose(gradient, by_differences, rtol=1e-4, atol=1e-4)
@@ -86,9 +89,9 @@ def test_gradient_and_hessian_are_the_derivatives():
 
 
 def test_the_objective_is_convex_along_any_line():
-    data = training_set()
+    data, rng = training_set(), np.random.default_rng(0)
     for _ in range(50):
-        a, b = RNG.gamma(1.0, 1.0, [2, 8]) + 1e-3
+        a, b = rng.gamma(1.0, 1.0, [2, 8]) + 1e-3
         middle = robust.objective((a + b) / 2, data)
         assert middle <= (robust.objective(a, data) + robust.objective(b, data)) / 2 + 1e-9
 
@@ -107,7 +110,8 @@ def test_units_of_norms_and_features_do_not_matter():
 
 def test_where_it_starts_does_not_matter():
     data = training_set(size=300)
-    cold, warm = robust.train(data), robust.train(data, robust.UncertaintySet(*RNG.random([2, 4])))
+    start = robust.UncertaintySet(*np.random.default_rng(0).random([2, 4]))
+    cold, warm = robust.train(data), robust.train(data, start)
     sizes = [rais.size_of(*found, data) for found in (cold, warm)]
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-4)
 

@@ -148,6 +148,7 @@ SERVE = """
 """
 
 
+@pytest.mark.slow
 def test_the_exports_serve_with_plain_tensorflow(blobs, tmp_path):
     models = {tmp_path / name: trained(net, blobs) for name, net in NETS.items()}
     for directory, model in models.items():

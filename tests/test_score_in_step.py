@@ -31,7 +31,10 @@ def run(blobs, score_in, *, steps=60, rate=0.3, jit_compile=False, weights=None,
     return model, seen
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["", "xla"])
+@pytest.mark.parametrize(
+    "jit_compile",
+    [pytest.param(False, id=""), pytest.param(True, id="xla", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(
     "how",
     [

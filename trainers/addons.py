@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import ModuleType
 
 PREFIX = "tfa:"
@@ -17,7 +18,10 @@ def load(wanted_by: str) -> ModuleType:
         ImportError: TensorFlow Addons is not installed, or not for this TensorFlow.
     """
     try:
-        return importlib.import_module("tensorflow_addons")
+        with warnings.catch_warnings():
+            # That its development has ended.
+            warnings.simplefilter("ignore", UserWarning)
+            return importlib.import_module("tensorflow_addons")
     except ImportError as error:
         raise ImportError(
             f"{wanted_by} needs TensorFlow Addons, which works with TensorFlow 2.15 only: "

@@ -44,6 +44,13 @@ class Budget:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {value}.")
 
+    def __str__(self) -> str:
+        limits = (
+            f"{self.seconds:g} s" if self.seconds is not None else "",
+            f"{self.steps:,} steps" if self.steps is not None else "",
+        )
+        return " or ".join(filter(None, limits))
+
     def progress(self, seconds: float, steps: int) -> float:
         """The fraction that is spent, at least 1 at the end.
 

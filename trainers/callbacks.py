@@ -27,6 +27,7 @@ class Course(keras.callbacks.Callback):
         stopwatch: counts the seconds of training.
     Attributes:
         step: number of steps made.
+        resumed: an earlier process made the first of them, or none yet.
     """
 
     def __init__(self, budget: Budget, stopwatch: Stopwatch | None = None) -> None:
@@ -34,10 +35,12 @@ class Course(keras.callbacks.Callback):
         self.budget = budget
         self.stopwatch = stopwatch or Stopwatch()
         self.step = 0
+        self.resumed = False
 
     def resume(self, step: int, seconds: float) -> None:
         """Go on where an earlier process was."""
         self.step = step
+        self.resumed = True
         self.stopwatch = Stopwatch(seconds, self.stopwatch.now)
 
     @property
@@ -153,7 +156,7 @@ class Evaluate(keras.callbacks.Callback):
         self._report = report
 
     def on_train_begin(self, logs=None) -> None:
-        if self._course.step == 0:
+        if not self._course.resumed:
             self._report({})
         self._next = self._reached() + 1
 

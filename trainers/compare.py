@@ -10,23 +10,36 @@ other seed, so that a slow minute of the machine does not fall on one of them al
 
 With --best_of_grid the grid is run with one seed more, whose results are in --out/grid; the
 comparison is then between the curves at the learning rate that was best for each.
+
+With --dry_run every curve makes two steps and leaves nothing; --short is the whole comparison with
+one seed, two steps and made-up examples.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import pathlib
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import keras
 from absl import app, flags
 
 from reports import curves
-from trainers import fine_tuning, image_classification, issgd, sequence_classification
+from trainers import (
+    fine_tuning,
+    image_classification,
+    issgd,
+    plan,
+    program,
+    run_directory,
+    sequence_classification,
+    short,
+)
 from trainers import flags as trainer_flags
+from trainers.budget import Budget
+from trainers.plan import Variant
 
 _TASKS = {
     "image_classification": image_classification.train,
@@ -56,35 +69,7 @@ _OUT = flags.DEFINE_string("out", None, "Directory for the runs and results.", r
 _ANEW = flags.DEFINE_boolean(
     "anew", False, "Replace runs that are in --out already, instead of keeping the complete ones."
 )
-
-
-class Variant(NamedTuple):
-    """A curve of the comparison.
-
-    Attributes:
-        label: name of the curve and of its directory.
-        arguments: command-line arguments of the trainer.
-    """
-
-    label: str
-    arguments: tuple[str, ...]
-
-
-def variants(flagfiles: Sequence[str], learning_rates: Sequence[str] = ()) -> list[Variant]:
-    """The curves: each flagfile as it is, or with every learning rate of the grid.
-
-    Args:
-        flagfiles: their file names, without the ending, are the labels.
-        learning_rates: the grid.
-    """
-    named = [(pathlib.Path(flagfile).stem, f"--flagfile={flagfile}") for flagfile in flagfiles]
-    if not learning_rates:
-        return [Variant(name, (flagfile,)) for name, flagfile in named]
-    return [
-        Variant(f"{name}, {float(rate):g}", (flagfile, f"--learning_rate={rate}"))
-        for name, flagfile in named
-        for rate in learning_rates
-    ]
+trainer_flags.define_of_programs(flags.FLAGS)
 
 
 def best_of_grid(found: Mapping[Variant, curves.Run]) -> list[Variant]:
@@ -100,15 +85,6 @@ def best_of_grid(found: Mapping[Variant, curves.Run]) -> list[Variant]:
     return [min(same, key=loss) for same in by_flagfile.values()]
 
 
-def in_turns(compared: Sequence[Variant], seeds: int) -> list[tuple[Variant, int]]:
-    """Every variant with every seed: forwards, backwards, forwards, …"""
-    return [
-        (variant, seed)
-        for seed in range(seeds)
-        for variant in (compared if seed % 2 == 0 else reversed(compared))
-    ]
-
-
 def settings(
     variant: Variant, *overrides: str, define: Callable = trainer_flags.define
 ) -> flags.FlagValues:
@@ -116,40 +92,96 @@ def settings(
     values = flags.FlagValues()
     define(values)
     values([sys.argv[0], *variant.arguments, *overrides])
+    if values.short:
+        short.shrink(values)
     return values
+
+
+def _arguments(seed: int, out: pathlib.Path) -> list[str]:
+    """What a run is told beside its variant's flags."""
+    given = [f"--seed={seed}", f"--out={out}"]
+    for flag in (_TIME_BUDGET, _CLOCK):
+        if flag.value is not None:
+            given.append(f"--{flag.name}={flag.value}")
+    shared = flags.FLAGS
+    return [*given, f"--short={shared.short}", f"--dry_run={shared.dry_run}"]
+
+
+def _of_run(variant: Variant, seed: int) -> flags.FlagValues:
+    """The flags of one run."""
+    define = _DEFINE.get(_TASK.value, trainer_flags.define)
+    return settings(variant, *_arguments(seed, _directory(variant, seed)), define=define)
+
+
+def _directory(variant: Variant, seed: int) -> pathlib.Path:
+    return pathlib.Path(_OUT.value, variant.label, str(seed))
 
 
 def run(variant: Variant, seed: int) -> curves.Run:
     """Train one curve with one seed."""
-    out = pathlib.Path(_OUT.value) / variant.label / str(seed)
-    if _ANEW.value and (out / "run.json").exists():
-        shutil.rmtree(out)
-    overrides = [f"--seed={seed}", f"--out={out}"]
-    if _TIME_BUDGET.value is not None:
-        overrides.append(f"--time_budget={_TIME_BUDGET.value}")
-    if _CLOCK.value is not None:
-        overrides.append(f"--clock={_CLOCK.value}")
     print(f"\n{variant.label}, seed {seed}", flush=True)
     keras.backend.clear_session()
-    define = _DEFINE.get(_TASK.value, trainer_flags.define)
-    path, _ = _TASKS[_TASK.value](settings(variant, *overrides, define=define))
+    path, _ = _TASKS[_TASK.value](_of_run(variant, seed))
     return curves.read(path, variant.label)
+
+
+def _settle() -> list[Variant]:
+    """The curves, once it is decided how small and where all runs are."""
+    if _BEST_OF_GRID.value and not _GRID.value:
+        raise app.UsageError("--best_of_grid has no --grid; give learning rates.")
+    values = flags.FLAGS
+    if values.short:
+        values.out, values.anew = short.directory(values.out), True
+        values.seeds, values.grid, values.best_of_grid = 1, values.grid[:1], False
+    return plan.variants(_CURVES.value, _GRID.value)
+
+
+def _announce(compared: Sequence[Variant]) -> None:
+    budgets = {}
+    for variant in compared:
+        chosen = _of_run(variant, 0)
+        budgets[variant] = Budget(chosen.time_budget, chosen.steps)
+    print(plan.described(budgets, _SEEDS.value, _BEST_OF_GRID.value))
+    if flags.FLAGS.dry_run:
+        print("This is a dry run: two steps of each curve, which leave nothing.", flush=True)
+        return
+    there = "are replaced" if _ANEW.value else "and complete are kept, others go on"
+    print(f"Results go to {_OUT.value}; runs that are there {there}.", flush=True)
+
+
+def _dry_run(compared: Sequence[Variant]) -> None:
+    """Two steps of each curve, which leave nothing."""
+    for variant in compared:
+        print(f"\n{variant.label}", flush=True)
+        keras.backend.clear_session()
+        _TASKS[_TASK.value](_of_run(variant, 0))
 
 
 def main(_) -> None:
     trainer_flags.log_warnings_only()
-    compared = variants(_CURVES.value, _GRID.value)
+    compared = _settle()
+    _announce(compared)
+    if flags.FLAGS.dry_run:
+        _dry_run(compared)
+        return
+    if _ANEW.value:
+        # All at once: after an interruption those of an earlier comparison must not be kept.
+        for variant, seed in itertools.product(compared, range(_SEEDS.value + 1)):
+            run_directory.remove(_directory(variant, seed))
     if _BEST_OF_GRID.value:
-        if not _GRID.value:
-            raise app.UsageError("--best_of_grid has no --grid; give learning rates.")
         found = {variant: run(variant, seed=_SEEDS.value) for variant in compared}
         grid = {variant.label: [one] for variant, one in found.items()}
         curves.write(grid, pathlib.Path(_OUT.value, "grid"))
         print(f"\nThe grid, one seed\n\n{curves.markdown(grid)}")
         compared = best_of_grid(found)
     results: dict[str, list[curves.Run]] = {variant.label: [] for variant in compared}
-    for variant, seed in in_turns(compared, _SEEDS.value):
+    for variant, seed in plan.in_turns(compared, _SEEDS.value):
         results[variant.label].append(run(variant, seed))
+    _report(results)
+
+
+def _report(results: dict[str, list[curves.Run]]) -> None:
+    """Leave table and plot, and print the table and what it shows."""
     curves.write(results, _OUT.value)
     print(f"\nAt the end of each run: median (range over {_SEEDS.value} seeds)\n")
     print(curves.markdown(results))
@@ -162,4 +194,6 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.adopt_module_key_flags(trainer_flags)
+    # The interrupted runs go on, and the complete ones stay.
+    program.run(main, resumed_by=["--noanew"])

@@ -99,6 +99,14 @@ def checked(settings: flags.FlagValues) -> None:
         )
 
 
+def gather(settings: flags.FlagValues) -> None:
+    """Make one process, with a worker in a thread, of a run of several: it needs no store."""
+    if settings.role in ROLES:
+        settings.role = "master"
+    settings.store = "memory://"
+    settings.workers = max(1, settings.workers)
+
+
 def open_store(settings: flags.FlagValues, role: str) -> tfi.stores.Store:
     """The store that --store and --run_name name."""
     return tfi.stores.open_store(settings.store, settings.run_name, role)

@@ -10,11 +10,10 @@ that a trainer left. --out holds what `trainers.image_classification` says.
 
 from __future__ import annotations
 
-import keras
-from absl import app, flags
+from absl import flags
 
-from trainers import datasets, recipe
 from trainers import flags as trainer_flags
+from trainers import program, recipe
 from trainers.nets import pretrained
 
 
@@ -26,9 +25,7 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
     Returns:
         The run's directory and the fitted model.
     """
-    data = datasets.load(settings.dataset, settings.data_dir)
-    # After loading, which takes random numbers where it prepares the data first.
-    keras.utils.set_random_seed(settings.seed)
+    data = recipe.load(settings)
     net = pretrained.build(settings.net, settings.weights, data.image_shape, data.num_classes)
     return recipe.fit(settings, data, net)
 
@@ -36,4 +33,4 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
 if __name__ == "__main__":
     trainer_flags.define(flags.FLAGS)
     flags.adopt_module_key_flags(trainer_flags)
-    app.run(recipe.command(train))
+    program.run(recipe.command(train))

@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
 from absl import flags, logging
 
 from trainers import augmentation, datasets, nets, sampling, variance_reduction
 
 _OUT = "out"
-_DRY_RUN = "dry_run"
+_DRY_RUN, _SHORT, _VERBOSE = "dry_run", "short", "verbose"
 
 
 def define(values: flags.FlagValues) -> None:
@@ -129,8 +130,30 @@ def define(values: flags.FlagValues) -> None:
         "overlapping with it.",
     )
     switch("jit", help="Compile the step and the scorer by XLA.")
+    text(
+        _OUT,
+        None,
+        "Directory for everything that a run leaves; one that was killed goes on. Default: runs/ "
+        "and the name of the flagfile, or of the trainer.",
+    )
+    define_of_programs(values)
+
+
+def define_of_programs(values: flags.FlagValues) -> None:
+    """Define the flags of every program here, which change how it runs and not what a run is.
+
+    Args:
+        values: where.
+    """
+    switch = functools.partial(flags.DEFINE_boolean, default=False, flag_values=values)
     switch(_DRY_RUN, help="Print the flags and how long a step takes, and quit.")
-    text(_OUT, None, "Directory for everything that a run leaves; one that was killed goes on.")
+    switch(
+        _SHORT,
+        help="Two steps on made-up examples of the data set's kind, nothing is downloaded: shows "
+        "in seconds that a command works; results mean nothing. They go to --out with -short at "
+        "its end, in place of what was there.",
+    )
+    switch(_VERBOSE, help="Show what TensorFlow says while it starts, and all logs.")
 
 
 def define_positive(values: flags.FlagValues, name: str, default: int, text: str) -> None:
@@ -154,19 +177,23 @@ def define_own(
 
 
 def of_run(values: flags.FlagValues) -> dict[str, Any]:
-    """What makes a run the run it is: every flag defined here but the directory and --dry_run.
+    """What makes a run the run it is: every flag defined here but --out and those of programs.
 
     Args:
         values: parsed flags.
     """
     shared = values.get_flags_for_module(__name__)
-    return {flag.name: flag.value for flag in shared if flag.name not in (_OUT, _DRY_RUN)}
+    of_place = (_OUT, _DRY_RUN, _SHORT, _VERBOSE)
+    return {flag.name: flag.value for flag in shared if flag.name not in of_place}
 
 
 def log_warnings_only() -> None:
-    """Log from warnings on, unless --verbosity says otherwise.
+    """Log from warnings on, as plain text, unless --verbose or --verbosity say otherwise.
 
-    absl's default level shows a line of TensorFlow's for every checkpoint.
+    absl's default level shows a line of TensorFlow's for every checkpoint, and what TensorFlow's
+    Python warns of, retracing and AutoGraph, is for those who write the programs.
     """
-    if not flags.FLAGS["verbosity"].present:
+    if not flags.FLAGS.verbose and not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+        logging.get_absl_handler().setFormatter(None)
+        tf.get_logger().setLevel("ERROR")

@@ -13,11 +13,10 @@ flags and how long a step takes, and quits.
 
 from __future__ import annotations
 
-import keras
-from absl import app, flags
+from absl import flags
 
-from trainers import datasets, nets, recipe
 from trainers import flags as trainer_flags
+from trainers import nets, program, recipe
 
 
 def train(settings: flags.FlagValues) -> recipe.Trained:
@@ -28,9 +27,7 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
     Returns:
         The run's directory and the fitted model.
     """
-    data = datasets.load(settings.dataset, settings.data_dir)
-    # After loading, which takes random numbers where it prepares the data first.
-    keras.utils.set_random_seed(settings.seed)
+    data = recipe.load(settings)
     net = nets.build(settings.net, data.image_shape, data.num_classes)
     return recipe.fit(settings, data, net)
 
@@ -38,4 +35,4 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
 if __name__ == "__main__":
     trainer_flags.define(flags.FLAGS)
     flags.adopt_module_key_flags(trainer_flags)
-    app.run(recipe.command(train))
+    program.run(recipe.command(train))

@@ -16,17 +16,17 @@ Without a master, trainers in step that share what they see (section 6), each wi
 
 All roles take the same flagfile. --out of a master or peer holds what
 `trainers.image_classification` says, and issgd.jsonl: √Tr Σ, staleness, scores per second.
---sampling=uniform is the same training by regular SGD, without a store.
+--sampling=uniform is the same training by regular SGD, without a store. --dry_run and --short
+are of one process with one worker, whatever the role: they ask for no store.
 """
 
 from __future__ import annotations
 
 import functools
 
-import keras
-from absl import app, flags
+from absl import flags
 
-from trainers import datasets, delegated, nets, recipe
+from trainers import datasets, delegated, nets, program, recipe
 from trainers import flags as trainer_flags
 
 
@@ -51,11 +51,11 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
     Raises:
         ValueError: flags do not go together.
     """
+    if settings.dry_run or settings.short:
+        delegated.gather(settings)
     delegated.checked(settings)
     strategy = delegated.strategy(settings)
-    data = datasets.load(settings.dataset, settings.data_dir)
-    # After loading, which takes random numbers where it prepares the data first.
-    keras.utils.set_random_seed(settings.seed)
+    data = recipe.load(settings)
     with strategy.scope():
         net = nets.build(settings.net, data.image_shape, data.num_classes)
     if settings.sampling != delegated.NAME:
@@ -73,16 +73,19 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
 
 def main(arguments) -> None:
     """Train, or work."""
-    if flags.FLAGS.role != "worker":
+    settings = flags.FLAGS
+    if settings.role == "peer" and settings.out is None:
+        settings.out = f"{program.default_out()}/{settings.rank}"
+    if settings.role != "worker" or settings.dry_run or settings.short:
         recipe.command(train)(arguments)
         return
     trainer_flags.log_warnings_only()
-    delegated.checked(flags.FLAGS)
-    delegated.work(flags.FLAGS, datasets.load(flags.FLAGS.dataset, flags.FLAGS.data_dir))
+    delegated.checked(settings)
+    delegated.work(settings, datasets.load(settings.dataset, settings.data_dir))
 
 
 if __name__ == "__main__":
     define(flags.FLAGS)
     flags.adopt_module_key_flags(trainer_flags)
     flags.adopt_module_key_flags(delegated)
-    app.run(main)
+    program.run(main)

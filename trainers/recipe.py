@@ -1,7 +1,7 @@
 """What all tasks share: from data and net to a fitted model and its report.
 
 A task is a recipe, a module with `train(settings)`, which loads its data, builds its net and
-hands both over to `fit`. `trainers.compare` runs the tasks of TASKS by name.
+hands both over to `fit`. `trainers.compare` runs tasks by name.
 """
 
 from __future__ import annotations
@@ -14,14 +14,41 @@ import keras
 from absl import flags
 
 from reports import curves
-from trainers import augmentation, datasets, dry_run, remembered, runner, variance_reduction
+from trainers import (
+    augmentation,
+    datasets,
+    dry_run,
+    program,
+    remembered,
+    run_directory,
+    runner,
+    short,
+    variance_reduction,
+)
 from trainers import flags as trainer_flags
+from trainers.budget import Budget
+from trainers.datasets import made_up
 from trainers.evaluation import Evaluator
 from trainers.sampling import Sampled, sampled
 
 Trained = tuple[pathlib.Path, keras.Model]
 # From flags, net, data and its endless examples.
 Prepare = Callable[[flags.FlagValues, keras.Model, datasets.Data, Any], Sampled]
+
+
+def load(settings: flags.FlagValues) -> datasets.Data:
+    """The data set that --dataset names, made up under --short; the seed of all that follows.
+
+    Args:
+        settings: parsed flags of `trainers.flags`.
+    """
+    if settings.short:
+        data = made_up.load(settings.dataset)
+    else:
+        data = datasets.load(settings.dataset, settings.data_dir)
+    # After loading, which takes random numbers where it prepares the data first.
+    keras.utils.set_random_seed(settings.seed)
+    return data
 
 
 def fit(
@@ -71,6 +98,7 @@ def command(train: Callable[[flags.FlagValues], Trained]) -> Callable[[object], 
 
     def main(_) -> None:
         trainer_flags.log_warnings_only()
+        _settle(flags.FLAGS)
         path, model = train(flags.FLAGS)
         if flags.FLAGS.dry_run:
             return
@@ -78,8 +106,25 @@ def command(train: Callable[[flags.FlagValues], Trained]) -> Callable[[object], 
         keras.utils.disable_interactive_logging()
         model.export(str(path / "saved_model"))
         model.net.save(path / "net.keras")
-        run = curves.read(path)
+        # Runs that differ by their seed lie in a directory of their own.
+        run = curves.read(path, path.parent.name if path.name.isdigit() else path.name)
         curves.draw({run.label: [run]}, path / "curves.png")
-        print(curves.markdown({run.label: [run]}))
+        print(f"\n{curves.markdown({run.label: [run]})}")
+        print(f"\nCurves against seconds of training: {path / 'curves.png'}")
 
     return main
+
+
+def _settle(settings: flags.FlagValues) -> None:
+    """Decide where the results go and how small a run is, and say so."""
+    if settings.out is None:
+        settings.out = program.default_out()
+    if settings.short:
+        short.shrink(settings)
+        settings.out = short.directory(settings.out)
+    if settings.dry_run:
+        return
+    if settings.short:
+        run_directory.remove(settings.out)
+    budget = Budget(settings.time_budget, settings.steps)
+    print(f"Training for {budget}; results go to {settings.out}.", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,14 @@ import keras
 import tensorflow as tf
 
 import tf_importance as tfi
+
+_DESCRIPTION = "run.json"
+
+
+def remove(path: str | pathlib.Path) -> None:
+    """Remove a run, where there is one; nothing that is no run."""
+    if pathlib.Path(path, _DESCRIPTION).exists():
+        shutil.rmtree(path)
 
 
 class RunDirectory:
@@ -30,7 +39,7 @@ class RunDirectory:
     def __init__(self, path: str | pathlib.Path, flags: Mapping[str, Any]) -> None:
         self.path = pathlib.Path(path)
         self._metrics = self.path / "metrics.jsonl"
-        description = self.path / "run.json"
+        description = self.path / _DESCRIPTION
         if description.exists():
             _refuse_other_flags(self.path, json.loads(description.read_text())["flags"], flags)
         elif self.path.exists() and any(self.path.iterdir()):

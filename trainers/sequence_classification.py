@@ -11,11 +11,10 @@ download), permuted_mnist (784), permuted_mnist_196 and _49 (averaged to fewer p
 
 from __future__ import annotations
 
-import keras
-from absl import app, flags
+from absl import flags
 
-from trainers import datasets, nets, recipe
 from trainers import flags as trainer_flags
+from trainers import nets, program, recipe
 
 
 def train(settings: flags.FlagValues) -> recipe.Trained:
@@ -28,9 +27,7 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
     Raises:
         ValueError: the data set has no sequences.
     """
-    data = datasets.load(settings.dataset, settings.data_dir)
-    # After loading, which takes random numbers where it prepares the data first.
-    keras.utils.set_random_seed(settings.seed)
+    data = recipe.load(settings)
     if len(data.image_shape) != 2:
         raise ValueError(
             f"--dataset={settings.dataset} has inputs of shape {data.image_shape}, no sequences "
@@ -45,4 +42,4 @@ if __name__ == "__main__":
     flags.adopt_module_key_flags(trainer_flags)
     flags.FLAGS.set_default("dataset", "permuted_digits")
     flags.FLAGS.set_default("net", "lstm")
-    app.run(recipe.command(train))
+    program.run(recipe.command(train))

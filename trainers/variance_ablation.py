@@ -13,10 +13,9 @@ probabilities.
 
 from __future__ import annotations
 
-import keras
-from absl import app, flags
+from absl import flags
 
-from trainers import ablation, datasets, nets, recipe
+from trainers import ablation, datasets, nets, program, recipe
 from trainers import flags as trainer_flags
 
 
@@ -43,9 +42,7 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
     Returns:
         The run's directory and the fitted model.
     """
-    data = datasets.load(settings.dataset, settings.data_dir)
-    # After loading, which takes random numbers where it prepares the data first.
-    keras.utils.set_random_seed(settings.seed)
+    data = recipe.load(settings)
     net = nets.build(settings.net, data.image_shape, data.num_classes)
     chosen = datasets.shuffled(data, settings.seed).take(settings.images)
     images, labels = next(iter(chosen.batch(settings.images)))
@@ -62,4 +59,4 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
 if __name__ == "__main__":
     define(flags.FLAGS)
     flags.adopt_module_key_flags(trainer_flags)
-    app.run(recipe.command(train))
+    program.run(recipe.command(train))

@@ -1,5 +1,6 @@
-"""A small run: data, models, a store, workers in threads."""
+"""A small run: data, models, a store, workers in threads, and its clocks."""
 
+import time
 import uuid
 
 import keras
@@ -44,6 +45,46 @@ def meeting():
     name = uuid.uuid4().hex
     yield lambda role="tester": stores.MemoryStore(name, role)
     stores.MemoryStore(name).clear()
+
+
+class Clock:
+    """Stands for the module `time` in one of the library's modules.
+
+    Its seconds go on as the machine's, or stand still; and both jump as far as a test says.
+    """
+
+    def __init__(self, stands=True):
+        self._stopped_at = time.monotonic() if stands else None
+        self._ahead = 0.0
+
+    def monotonic(self):
+        return (self._stopped_at or time.monotonic()) + self._ahead
+
+    def jump(self, seconds):
+        self._ahead += seconds
+
+
+@pytest.fixture
+def store_clock(monkeypatch):
+    """The seconds of stores in memory, which stand still until they jump."""
+    clock = Clock()
+    monkeypatch.setattr(stores.MemoryStore, "now", lambda _: 1e9 + clock.monotonic())
+    return clock
+
+
+# Bounds a hang, and no more.
+HANGING_SECONDS = 300.0
+
+
+def until(condition, said=lambda: ""):
+    """Wait for what other threads and processes do, however long a loaded machine takes.
+
+    If that never happens, what they said instead is shown.
+    """
+    end = time.monotonic() + HANGING_SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"not within {HANGING_SECONDS} seconds. {said()}"
+        time.sleep(0.005)
 
 
 def score_all(worker):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 
 def main(rank: int, ports: list[str], url: str, out: str) -> None:
@@ -44,6 +45,13 @@ def main(rank: int, ports: list[str], url: str, out: str) -> None:
     before = mean_loss()
     model.fit(batches, steps_per_epoch=60, epochs=1, verbose=0)
     sampler.begin()
+    sampler.exchange.once()
+    # What the other one has seen is there when it says so.
+    store.report(f"{rank} has sent", {})
+    end = time.monotonic() + 300
+    while sum(name.endswith("has sent") for name in store.reports()) < len(ports):
+        assert time.monotonic() < end, "the other peer has sent nothing"
+        time.sleep(0.05)
     sampler.exchange.once()
     known = sampler.mirror.known()
     sampler.end()

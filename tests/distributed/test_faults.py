@@ -15,20 +15,14 @@ import pytest
 import redis
 
 import tf_importance as tfi
-from tests.distributed.conftest import N, compile_model
+from tests.distributed.conftest import HANGING_SECONDS, N, compile_model, until
 from tests.redis_server import NEEDS_REDIS, RedisServer
 from tf_importance import distributed, stores
 
 pytestmark = NEEDS_REDIS
 
 SHARD = 32
-
-
-def until(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return bool(condition())
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Trouble:
@@ -70,7 +64,8 @@ def test_training_outlasts_its_store(kind, data, make_model):
     trouble, model = Trouble(server, kind), make_model()
 
     def meet(role):
-        return stores.RedisStore(server.url, "faults", role, timeout=0.5)
+        # How long a hanging one is waited for: more than a loaded machine needs to answer.
+        return stores.RedisStore(server.url, "faults", role, timeout=3.0)
 
     sampler = distributed.Master(
         N, model, meet("master"), publish_every=1, pull_seconds=0.02, fallback_seconds=0.3,
@@ -88,22 +83,24 @@ def test_training_outlasts_its_store(kind, data, make_model):
                 trouble.begin()
             if "lost" in seen and "uniform" not in seen:
                 time.sleep(0.02)
-                if not sampler.draws_by_scores:
+                # What the exchange last complained of; it may have been silent for long before.
+                if sampler.exchange._said and not sampler.draws_by_scores:
                     seen["uniform"] = True
                     trouble.end()
-                    seen["recovered"] = until(
+                    until(
                         lambda: (
                             sampler.draws_by_scores
                             and sampler.mirror.oldest_version() > seen["version"]
                         )
                     )
+                    seen["recovered"] = True
                     self.model.stop_training = True
 
     compile_model(model, sampler)
     batches = tfi.history_sample(data, sampler, 8, seed=1).repeat()
     try:
         with distributed.working(one):
-            model.fit(batches, steps_per_epoch=2_000, verbose=0, callbacks=[Course()])
+            model.fit(batches, steps_per_epoch=15_000, verbose=0, callbacks=[Course()])
         assert seen["uniform"] and seen["recovered"]
         versions = np.concatenate(sampler.store.read(range(3)))["version"]
         assert versions.min() > seen["version"], "versions never go back"
@@ -119,7 +116,9 @@ def test_training_outlasts_its_store(kind, data, make_model):
 def started(*arguments, out=subprocess.DEVNULL):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_NUM_INTEROP_THREADS": "2"}
     command = [sys.executable, "-m", "trainers.issgd", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=out)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=out
+    )
 
 
 def rows(out: pathlib.Path, name="metrics.jsonl"):
@@ -132,32 +131,35 @@ def rows(out: pathlib.Path, name="metrics.jsonl"):
 def test_worker_and_master_die_and_the_run_ends_well(tmp_path):
     chance = random.Random(0)
     server, out = RedisServer(), tmp_path / "run"
-    common = ["--flagfile=configs/issgd/digits.cfg", "--net=linear", "--steps=1500"]
-    common += [f"--store={server.url}", "--lease_seconds=1", "--evaluations=30"]
+    common = ["--flagfile=configs/issgd/digits.cfg", "--net=linear", "--steps=3000"]
+    common += [f"--store={server.url}", "--lease_seconds=1", "--evaluations=60"]
     log = (tmp_path / "log").open("w")
     store = stores.open_store(server.url, role="tester")
-    workers = [started(*common, "--role=worker", "--quit_when_idle=60", out=log) for _ in range(2)]
+    workers = [
+        started(*common, "--role=worker", f"--quit_when_idle={HANGING_SECONDS}", out=log)
+        for _ in range(2)
+    ]
     master = started(*common, f"--out={out}", out=log)
     try:
-        assert until(lambda: any(row.get("usable") for row in rows(out))), log_of(tmp_path)
-        time.sleep(chance.random())
+        # So many rows of 60, and the worker some steps before the master.
+        until(lambda: any(row.get("usable") for row in rows(out)), lambda: log_of(tmp_path))
         workers[0].kill()
-        assert until(lambda: len(rows(out)) > 5), log_of(tmp_path)
-        time.sleep(chance.random() / 2)
+        fatal = chance.randrange(6, 12)
+        until(lambda: len(rows(out)) >= fatal, lambda: log_of(tmp_path))
         master.kill()
         master.wait()
         before = rows(out)[-1]["step"]
-        assert 0 < before < 1500, "killed in the midst"
+        assert 0 < before < 3000, "killed in the midst"
         version = version_of(store)
         master = started(*common, f"--out={out}", out=log)
-        assert master.wait(timeout=120) == 0, log_of(tmp_path)
+        assert master.wait(timeout=HANGING_SECONDS) == 0, log_of(tmp_path)
         steps = [row["step"] for row in rows(out)]
-        assert steps == [50 * i for i in range(31)], "it went on, and nothing counts twice"
+        assert steps == [50 * i for i in range(61)], "it went on, and nothing counts twice"
         assert version_of(store) > version
         assert rows(out)[-1]["train_loss"] < 0.3 * rows(out)[0]["train_loss"]
         assert rows(out)[-1]["usable"] == 1
-        (reported,) = {row["workers"] for row in rows(out, "issgd.jsonl")[-1:]}
-        assert reported >= 1
+        since = [row for row in rows(out, "issgd.jsonl") if row["step"] > before]
+        assert max(row["workers"] for row in since) >= 1
     finally:
         for process in (*workers, master):
             process.kill()

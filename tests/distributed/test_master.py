@@ -2,6 +2,7 @@
 
 import threading
 import time
+import uuid
 import weakref
 
 import keras
@@ -10,27 +11,23 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
-from tests.distributed.conftest import N, compile_model, score_all
+from tests.distributed.conftest import Clock, N, compile_model, score_all, until
 from tf_importance import distributed, random_access, stores
+from tf_importance.distributed import exchange as exchanges
 
 SHARD = 32
 
 
 def master(model, store, **options):
-    options = {"pull_seconds": 0.02, "publish_every": 2, "shard_size": SHARD, **options}
-    return distributed.Master(N, model, store, **options)
+    """One that takes no pause of its thread for silence."""
+    own = {"pull_seconds": 0.02, "publish_every": 2, "shard_size": SHARD, "fallback_seconds": 1e6}
+    return distributed.Master(N, model, store, **{**own, **options})
 
 
 def worker(model, data, store, **options):
-    return distributed.Worker(model, data, store, shard_size=SHARD, **options)
-
-
-def until(condition, seconds=20.0):
-    """Wait for what other threads do."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return bool(condition())
+    """One that keeps its leases, however long it takes."""
+    options = {"shard_size": SHARD, "lease_seconds": 1e6, **options}
+    return distributed.Worker(model, data, store, **options)
 
 
 class Recorder(keras.callbacks.Callback):
@@ -103,7 +100,8 @@ def test_exact_draws_nothing_ahead(data, make_model, meeting):
     exact = master(model, meeting("master"), exact=True)
     with distributed.working(worker(make_model(), data, meeting("worker"))):
         with pytest.raises(tf.errors.InvalidArgumentError, match="drawn ahead"):
-            trained(model, exact, data, seed=None)
+            # Ends with the first that is.
+            trained(model, exact, data, 5_000, seed=None)
 
 
 def test_a_barrier_that_nobody_lifts_is_an_error(data, make_model, meeting):
@@ -209,13 +207,12 @@ def test_zero_and_broken_scores_are_drawn_all_the_same(data, make_model, meeting
         assert sampler.draws_by_scores == (np.nan_to_num(values).max() > 0)
 
 
-def test_staleness_in_versions_and_in_seconds(data, make_model, meeting, monkeypatch):
+def test_staleness_in_versions_and_in_seconds(data, make_model, meeting, store_clock):
     for staleness in (distributed.Staleness(versions=1), distributed.Staleness(seconds=60.0)):
-        monkeypatch.undo()
         sampler = master(make_model(), meeting("master"), staleness=staleness)
         sampler.store.clear()
-        for shards, seconds, share in ((3, 0, 1), (0, 50, 1), (0, 61, 0)):
-            monkeypatch.setattr(stores.MemoryStore, "now", lambda _, s=seconds: time.time() + s)
+        for shards, later, share in ((3, 0, 1), (0, 59, 1), (0, 2, 0)):
+            store_clock.jump(later)
             pulled(sampler, data, make_model, meeting, shards)
             assert float(sampler.usable.numpy()) == share
         # Uniform, for lack of scores that count.
@@ -236,6 +233,8 @@ def test_training_goes_on_while_workers_score(data, make_model, meeting):
     def course(step):
         if step == 10:
             until(lambda: sampler.usable.numpy() == 1)
+        if step == 20:
+            until(lambda: sampler.version.numpy() >= 2)
         shares.append(float(sampler.usable.numpy()))
 
     before = loss(model, data)
@@ -264,60 +263,79 @@ class Failing(stores.MemoryStore):
         return super()._held(of_run)
 
 
-def test_without_its_store_the_master_draws_uniformly_and_then_recovers(data, make_model, request):
-    Failing.lost = False
-    request.addfinalizer(lambda: setattr(Failing, "lost", False))
-    model, name = make_model(), request.node.name
-    sampler = master(model, Failing(name, "master"), fallback_seconds=0.2)
-    seen = {}
+@pytest.fixture
+def failing(monkeypatch):
+    """A function from a role to a store that can be taken away, of a run of its own."""
+    monkeypatch.setattr(Failing, "lost", False)
+    name = uuid.uuid4().hex
+    return lambda role: Failing(name, role)
+
+
+def test_without_its_store_the_master_draws_uniformly_and_then_recovers(
+    data, make_model, failing, monkeypatch, caplog
+):
+    clock = Clock(stands=False)
+    monkeypatch.setattr(exchanges, "time", clock)
+    model = make_model()
+    sampler = master(model, failing("master"), fallback_seconds=1e5)
+    seen = []
 
     def course(step):
-        time.sleep(0.02)
         if step == 3:
             until(lambda: sampler.draws_by_scores)
-            Failing.lost = seen["lost"] = True
-        if "lost" in seen and "uniform" not in seen and not sampler.draws_by_scores:
-            seen["uniform"], Failing.lost = True, False
-            seen["recovered"] = until(lambda: sampler.draws_by_scores)
+            Failing.lost = True
+            until(lambda: "Trying again" in caplog.text)
+            clock.jump(0.5e5)
+        if step == 6:
+            assert sampler.draws_by_scores, "it has not been silent for long enough"
+            clock.jump(1e5)
+        if Failing.lost and not sampler.draws_by_scores:
+            seen.append(step)
+            Failing.lost = False
+            until(lambda: sampler.draws_by_scores)
+            model.stop_training = True
 
-    with distributed.working(worker(make_model(), data, Failing(name, "worker"))):
-        losses = trained(model, sampler, data, 30, course)
-    assert seen["uniform"] and seen["recovered"]
+    with distributed.working(worker(make_model(), data, failing("worker"))):
+        losses = trained(model, sampler, data, 30_000, course)
+    assert len(seen) == 1 and seen[0] > 6
     assert np.isfinite(losses).all()
 
 
-def test_a_store_may_be_silent_for_the_stated_time(data, make_model, meeting):
+def test_a_store_may_be_silent_for_the_stated_time(data, make_model, meeting, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(exchanges, "time", clock)
     sampler = master(make_model(), meeting("master"), fallback_seconds=10.0)
     pulled(sampler, data, make_model, meeting)
-    for silent, by_scores in ((9.0, True), (10.5, False)):
-        sampler.exchange._contact = time.monotonic() - silent
+    for later, by_scores in ((9.5, True), (1.0, False)):
+        clock.jump(later)
         sampler.maintain(1, None)
         assert sampler.draws_by_scores == by_scores
     sampler.exchange.once()
     assert sampler.draws_by_scores
 
 
-def test_exact_waits_for_a_store_that_comes_back_empty(data, make_model, request):
-    Failing.lost = False
-    request.addfinalizer(lambda: setattr(Failing, "lost", False))
+def test_exact_waits_for_a_store_that_comes_back_empty(data, make_model, failing, caplog):
     models, losses = [make_model(), make_model()], []
+
+    def come_back():
+        until(lambda: caplog.text.count("Trying again") and caplog.text.count("Waiting"))
+        Failing.lost = False
+
     for model, fails in zip(models, (False, True)):
-        name = f"{request.node.name} {fails}"
-        sampler = master(model, Failing(name, "master"), exact=True)
+        sampler = master(model, failing("master"), exact=True)
+        sampler.store.clear()
+        back = threading.Thread(target=come_back)
 
-        def course(step, name=name, fails=fails):
+        def course(step, fails=fails, store=sampler.store, back=back):
             if fails and step == 3:
+                store.clear()
                 Failing.lost = True
-                threading.Timer(0.1, come_back, [name]).start()
+                back.start()
 
-        with distributed.working(worker(make_model(), data, Failing(name, "worker"))):
+        with distributed.working(worker(make_model(), data, failing("worker"))):
             losses.append(trained(model, sampler, data, 6, course))
+    back.join()
     assert losses[0] == losses[1]
-
-
-def come_back(name):
-    Failing.lost = False
-    stores.MemoryStore(name).clear()
 
 
 def test_an_emptied_store_is_filled_again(data, make_model, meeting, caplog):
@@ -332,7 +350,7 @@ def test_an_emptied_store_is_filled_again(data, make_model, meeting, caplog):
             seen.append(int(sampler.version.numpy()))
             other.clear()
             # Versions go on from where they were, and all is scored again.
-            assert until(lambda: sampler.mirror.oldest_version() > seen[0])
+            until(lambda: sampler.mirror.oldest_version() > seen[0])
 
     one = worker(make_model(), data, meeting("worker"))
     with distributed.working(one):
@@ -353,7 +371,8 @@ def test_a_second_master_ends_the_first_ones_training(data, make_model, meeting)
             second.take_over()
 
     with pytest.raises(stores.Superseded, match="^first: another master"):
-        trained(model, sampler, data, 200, course)
+        # Ends when it is told so.
+        trained(model, sampler, data, 30_000, course)
 
 
 def test_roles_with_other_models_or_data_are_refused(data, make_model, meeting):
@@ -394,8 +413,12 @@ def test_a_restored_master_goes_on(data, make_model, meeting, tmp_path):
         manager = tf.train.CheckpointManager(checkpoint, str(tmp_path), 1)
         restored = manager.restore_or_initialize()
         before = int(sampler.steps.numpy()), int(sampler.version.numpy())
+
+        def published(step):
+            until(lambda: int(sampler.version.numpy()) > before[1])
+
         with distributed.working(worker(make_model(), data, meeting("worker"))):
-            trained(model, sampler, data, steps)
+            trained(model, sampler, data, steps, published)
         manager.save()
         return restored, before, sampler
 
@@ -430,17 +453,17 @@ class Slow(stores.MemoryStore):
         return super().read(shards)
 
 
-def test_a_long_pull_is_no_silence_and_a_broken_one_is(data, make_model, request, monkeypatch):
-    monkeypatch.setattr("tf_importance.distributed.exchange._SHARDS_AT_ONCE", 1)
-    store = Slow(request.node.name, "master")
+def test_a_long_pull_is_no_silence_and_a_broken_one_is(data, make_model, monkeypatch):
+    monkeypatch.setattr(exchanges, "_SHARDS_AT_ONCE", 1)
+    name, clock = uuid.uuid4().hex, Clock()
+    monkeypatch.setattr(exchanges, "time", clock)
+    store = Slow(name, "master")
     sampler = master(make_model(), store)
-    pulled(sampler, data, make_model, lambda role: stores.MemoryStore(request.node.name, role))
+    pulled(sampler, data, make_model, lambda role: stores.MemoryStore(name, role))
     silences = []
-    now = [time.monotonic()]
-    monkeypatch.setattr("tf_importance.distributed.exchange.time.monotonic", lambda: now[0])
 
     def slow():
-        now[0] += 9
+        clock.jump(9)
         silences.append(sampler.exchange.silent_seconds)
 
     def broken():
@@ -452,15 +475,16 @@ def test_a_long_pull_is_no_silence_and_a_broken_one_is(data, make_model, request
         silences.clear()
         sampler.exchange._mark = stores.Mark()
         start = sampler.exchange._last_whole
-        return sampler.exchange.attempt(), sampler.exchange.silent_seconds, now[0] - start
+        went_well = sampler.exchange.attempt()
+        return went_well, sampler.exchange.silent_seconds, clock.monotonic() - start
 
     monkeypatch.setattr(store, "course", slow)
-    now[0] += 1
+    clock.jump(1)
     went_well, silent, _ = pull()
     assert went_well and silent == 0 and len(silences) == 3 and max(silences) <= 10
     monkeypatch.setattr(store, "course", broken)
     went_well, silent, whole = pull()
-    assert not went_well and silent == whole == 18
+    assert not went_well and silent == whole == pytest.approx(18)
 
 
 def test_the_time_between_pulls_is_no_silence(make_model, meeting):
@@ -499,7 +523,7 @@ def test_equal_data_and_losses_have_equal_names_in_all_processes(make_model):
 # Workers --------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_hangs_is_made_up_for(data, make_model, meeting, monkeypatch):
+def test_a_worker_that_hangs_is_made_up_for(data, make_model, meeting, store_clock):
     sampler = master(make_model(), meeting("master"))
     pulled(sampler, data, make_model, meeting, 0)
     hanging = meeting("hanging")
@@ -508,7 +532,7 @@ def test_a_worker_that_hangs_is_made_up_for(data, make_model, meeting, monkeypat
     other = worker(make_model(), data, meeting("other"))
     score_all(other)
     assert other.scored == 2 * SHARD
-    monkeypatch.setattr(stores.MemoryStore, "now", lambda _: time.time() + 31)
+    store_clock.jump(31)
     score_all(other)
     assert other.scored == 3 * SHARD
     # It wakes up, with scores of the same parameters at an earlier time: they count for nothing.
@@ -522,7 +546,7 @@ def test_workers_cover_all_examples_once_for_each_version(data, make_model, meet
     pulled(sampler, data, make_model, meeting, 0)
     with distributed.working(*workers):
         until(lambda: sum(w.scored for w in workers) >= N)
-        time.sleep(0.1)
+    assert not any(w.step() for w in workers), "there is nothing left to do"
     assert sum(w.scored for w in workers) == N, "nothing is scored twice with the same parameters"
     sampler.exchange.once()
     wanted = tfi.per_example_gradient_norms(make_model(), *data)

@@ -3,23 +3,29 @@
 import concurrent.futures
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
-from tests.distributed.conftest import N, compile_model
+from tests.distributed.conftest import HANGING_SECONDS, Clock, N, compile_model, until
 from tests.redis_server import NEEDS_REDIS, RedisServer
 from tf_importance import distributed, stores
+from tf_importance.distributed import peer as peers
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def peer(model, store, **options):
-    options = {"push_every": 2, "pull_seconds": 0.02, "shard_size": 32, **options}
+    own = {"push_every": 2, "pull_seconds": 0.02, "shard_size": 32, "fallback_seconds": 1e6}
+    options = {**own, **options}
     return distributed.Peer(N, model, store, **options)
 
 
@@ -104,17 +110,18 @@ def test_what_waits_is_sent_by_one_thread_at_a_time(data, make_model, meeting, m
     np.testing.assert_array_equal(sampler.mirror.known().scores[:6], np.arange(6) + 1)
 
 
-def test_what_is_sent_late_is_as_old_as_it_is(data, make_model, meeting, monkeypatch):
+def test_what_is_sent_late_is_as_old_as_it_is(data, make_model, meeting, monkeypatch, store_clock):
+    clock = Clock()
+    monkeypatch.setattr(peers, "time", clock)
     sampler = alone(data, make_model, meeting, "peer")
     visit(sampler, [1, 2], [1.0, 2.0])
     sampler.maintain(2, None)
-    start = sampler.store.now()
-    later = time.monotonic() + 100
-    monkeypatch.setattr(stores.MemoryStore, "now", lambda _: start + 100)
-    monkeypatch.setattr("tf_importance.distributed.peer.time.monotonic", lambda: later)
+    for each in (clock, store_clock):
+        each.jump(100)
     sampler.exchange.once()
-    age = start + 100 - sampler.mirror.known().times[[1, 2]]
-    assert np.all((90 < age) & (age < 101))
+    age = sampler.store.now() - sampler.mirror.known().times[[1, 2]]
+    # The store counts in hundredths.
+    np.testing.assert_allclose(age, 100, atol=0.02)
 
 
 def test_a_batch_that_does_not_fit_is_refused(data, make_model, meeting):
@@ -137,7 +144,12 @@ def test_one_peer_trains_by_itself(data, make_model, meeting):
     compile_model(model, sampler, 0.1)
     before = model.evaluate(*data, verbose=0)
     batches = tfi.history_sample(data, sampler, 8, seed=1).repeat()
-    history = model.fit(batches, steps_per_epoch=40, epochs=3, verbose=0).history
+    pulled = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: until(lambda: sampler.usable.numpy() > 0.5)
+    )
+    history = model.fit(
+        batches, steps_per_epoch=40, epochs=3, verbose=0, callbacks=[pulled]
+    ).history
     assert model.evaluate(*data, verbose=0) < 0.8 * before
     assert history["usable"][-1] > 0.5
 
@@ -145,11 +157,10 @@ def test_one_peer_trains_by_itself(data, make_model, meeting):
 @NEEDS_REDIS
 @pytest.mark.slow
 def test_two_processes_share_scores_and_parameters(tmp_path):
-    ports = []
-    for _ in range(2):
-        with socket.socket() as found:
+    with socket.socket() as one, socket.socket() as other:
+        for found in (one, other):
             found.bind(("127.0.0.1", 0))
-            ports.append(str(found.getsockname()[1]))
+        ports = [str(found.getsockname()[1]) for found in (one, other)]
     server = RedisServer()
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     try:
@@ -158,13 +169,14 @@ def test_two_processes_share_scores_and_parameters(tmp_path):
             subprocess.Popen(
                 [sys.executable, "-m", "tests.distributed.peer_process"]
                 + [str(rank), ",".join(ports), server.url, str(out)],
+                cwd=ROOT,
                 env=environment,
                 stderr=subprocess.PIPE,
                 text=True,
             )
             for rank, out in enumerate(outs)
         ]
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=2 * HANGING_SECONDS)[1] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], errors
     finally:
         for process in processes:

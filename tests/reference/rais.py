@@ -59,14 +59,24 @@ def constraint(c, d, data) -> float:
 
 
 def train(data, start) -> tuple[np.ndarray, np.ndarray]:
-    """(PT) by a generic solver, constraint and all."""
+    """(PT) by a generic solver, constraint and all.
+
+    SLSQP keeps bounds and constraint up to a tolerance only, and what violates them may be smaller
+    than any set that does not. So its point is moved within the bounds, and d scaled until the
+    constraint is 1, the smallest that it may be for this c and the direction of d. A second run
+    from there takes up what the first has left.
+    """
     size = data.features.shape[1]
-    found = scipy.optimize.minimize(
-        lambda z: size_of(z[:size], z[size:], data),
-        start,
-        method="SLSQP",
-        bounds=[(0, None)] * size + [(1e-9, None)] * size,
-        constraints={"type": "ineq", "fun": lambda z: 1 - constraint(z[:size], z[size:], data)},
-        options={"ftol": 1e-12, "maxiter": 1000},
-    )
-    return found.x[:size], found.x[size:]
+    lower = np.append(np.zeros(size), np.full(size, 1e-9))
+    for _ in range(2):
+        found = scipy.optimize.minimize(
+            lambda z: size_of(z[:size], z[size:], data),
+            start,
+            method="SLSQP",
+            bounds=[(low, None) for low in lower],
+            constraints={"type": "ineq", "fun": lambda z: 1 - constraint(z[:size], z[size:], data)},
+            options={"ftol": 1e-12, "maxiter": 1000},
+        )
+        c, d = np.split(np.maximum(found.x, lower), 2)
+        start = np.concatenate([c, d * constraint(c, d, data)])
+    return start[:size], start[size:]

@@ -70,11 +70,12 @@ def test_scores_follow_the_live_weights(model, scorer):
 
 @SCORERS
 def test_a_sequence_and_an_image_net(scorer):
+    rng = np.random.default_rng(0)
     for layers, x, y in (
-        ([keras.layers.LSTM(3)], RNG.normal(size=(4, 5, 2)), [0, 1, 2, 0]),
+        ([keras.layers.LSTM(3)], rng.normal(size=(4, 5, 2)), [0, 1, 2, 0]),
         (
             [keras.layers.Conv2D(3, 3), keras.layers.Flatten()],
-            RNG.normal(size=(4, 5, 5, 1)),
+            rng.normal(size=(4, 5, 5, 1)),
             [1, 0, 2, 1],
         ),
     ):

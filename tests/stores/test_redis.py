@@ -107,7 +107,7 @@ def test_a_user_without_permissions_is_told_which_keys(locked):
 
 def test_tls(tmp_path):
     if shutil.which("openssl") is None:
-        pytest.skip("needs openssl for a certificate")
+        pytest.skip("needs openssl (apt-get install openssl)")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
     command += f" -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -keyout {key}"
@@ -166,7 +166,7 @@ def test_a_killed_server_comes_back_empty_or_as_it_was():
     for options, kept in (((), False), (("--appendonly", "yes", "--appendfsync", "always"), True)):
         server = RedisServer(*options)
         try:
-            store = RedisStore(server.url, "r", "worker", timeout=2.0)
+            store = RedisStore(server.url, "r", "worker")
             store.create(DESCRIPTION)
             version = store.publish(b"x" * 100, store.take_over())
             store.write([message(2, version, store=store)])
@@ -204,13 +204,13 @@ def test_a_server_that_forgot_its_master_supersedes_nobody(store, raw, remembere
 def test_a_run_that_was_deleted_halfway_leaves_nothing_to_the_next(store, raw):
     store.publish(b"y" * 2500, store.take_over())
     store.write([message(store=store)])
-    assert store.lease("w", 1, 60.0) is not None
+    assert store.lease("w", 1, 3600.0) is not None
     store.report("w", {"scored": 1.0})
     raw.delete("tfi:{faults}:run")
     store.create(DESCRIPTION)
     assert store.parameters() is None and store.changes().shards == [] and store.reports() == {}
     assert not np.concatenate(store.read(range(4)))["version"].any()
-    assert {store.lease("w", 1, 60.0).shard for _ in range(4)} == {0, 1, 2, 3}
+    assert {store.lease("w", 1, 3600.0).shard for _ in range(4)} == {0, 1, 2, 3}
     assert not raw.keys("*parameters:*")
 
 

@@ -36,6 +36,7 @@ def measured():
     return measure, gradients, (x @ w - y)[:, 0]
 
 
+@pytest.mark.slow
 def test_the_proposals_are_those_of_the_scores(measured):
     measure, gradients, errors = measured
     found = measure().probabilities

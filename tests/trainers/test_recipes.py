@@ -1,4 +1,4 @@
-"""The tasks and their configs: they parse, start and make their steps, on fixture data."""
+"""The tasks and their configs: they parse, start and make their steps, on made-up examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pathlib
 import subprocess
 import sys
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -20,9 +19,12 @@ from trainers import (
     datasets,
     fine_tuning,
     image_classification,
-    nets,
+    issgd,
     sequence_classification,
+    short,
+    variance_ablation,
 )
+from trainers import flags as trainer_flags
 from trainers import variance_reduction as reduction
 
 TASKS = {
@@ -31,33 +33,26 @@ TASKS = {
     "sequence_classification": sequence_classification.train,
 }
 CONFIGS = sorted(path for task in TASKS for path in pathlib.Path("configs", task).glob("*.cfg"))
-# With flags of their own: tests/trainers/test_issgd.py.
+# With flags of their own: tests/trainers/test_issgd.py, test_ablation.py.
+PROGRAMS = {
+    "fine_tuning": fine_tuning,
+    "sequence_classification": sequence_classification,
+    "issgd": issgd,
+    "variance_ablation": variance_ablation,
+}
+ABLATIONS = sorted(pathlib.Path("configs/variance_ablation").glob("*.cfg"))
 DELEGATED = sorted(pathlib.Path("configs/issgd").glob("*.cfg"))
 FIGURES = sorted(pathlib.Path("configs/figures").glob("*.cfg"))
 # Of a trainer of image classification, too.
 BY_MEMORY = sorted(pathlib.Path("configs/rais").glob("*.cfg"))
-# One of each kind, in every test run; all others by `make test-configs`.
+# One of each kind, in every test run; all others by `make test-slow`.
 STARTED = {
     "fine_tuning/cifar10_second_half_loss",
-    "fine_tuning/mit67_upper_bound",
-    "image_classification/cifar10_upper_bound_B256",
     "image_classification/mnist_katyusha",
     "image_classification/mnist_scsg",
+    "issgd/mnist",
     "sequence_classification/permuted_mnist_upper_bound",
-}
-# Smaller than the papers', so that two steps are quick.
-_SHAPES = {
-    "digits": (8, 8, 1),
-    "mit67": (32, 32, 3),
-    "permuted_mnist": (20, 1),
-    "permuted_mnist_49": (49, 1),
-}
-_CLASSES = {
-    "mit67": 67,
-    "cifar100": 100,
-    "cifar100_augmented": 100,
-    "cifar10_first_half": 5,
-    "cifar10_second_half": 5,
+    "variance_ablation/mnist_uniform",
 }
 
 
@@ -67,25 +62,6 @@ def _name(config: pathlib.Path) -> str:
 
 def _rows(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def fixture_data(monkeypatch):
-    """Random examples in place of every data set, with its number of classes."""
-
-    def load(name: str, data_dir) -> datasets.Data:
-        shape = _SHAPES.get(name, (28, 28, 1) if "mnist" in name else (16, 16, 3))
-        classes = _CLASSES.get(name, 10)
-        rng = np.random.default_rng(0)
-        examples = tf.data.Dataset.from_tensor_slices(
-            (
-                rng.uniform(size=(24, *shape)).astype(np.float32),
-                np.arange(24, dtype=np.int32) % classes,
-            )
-        )
-        return datasets.Data(examples, examples.take(8), 24, shape, classes, 24)
-
-    monkeypatch.setattr(datasets, "load", load)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: "/".join(path.parts[1:]))
@@ -123,34 +99,35 @@ def test_every_figure_compares_configs_of_one_task(config):
         pytest.param(
             config,
             id=_name(config),
-            marks=() if _name(config) in STARTED else pytest.mark.every_config,
+            marks=() if _name(config) in STARTED else pytest.mark.slow,
         )
-        for config in [*CONFIGS, *BY_MEMORY]
+        for config in [*CONFIGS, *BY_MEMORY, *DELEGATED, *ABLATIONS]
     ],
 )
-def test_configs_start_step_and_record(settings_of, fixture_data, tmp_path, config):
-    weights = "none"
-    if "second_half" in config.stem:
-        keras.utils.set_random_seed(0)
-        weights = str(tmp_path / "net.keras")
-        nets.build("cnn", (16, 16, 3), 5).save(weights)
-    small = ["--steps=2", "--evaluations=2", "--batch_size=4", f"--weights={weights}"]
-    settings = settings_of(f"--flagfile={config}", *small)
-    drawn = settings.sampling in tfi.scorers.BY_NAME and settings.switch == "tau"
-    if drawn:
-        settings["tau_threshold"].value = "always"
-    if settings.presample_size not in (None, "auto"):
-        settings["presample_size"].value = "8"
-    train = TASKS.get(config.parent.name, image_classification.train)
-    path, model = train(settings)
+def test_configs_start_step_and_record(parser_of, config):
+    trainer = PROGRAMS.get(config.parent.name, image_classification)
+    define = getattr(trainer, "define", trainer_flags.define)
+    settings = parser_of(define)(f"--flagfile={config}", "--short")
+    short.shrink(settings)
+    path, model = trainer.train(settings)
     rows = _rows(path)
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert np.isfinite(rows[-1]["train_loss"])
     if settings.clip_norm:
         assert model.optimizer.global_clipnorm == settings.clip_norm
-    if drawn:
+    if settings.sampling in tfi.scorers.BY_NAME and settings.switch == "tau":
         # The second batch may have left the pipeline before the first evaluation.
         assert max(row["importance"] for row in rows[1:]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", FIGURES, ids=lambda path: path.stem)
+def test_figures_are_drawn(config, tmp_path):
+    command = [sys.executable, "-m", "trainers.compare", f"--flagfile={config}", "--short"]
+    done = subprocess.run([*command, f"--out={tmp_path / 'out'}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out-short" / "comparison.png").stat().st_size > 0
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["svrg", "katyusha", "scsg"])
@@ -204,17 +181,6 @@ def test_help_teaches():
     shown = subprocess.run(command, capture_output=True, text=True).stdout
     assert "Katharopoulos" in shown or "K&F" in shown
     assert "--dry_run" in shown.replace("--[no]", "--") and "--clip_norm" in shown
-
-
-def test_a_dry_run_shows_flags_and_a_steps_time_and_leaves_nothing(data_dir, tmp_path):
-    command = [sys.executable, "-m", "trainers.sequence_classification", "--dry_run"]
-    command += [f"--data_dir={data_dir}", f"--out={tmp_path / 'run'}", "--time_budget=9"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for line in ("--dataset=permuted_digits", "--net=lstm", "--time_budget=9.0"):
-        assert line in done.stdout.splitlines()
-    assert "67,850 parameters, input (64, 1)" in done.stdout and "one step: " in done.stdout
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_flag_that_does_not_exist_is_refused(settings_of, tmp_path):

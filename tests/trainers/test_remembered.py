@@ -42,6 +42,7 @@ def test_a_run_of_each_sampler_records_gain_and_effective_step(settings_of, name
     assert rows[-1]["epoch"] == pytest.approx(4 * 16 / 1437)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["--switch=tau", "--switch=gain"])
 def test_memory_takes_fresh_scores_and_a_switch(settings_of, how):
     path, model = image_classification.train(
@@ -80,6 +81,7 @@ def test_each_batch_has_changes_of_its_own_under_a_switch(settings_of):
     assert len(kinds) == 5, "turned by the same angles"
 
 
+@pytest.mark.slow
 def test_a_repeatable_run_goes_on_exactly_after_a_kill(settings_of, tmp_path):
     arguments = [
         *("--sampling=rais", "--net=linear", "--batch_size=128", "--augment=turn"),

@@ -11,6 +11,7 @@ import sklearn.datasets
 import tensorflow_datasets as tfds
 
 from trainers import datasets
+from trainers.datasets import made_up
 
 _SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
 
@@ -28,6 +29,26 @@ def test_digits_are_all_of_scikit_learns_digits_each_in_one_split(data_dir):
     np.testing.assert_array_equal(
         np.sort(images.reshape(-1, 64), axis=0), np.sort(expected.reshape(-1, 64), axis=0)
     )
+
+
+@pytest.mark.parametrize("name", datasets.SOURCES)
+def test_made_up_examples_have_the_shape_and_the_classes_of_the_real_ones(name):
+    source, data = datasets.SOURCES[name], made_up.load(name)
+    features = datasets.builder(source, None).info.features
+    real = tuple(features["image"].shape)
+    sequence = name.startswith("permuted")
+    assert len(data.image_shape) == (2 if sequence else len(real))
+    assert data.image_shape[-1] == real[-1], "channels"
+    classes = features["label"].num_classes
+    assert data.num_classes == (classes if source.half is None else classes // 2)
+    images, labels = _arrays(data.train)
+    assert images.shape == (data.num_train, *data.image_shape) and images.dtype == np.float32
+    assert images.min() >= 0 and images.max() <= 1 and labels.max() < data.num_classes
+
+
+def test_unknown_data_cannot_be_made_up():
+    with pytest.raises(ValueError, match="known are digits"):
+        made_up.load("imagenet")
 
 
 def test_splits_are_stratified(data_dir):
@@ -65,6 +86,7 @@ def test_a_failing_download_names_the_offline_route_and_the_embedded_default(tmp
         datasets.load("mnist", str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _SHARED.exists(), reason=f"needs the original archives in {_SHARED}")
 def test_mnist_prepared_offline_is_read(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(_SHARED))

@@ -97,6 +97,24 @@ class Data(NamedTuple):
     buffer: int
 
 
+def source(name: str) -> Source:
+    """A data set's source by its name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(SOURCES)}.")
+    return SOURCES[name]
+
+
+def builder(chosen: Source, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """What prepares and reads a source's data."""
+    if chosen.builder in _BUILDERS:
+        return _BUILDERS[chosen.builder](data_dir=data_dir)
+    return tfds.builder(chosen.builder, data_dir=data_dir)
+
+
 def load(name: str, data_dir: str | None = None) -> Data:
     """Load a data set; prepare it first where that has not been done.
 
@@ -111,26 +129,20 @@ def load(name: str, data_dir: str | None = None) -> Data:
         RuntimeError: TFDS could not download the data, or files that only you can get are not
             there.
     """
-    if name not in SOURCES:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(SOURCES)}.")
-    source = SOURCES[name]
-    builder = (
-        _BUILDERS[source.builder](data_dir=data_dir)
-        if source.builder in _BUILDERS
-        else tfds.builder(source.builder, data_dir=data_dir)
-    )
-    if not builder.data_path.exists():
-        _prepare(builder)
-    train, test = _split(builder, source, source.train), _split(builder, source, "test")
-    num_train = _number(builder, source)
-    num_classes = builder.info.features["label"].num_classes
+    chosen = source(name)
+    prepared = builder(chosen, data_dir)
+    if not prepared.data_path.exists():
+        _prepare(prepared)
+    train, test = _split(prepared, chosen, chosen.train), _split(prepared, chosen, "test")
+    num_train = _number(prepared, chosen)
+    num_classes = prepared.info.features["label"].num_classes
     return Data(
         train=train,
         test=test,
         num_train=num_train,
         image_shape=tuple(train.element_spec[0].shape),
-        num_classes=num_classes if source.half is None else _in_half(source.half, num_classes),
-        buffer=min(num_train, _BUFFER) if source.streamed else num_train,
+        num_classes=num_classes if chosen.half is None else _in_half(chosen.half, num_classes),
+        buffer=min(num_train, _BUFFER) if chosen.streamed else num_train,
     )
 
 

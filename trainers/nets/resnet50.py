@@ -35,7 +35,7 @@ def resnet50(
     if weights not in (None, IMAGENET) and not pathlib.Path(weights).exists():
         raise ValueError(f"--weights={weights} is no file; give one, {IMAGENET} or none.")
     inputs = keras.layers.Input(input_shape)
-    pixels = keras.layers.Rescaling(255.0)(inputs)[..., ::-1]
+    pixels = keras.layers.Rescaling(255.0)(inputs)[:, :, :, ::-1]
     centered = keras.layers.Normalization(mean=_MEANS, variance=(1.0, 1.0, 1.0))(pixels)
     try:
         body = keras.applications.ResNet50(

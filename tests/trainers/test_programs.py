@@ -1,0 +1,172 @@
+"""Every trainer as a command: quiet, tried out in seconds, interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trainers import program, startup
+
+_DEADLINE = 240  # seconds
+_CURVES = (
+    "configs/image_classification/digits_uniform.cfg,configs/image_classification/digits_gain.cfg"
+)
+_COMMANDS = [
+    ["trainers.issgd", "--role=worker", "--store=redis://nobody:1"],
+    ["trainers.compare", f"--curves={_CURVES}", "--out=OUT"],
+    *(
+        pytest.param([f"trainers.{name}"], marks=pytest.mark.slow)
+        for name in (
+            "image_classification",
+            "fine_tuning",
+            "sequence_classification",
+            "variance_ablation",
+        )
+    ),
+]
+
+
+def _environment() -> dict[str, str]:
+    """Where nobody has asked TensorFlow to be quiet, and modules are found from any directory."""
+    kept = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    return {**kept, "PYTHONPATH": os.getcwd()}
+
+
+def _runs_quietly(command: list[str], cwd: pathlib.Path) -> str:
+    """What a command prints; what it logs must be its own."""
+    shown = subprocess.run(
+        [sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=_environment(),
+    )
+    assert shown.returncode == 0, shown.stderr
+    said = [line for line in shown.stderr.splitlines() if not line.startswith("worker 0: ")]
+    assert said == []
+    return shown.stdout
+
+
+@pytest.mark.parametrize("command", _COMMANDS, ids=lambda command: command[0])
+def test_a_dry_run_is_quiet_and_leaves_nothing(tmp_path, command):
+    (tmp_path / "configs").symlink_to(pathlib.Path("configs").resolve())
+    shown = _runs_quietly([*command, "--dry_run", "--short"], tmp_path)
+    assert "--batch_size=4" in shown.splitlines() and "one step: " in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["configs"]
+
+
+def test_a_flagfile_alone_is_a_command_and_short_replaces_what_it_left(tmp_path):
+    config = pathlib.Path("configs/image_classification/digits_gain.cfg").resolve()
+    for _ in range(2):
+        command = ["trainers.image_classification", f"--flagfile={config}", "--short"]
+        shown = _runs_quietly(command, tmp_path)
+        assert shown.startswith("Training for 2 steps; results go to runs/digits_gain-short.")
+        assert shown.rstrip().endswith("runs/digits_gain-short/curves.png")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits_gain-short"]
+
+
+@pytest.mark.parametrize(
+    "arguments, out",
+    [
+        ([], "runs/trainer"),
+        (["--flagfile=a/b.cfg", "--seed=3"], "runs/b"),
+        (["--seed=3", "--flagfile", "a/b.cfg", "--flagfile=c.cfg"], "runs/c"),
+    ],
+)
+def test_results_go_to_a_directory_of_the_flagfiles_name(monkeypatch, arguments, out):
+    monkeypatch.setattr(sys, "argv", ["/x/trainer.py", *arguments])
+    assert program.default_out() == out
+
+
+@pytest.mark.parametrize(
+    "arguments, before, after", [([], "", "3"), (["--verbose"], "", ""), ([], "1", "1")]
+)
+def test_tensorflow_is_quiet_unless_asked(monkeypatch, arguments, before, after):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", before)
+    if not before:
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.setattr(sys, "argv", ["x", *arguments])
+    startup.import_tensorflow()
+    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL", "") == after
+
+
+# Ctrl-C ---------------------------------------------------------------------------------------
+
+
+def _rows(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def _interrupted(command: list[str], watched: pathlib.Path) -> str:
+    """Start a command, press Ctrl-C once a run has two evaluations; what it says about that."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where this process ignores the signal, a child would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    end = time.monotonic() + _DEADLINE
+    metrics = watched / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=_DEADLINE)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    return said
+
+
+def _resumed(said: str) -> subprocess.CompletedProcess:
+    """Run the command that was said."""
+    command = shlex.split(said.splitlines()[-1])
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def _assert_goes_on(before: list[dict], path: pathlib.Path, steps: int) -> None:
+    """A run is complete, with the evaluations that it had and none twice."""
+    rows = _rows(path)
+    assert [row["step"] for row in rows] == list(range(steps + 1))
+    # The last may have been without its checkpoint.
+    assert len(before) > 1 and rows[: len(before) - 1] == before[:-1]
+
+
+def _steps(steps: int, data_dir: str) -> list[str]:
+    """Flags of a run with an evaluation at each of its steps, a power of two."""
+    flags = ["--net=linear", "--batch_size=16", f"--data_dir={data_dir}"]
+    return [*flags, f"--steps={steps}", f"--evaluations={steps}"]
+
+
+def test_an_interrupted_run_says_the_command_that_completes_it(data_dir, tmp_path):
+    out = tmp_path / "with a space"
+    command = ["trainers.image_classification", f"--out={out}", *_steps(64, data_dir)]
+    said = _interrupted(command, out)
+    assert f"Interrupted. {out} keeps everything until the last evaluation" in said
+    before = _rows(out)
+    assert "Continuing from step" in _resumed(said).stderr
+    _assert_goes_on(before, out, 64)
+
+
+def test_an_interrupted_comparison_keeps_complete_and_partial_runs(data_dir, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.cfg").write_text("\n".join(_steps(32, data_dir)))
+    out = tmp_path / "out"
+    command = ["trainers.compare", "--seeds=1", "--anew", f"--out={out}"]
+    command.append(f"--curves={tmp_path / 'one.cfg'},{tmp_path / 'two.cfg'}")
+    said = _interrupted(command, out / "two" / "0")
+    assert said.splitlines()[-1].endswith(" --noanew")
+    complete, partial = _rows(out / "one" / "0"), _rows(out / "two" / "0")
+    done = _resumed(said)
+    assert done.stdout.splitlines()[-1].endswith("comparison.png")
+    assert _rows(out / "one" / "0") == complete
+    _assert_goes_on(partial, out / "two" / "0", 32)
