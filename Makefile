@@ -1,7 +1,7 @@
-# Everything runs from a checkout: the first call makes the virtual environment it needs, the later
-# ones use it until setup.cfg or pyproject.toml changes.
+# Everything runs from a checkout. The first call makes the virtual environment it needs, by the
+# versions in constraints/; later calls use it until setup.cfg or the constraints change.
 
-# The first of these that runs. The addons lane has wheels for Python 3.10 and 3.11 only.
+# The first of these that runs. TensorFlow 2.15 has wheels for Python 3.10 and 3.11 only.
 runs = $(firstword $(foreach python,$(1),$(shell $(python) -c "print('$(python)')" 2>/dev/null)))
 PYTHON ?= $(or $(call runs,python3.11 python3),python3)
 PYTHON_ADDONS ?= $(or $(call runs,python3.11 python3.10),python3.11)
@@ -10,43 +10,86 @@ PYTHON_ADDONS ?= $(or $(call runs,python3.11 python3.10),python3.11)
 PYTEST = -m pytest --numprocesses 2 --dist worksteal
 # Further arguments of pytest, such as ARGS="-k variance".
 ARGS ?=
+# Arguments of the main job, such as TRAIN="--short --verbose".
+TRAIN ?=
 
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+# The lock of a lane: for Python 3.10 and later, whatever machine it is made on.
+COMPILE = .venv-lock/bin/uv pip compile setup.cfg --universal --python-version 3.10 --upgrade \
+	--no-annotate --quiet --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-addons test-configs lint clean
+.PHONY: help install train test test-slow test-addons test-addons-slow test-minimum test-newest \
+	lint lock package clean
 
 help:  ## List what can be made.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
 
-install: .venv/installed  ## Make .venv: the newest TensorFlow and everything for tests and trainers.
+install: .venv/installed  ## Make .venv: the pinned TensorFlow and everything for tests and trainers.
 
 train: .venv/installed  ## The main job: uniform against importance sampling, same seconds each.
-	.venv/bin/python -m trainers.compare --flagfile=configs/main.cfg
+	.venv/bin/python -m trainers.compare --flagfile=configs/main.cfg $(TRAIN)
 
-test: .venv/installed  ## All tests on the newest TensorFlow and Keras 3.
+test: .venv/installed  ## The tests on the newest TensorFlow and Keras 3.
 	.venv/bin/python $(PYTEST) $(ARGS)
 
-test-addons: .venv-addons/installed  ## All tests on TensorFlow 2.15, Keras 2.15, TensorFlow Addons.
+test-slow: .venv/installed  ## The tests that take minutes, each config file of the trainers among them.
+	.venv/bin/python $(PYTEST) -m slow $(ARGS)
+
+test-addons: .venv-addons/installed  ## The tests on TensorFlow 2.15, Keras 2.15, TensorFlow Addons.
 	.venv-addons/bin/python $(PYTEST) $(ARGS)
 
-test-configs: .venv/installed  ## Two steps by each config file of the trainers, on fixture data.
-	.venv/bin/python $(PYTEST) -m every_config tests/trainers $(ARGS)
+test-addons-slow: .venv-addons/installed  ## The slow tests on TensorFlow 2.15.
+	.venv-addons/bin/python $(PYTEST) -m slow $(ARGS)
+
+test-minimum: .venv-minimum/installed  ## The tests on the oldest versions that setup.cfg allows.
+	.venv-minimum/bin/python $(PYTEST) $(ARGS)
+
+test-newest: .venv-newest/installed  ## The tests on the newest versions there are, not the pinned.
+	.venv-newest/bin/python $(PYTEST) $(ARGS)
 
 lint: .venv/installed  ## ruff over everything, mypy over the library.
 	.venv/bin/ruff check
 	.venv/bin/mypy
 
+lock: .venv-lock/installed  ## Pin each lane anew to the newest versions: constraints/.
+	$(COMPILE) --extra test --output-file constraints/current.txt
+	$(COMPILE) --extra test --extra addons --output-file constraints/addons.txt
+	$(COMPILE) constraints/minimum.in --extra test --output-file constraints/minimum.txt
+
+package: .venv-lock/installed  ## Build the wheel and the sdist: dist/.
+	rm -rf dist
+	.venv-lock/bin/python -m build --outdir dist
+
 clean:  ## Remove the virtual environments and caches; runs/ stays.
-	rm -rf .venv .venv-addons *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-addons .venv-minimum .venv-newest .venv-lock
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/installed: setup.cfg pyproject.toml
+.venv/installed: setup.cfg pyproject.toml constraints/current.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --editable '.[test]'
+	.venv/bin/python -m pip install --quiet --constraint constraints/current.txt --editable '.[test]'
 	touch $@
 
-.venv-addons/installed: setup.cfg pyproject.toml
+.venv-addons/installed: setup.cfg pyproject.toml constraints/addons.txt
 	$(PYTHON_ADDONS) -m venv .venv-addons
-	.venv-addons/bin/python -m pip install --editable '.[addons,test]'
+	.venv-addons/bin/python -m pip install --quiet --constraint constraints/addons.txt \
+		--editable '.[addons,test]'
+	touch $@
+
+.venv-minimum/installed: setup.cfg pyproject.toml constraints/minimum.txt
+	$(PYTHON_ADDONS) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet --constraint constraints/minimum.txt \
+		--editable '.[test]'
+	touch $@
+
+# Made anew each time: what is newest changes.
+.PHONY: .venv-newest/installed
+.venv-newest/installed:
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --editable '.[test]'
+
+.venv-lock/installed:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet build uv
 	touch $@

@@ -20,7 +20,7 @@ from tf_importance.model import ISModel
 from tf_importance.presampling import importance_sample
 from tf_importance.scorers.norms import per_example_gradient_norms
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "ISModel",

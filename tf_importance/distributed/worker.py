@@ -23,6 +23,8 @@ from tf_importance.distributed import description, parameters
 _LOG = logging.getLogger(__name__)
 # Between two looks for work, and between two tries to reach a store.
 _IDLE_SECONDS = 0.02
+# A worker that is started before its master says so after this.
+_PATIENCE_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
 _REPORT_SECONDS = 1.0
 # What passes by itself, or once another process has done its part.
@@ -77,6 +79,7 @@ class Worker:
         self._joined = False
         self._reported = (time.monotonic(), 0)
         self._failure = ""
+        self._waits_since: float | None = None
 
         def scores(start, end):
             return scorer(model, *self._gather(tf.range(start, end)))
@@ -99,13 +102,16 @@ class Worker:
                 self._say(error)
                 stop.wait(_RETRY_SECONDS)
             else:
-                self._failure = ""
+                self._failure, self._waits_since = "", None
                 if not worked:
                     stop.wait(_IDLE_SECONDS)
 
     def _say(self, error: stores.StoreError) -> None:
-        """Log what is waited for, once."""
-        if str(error) != self._failure:
+        """Log what is waited for, once; a run that does not stand yet may begin in a moment."""
+        now = time.monotonic()
+        self._waits_since = self._waits_since or now
+        begins = isinstance(error, stores.NoRun) and now - self._waits_since < _PATIENCE_SECONDS
+        if str(error) != self._failure and not begins:
             self._failure = str(error)
             _LOG.warning("%s Waiting.", error)
 
