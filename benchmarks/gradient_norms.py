@@ -13,10 +13,6 @@ And in processes of their own, since memory has no undo and TensorFlow's `vector
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import json
 import subprocess
 import sys
@@ -29,7 +25,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import tf_importance as tfi
-from benchmarks import measure, nets
+from benchmarks import command, measure, nets
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("nets", list(nets.NETS), "Nets to measure.")
@@ -110,9 +106,9 @@ def slow(name: str, way: str) -> dict | str:
 
 def alone(*arguments: str) -> subprocess.CompletedProcess:
     """This benchmark in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.gradient_norms", *arguments]
-    command.append(f"--batch_size={FLAGS.batch_size}")
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+    same = [f"--batch_size={FLAGS.batch_size}", f"--short={FLAGS.short}"]
+    process = [sys.executable, "-m", "benchmarks.gradient_norms", *arguments, *same]
+    return subprocess.run(process, check=False, capture_output=True, text=True)
 
 
 def peak_megabytes() -> float:
@@ -133,6 +129,9 @@ def memory(name: str) -> dict:
 
 
 def main(_) -> None:
+    command.shorten(
+        nets=["small_cnn"], batch_size=2, rounds=1, seconds=0.0, slow=["loop"], slow_rounds=1
+    )
     if FLAGS.only_memory:
         name, way = FLAGS.only_memory.split("/")
         if way == "nothing":

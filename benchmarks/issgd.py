@@ -12,12 +12,9 @@ All parts run on this machine, server included; other work on it shows, so its l
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import contextlib
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -32,7 +29,7 @@ import redis
 from absl import app, flags
 
 import tf_importance as tfi
-from benchmarks import measure, staleness
+from benchmarks import command, measure, staleness
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("parts", ["a", "b", "c", "d"], "What to measure.")
@@ -47,6 +44,8 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer("steps", 300, "Training steps of a timing of (c).")
 flags.DEFINE_list("units", ["256", "256"], "Hidden layers; the paper's are 2048 four times.")
+flags.DEFINE_list("leases", ["1", "5"], "Seconds of a lease of (d).")
+flags.DEFINE_integer("deaths", 3, "Deaths of (d), for each lease.")
 flags.DEFINE_string("out", "runs/benchmarks/issgd.json", "Where the result goes.")
 # Of the processes that this one starts.
 flags.DEFINE_string("as_process", None, "worker or writer.")
@@ -63,8 +62,8 @@ def server() -> Iterator[str]:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     with tempfile.TemporaryDirectory() as directory:
-        command = ["redis-server", "--port", str(port), "--save", "", "--dir", directory]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        options = ["--port", str(port), "--save", "", "--dir", directory]
+        process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
         client = redis.Redis(port=port)
         try:
             for _ in range(500):
@@ -83,10 +82,10 @@ def processes(kind: str, url: str, names: list[str]) -> Iterator[None]:
     """Further processes of this module, of one thread each."""
     one_thread = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     environment = {**os.environ, **one_thread, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.issgd", f"--as_process={kind}", f"--store={url}"]
-    command += [f"--examples={FLAGS.examples}", f"--master_examples={FLAGS.master_examples}"]
-    command += [f"--worker_units={','.join(FLAGS.worker_units)}"]
-    started = [subprocess.Popen([*command, f"--name={n}"], env=environment) for n in names]
+    one = [sys.executable, "-m", "benchmarks.issgd", f"--as_process={kind}", f"--store={url}"]
+    one += [f"--examples={FLAGS.examples}", f"--master_examples={FLAGS.master_examples}"]
+    one += [f"--worker_units={','.join(FLAGS.worker_units)}"]
+    started = [subprocess.Popen([*one, f"--name={n}"], env=environment) for n in names]
     try:
         yield
     finally:
@@ -316,9 +315,9 @@ def _bytes(client) -> int:
 
 def deaths() -> dict:
     found = {}
-    for lease_seconds in (1.0, 5.0):
+    for lease_seconds in map(float, FLAGS.leases):
         times = []
-        for _ in range(3):
+        for _ in range(FLAGS.deaths):
             with server() as url:
                 store, n = tfi.stores.open_store(url), 4_096
                 made, source = model(FLAGS.units), data(n)
@@ -349,6 +348,18 @@ _NAMES = {"a": "workers", "b": "store", "c": "master", "d": "seconds_to_make_up_
 
 
 def main(_) -> None:
+    command.shorten(
+        sizes=["10000"],
+        examples=1000,
+        worker_units=["8"],
+        master_examples=10_000,
+        rounds=1,
+        seconds=1.0,
+        steps=10,
+        units=["8"],
+        leases=["0.2"],
+        deaths=1,
+    )
     if FLAGS.as_process:
         {"worker": as_worker, "writer": as_writer}[FLAGS.as_process]()
         return

@@ -9,17 +9,13 @@ In one process and interleaved, on an MLP:
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
 import tf_importance as tfi
-from benchmarks import measure
+from benchmarks import command, measure
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("batch_size", 128, "b, examples in a step.")
@@ -41,6 +37,7 @@ def compiled(model: keras.Model) -> keras.Model:
 
 
 def main(_) -> None:
+    command.shorten(batch_size=16, examples=64, steps=4, rounds=1)
     rng = np.random.default_rng(0)
     examples = rng.normal(size=[FLAGS.examples, 784]).astype(np.float32)
     labels = rng.integers(10, size=FLAGS.examples)

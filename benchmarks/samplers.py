@@ -13,10 +13,6 @@ In one process and interleaved, b = 128 from n = 10⁴ … 10⁷ examples in mem
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import importlib
 import importlib.util
 import math
@@ -30,7 +26,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import tf_importance as tfi
-from benchmarks import measure
+from benchmarks import command, measure
 from benchmarks.nets import small_cnn
 from tf_importance.samplers import Visit, sum_tree
 from trainers import nets
@@ -231,7 +227,7 @@ def overhead(net: str) -> dict:
         for name, model in models.items()
     }
     # Until c and d are there, RAIS draws as uniformly as the others.
-    models["rais"].fit(batches["rais"], steps_per_epoch=3 * n // b + 160, verbose=0)
+    models["rais"].fit(batches["rais"], steps_per_epoch=3 * n // b + 160, verbose=0, shuffle=False)
     assert models["rais"].sampler.uncertainty_set.numpy().any()
     variants = {
         name: lambda name=name: measure.fit_seconds(models[name], batches[name], FLAGS.steps)
@@ -246,6 +242,14 @@ def overhead(net: str) -> dict:
 
 
 def main(_) -> None:
+    command.shorten(
+        sizes=["1000"],
+        rounds=1,
+        calls=3,
+        steps=3,
+        examples=1000,
+        nets=["smallest_cnn"],
+    )
     result: dict = {"batch_size": FLAGS.batch_size}
     if FLAGS.sizes:
         result |= {"draw_and_update": costs(), "training_of_c_and_d": trainings()}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 
-from benchmarks import measure
+from benchmarks import command, measure
 
 FLAGS = flags.FLAGS
 
@@ -112,6 +112,7 @@ _DEFINED = (
 
 
 def main(_) -> None:
+    command.shorten(examples=100_000, shard_size=4096, workers=["1", "3"])
     result = {}
     for workers in map(int, FLAGS.workers):
         # All pull at about the same time, and share the server's line.

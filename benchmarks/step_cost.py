@@ -19,15 +19,13 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
 import tf_importance as tfi
-from benchmarks import measure
+from benchmarks import command, measure
 from benchmarks.nets import small_cnn
 
 FLAGS = flags.FLAGS
@@ -106,7 +104,7 @@ def ratios(make_net) -> dict:
     forgoing, forgone = by_memory(make_net, presample_size=B, switch=never())
     remembering, remembered = by_memory(make_net)
     # Until n + 1.5|D| visits its batches are uniform.
-    remembering.fit(remembered, steps_per_epoch=6000 // b, verbose=0)
+    remembering.fit(remembered, steps_per_epoch=6000 // b, verbose=0, shuffle=False)
     assert remembering.sampler.uncertainty_set.numpy().any()
     presample = next(iter(data.batch(B)))[0]
     forward = tf.function(lambda: plain(presample, training=False))
@@ -155,10 +153,14 @@ def retraces(make_net) -> dict:
     traces = []
     step = model.train_step
     model.train_step = lambda data: traces.append(1) or step(data)
-    model.fit(batches, steps_per_epoch=5, verbose=0)
+    model.fit(batches, steps_per_epoch=5, verbose=0, shuffle=False)
     before = len(traces)
     logs = model.fit(
-        batches, steps_per_epoch=FLAGS.switching_steps, verbose=0, callbacks=[Switch()]
+        batches,
+        steps_per_epoch=FLAGS.switching_steps,
+        verbose=0,
+        shuffle=False,
+        callbacks=[Switch()],
     )
     return {
         "retraces": len(traces) - before,
@@ -187,11 +189,20 @@ def memory(make_net) -> dict:
             if batch % tenth == tenth - 1:
                 seen.append(resident_megabytes())
 
-    model.fit(batches, steps_per_epoch=10 * tenth, verbose=2, callbacks=[Watch()])
+    model.fit(batches, steps_per_epoch=10 * tenth, verbose=2, shuffle=False, callbacks=[Watch()])
     return {"growth": round(seen[-1] / seen[0], 4), "megabytes": [round(m, 1) for m in seen]}
 
 
-def main(argv) -> None:
+def main(_) -> None:
+    command.shorten(
+        nets=["mlp"],
+        batch_size=16,
+        presample_size=64,
+        steps=3,
+        rounds=1,
+        switching_steps=50,
+        long_run_steps=50,
+    )
     unknown = set(FLAGS.nets) - set(NETS)
     if unknown:
         raise app.UsageError(f"unknown nets {sorted(unknown)}; known are {sorted(NETS)}.")

@@ -21,10 +21,6 @@ with, over the method's time. Above 1 it is faster, whatever the target in that 
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import functools
 import json
 import math
@@ -41,7 +37,7 @@ from absl import app, flags
 from scipy import stats
 
 import tf_importance as tfi
-from benchmarks import measure
+from benchmarks import command, measure
 from trainers import nets
 from trainers.step_schedules import Told
 
@@ -106,7 +102,12 @@ def from_tfds(name: str) -> Data:
     import tensorflow_datasets as tfds
 
     load = functools.partial(
-        tfds.load, name, batch_size=-1, as_supervised=True, data_dir=FLAGS.data_dir
+        tfds.load,
+        name,
+        batch_size=-1,
+        as_supervised=True,
+        data_dir=FLAGS.data_dir,
+        download=not FLAGS.short,
     )
     parts = [tfds.as_numpy(load(split=split)) for split in ("train", "test")]
     (x, y), (x_test, y_test) = [
@@ -366,8 +367,9 @@ def blind(model, x, y) -> tf.Tensor:
 def best_uniform(task: Task, data: Data, seconds: float) -> tuple[float, int]:
     """Learning rate and batch size of the least training loss in the grid."""
     found = []
-    for b in task.batch_sizes:
-        for rate in task.rates:
+    few = 1 if FLAGS.short else None
+    for b in task.batch_sizes[:few]:
+        for rate in task.rates[:few]:
             result = run(task, data, "uniform", rate, b, 1000, seconds)
             found.append((result.loss, rate, b))
             print(f"  uniform {rate:g}, b = {b}: {result.loss:.3g}", flush=True)
@@ -466,6 +468,12 @@ def table(found: dict[str, dict]) -> str:
 
 
 def main(_) -> None:
+    command.shorten(
+        tasks=["digits_mlp", "constant_norms"],
+        seconds=0.2,
+        seeds=1,
+        methods=["uniform", "gain", "memory"],
+    )
     unknown = set(FLAGS.tasks) - set(TASKS)
     if unknown:
         raise app.UsageError(f"unknown tasks {sorted(unknown)}; known are {sorted(TASKS)}.")

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# A store, three workers and a master on this machine: configs/issgd/cluster.sh [FLAGFILE] [OUT]
-# PYTHON, PORT and WORKERS change what runs, where, and how many.
+# A store, three workers and a master on this machine: configs/issgd/cluster.sh [FLAGFILE] [OUT] [FLAG...]
+# PYTHON, PORT and WORKERS change what runs, where, and how many; flags are those of workers and master.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 flagfile=${1:-configs/issgd/digits.cfg}
 out=${2:-runs/issgd/cluster}
+more=("${@:3}")
 python=${PYTHON:-.venv/bin/python}
 port=${PORT:-6379}
 store=redis://127.0.0.1:$port/0
@@ -21,8 +22,9 @@ until redis-cli -p "$port" ping >/dev/null 2>&1; do sleep 0.1; done
 
 for number in $(seq "${WORKERS:-3}"); do
   "$python" -m trainers.issgd --flagfile="$flagfile" --store="$store" --role=worker \
-    --worker_name="worker-$number" >"$out.logs/worker-$number" 2>&1 &
+    --worker_name="worker-$number" "${more[@]}" >"$out.logs/worker-$number" 2>&1 &
   started+=($!)
 done
 
-"$python" -m trainers.issgd --flagfile="$flagfile" --store="$store" --role=master --out="$out"
+"$python" -m trainers.issgd --flagfile="$flagfile" --store="$store" --role=master --out="$out" \
+  "${more[@]}"
