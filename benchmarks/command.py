@@ -6,12 +6,16 @@ import pathlib
 
 from absl import flags
 
+# The trainers have flags of these names; a process that imports both, as the tests do, may.
 flags.DEFINE_boolean(
     "short",
     False,
     "The smallest sizes and one round: shows in seconds that it runs; its figures mean nothing.",
+    allow_override=True,
 )
-flags.DEFINE_boolean("verbose", False, "Show what TensorFlow says while it starts.")
+flags.DEFINE_boolean(
+    "verbose", False, "Show what TensorFlow says while it starts.", allow_override=True
+)
 
 
 def shorten(**smallest: object) -> None:

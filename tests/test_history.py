@@ -322,6 +322,7 @@ def test_without_a_seed_it_runs_as_well(blobs):
     assert model.sampler.uncertainty_set.numpy().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"steps_per_execution": 4}, {"run_eagerly": True}, {"jit_compile": True}]
 )

@@ -159,6 +159,7 @@ def test_an_unbuilt_net_is_built_from_the_dataset(net, shape):
     model.fit(batches, verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resampling", ["multinomial", "systematic"])
 def test_seeded_runs_repeat_exactly(blobs, resampling):
     def run(seed):

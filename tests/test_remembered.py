@@ -115,6 +115,7 @@ def decided(points, groups: int, switch, *callbacks) -> tuple[str, tfi.samplers.
     return watch.seen, model.sampler
 
 
+@pytest.mark.slow
 def test_memory_learns_for_a_term_is_tried_out_and_rests_longer_each_time(points, monkeypatch):
     monkeypatch.setattr(remembered, "_RISING", 1e9)
     switch = promising(switches.Gain(step_seconds=1.0, scoring_seconds=1.0), 0)
@@ -133,6 +134,7 @@ def test_a_trial_goes_on_while_the_gain_rises(points, monkeypatch):
     assert seen == "L" * 6 + "M" * 19 * 6 + "U" * 5
 
 
+@pytest.mark.slow
 def test_what_a_trial_has_shown_to_pay_stays(points, monkeypatch):
     """And falls back to uniform batches after it, with the first pause once more."""
     monkeypatch.setattr(remembered, "_RISING", 1e9)
@@ -186,6 +188,7 @@ def assert_resumed_alike(whole, switch, saved, made, steps: int) -> None:
         np.testing.assert_array_equal(tf.convert_to_tensor(mine), tf.convert_to_tensor(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [32, 104, 376], ids=["learning", "trial", "rest"])
 def test_killed_about_a_trial_it_goes_on_with_it(stop, points, monkeypatch, tmp_path):
     monkeypatch.setattr(remembered, "_RISING", 1e9)
@@ -478,6 +481,7 @@ def test_predictions_of_each_plan(population):
     assert largest == pytest.approx(uniform / perfect, rel=1e-5) and largest > found[1]
 
 
+@pytest.mark.slow
 def test_training_measures_what_memory_is_worth(points):
     """R of a frozen net, against all examples' norms and the probabilities of the mixture."""
     keras.utils.set_random_seed(0)
@@ -537,6 +541,7 @@ def test_what_does_not_fit_is_refused(points):
         batches(model, points)
 
 
+@pytest.mark.slow
 def test_a_switch_measures_costs_without_a_seed(points):
     model, switch = compiled(), switches.Gain()
     model.fit(batches(model, points, switch, seed=None), steps_per_epoch=300, verbose=0)

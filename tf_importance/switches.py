@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -270,7 +271,7 @@ class Gain(Switch):
         if not hysteresis > 0:
             raise ValueError(f"hysteresis must be positive; got {hysteresis}.")
         self._hysteresis = hysteresis
-        self._opened_for: tuple[int, int, tuple[Plan, ...]] | None = None
+        self._opened_for: tuple[weakref.ref, int, tuple[Plan, ...]] | None = None
         self.plan = tf.Variable(0, trainable=False, name="plan")
         self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
         self.presamples = tf.Variable(0, dtype=tf.int64, trainable=False, name="presamples")
@@ -280,7 +281,8 @@ class Gain(Switch):
         self.decisions: tf.Module | None = None
 
     def open(self, setting: Setting) -> None:
-        key = (id(setting.model), setting.group_size, setting.plans)
+        # Not its id, which another model may have once this one is gone.
+        key = (weakref.ref(setting.model), setting.group_size, setting.plans)
         if self._opened_for not in (None, key):
             raise ValueError(
                 "a Gain switch measures one model and pipeline, and cannot serve another model or "

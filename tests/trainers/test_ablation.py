@@ -50,6 +50,7 @@ def test_the_proposals_are_those_of_the_scores(measured):
         np.testing.assert_allclose(found[name], scores / scores.sum(), rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_mean_squared_distance_is_the_variance_of_a_batch(measured):
     measure, gradients, _ = measured
     looked = measure()

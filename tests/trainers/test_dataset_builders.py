@@ -88,6 +88,7 @@ def _arrays(builder, split):
     return np.stack(images), np.array(labels)
 
 
+@pytest.mark.slow
 def test_augmented_copies_differ_have_their_labels_and_are_the_same_each_time(data_dir, tmp_path):
     datasets.load("digits", data_dir)
     one, other = DigitsAugmented(data_dir=data_dir), DigitsAugmented(data_dir=str(tmp_path))

@@ -96,6 +96,7 @@ def test_run_json_says_what_the_run_was(settings_of):
     assert list((path / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_a_repeatable_run_repeats_exactly(settings_of, tmp_path):
     arguments = ("--steps=8", "--evaluations=2", "--repeatable", "--batch_size=8")
     histories = []
@@ -191,6 +192,7 @@ def test_augmentation_and_optimizer_of_tensorflow_addons_train(settings_of):
     assert _rows(path)[-1]["step"] == 2
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_plot_and_a_saved_model(data_dir, tmp_path):
     command = [sys.executable, "-m", "trainers.image_classification", f"--data_dir={data_dir}"]
     command += [f"--out={tmp_path / 'run'}", "--steps=2", "--net=linear", "--batch_size=8"]

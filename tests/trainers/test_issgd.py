@@ -43,6 +43,7 @@ def test_the_whole_system_in_one_process(settings_of):
     assert not {"store", "role", "run_name"} & set(flags_of_run)
 
 
+@pytest.mark.slow
 def test_exact_repeats_itself(settings_of, tmp_path):
     weights = []
     for name in ("one", "two"):

@@ -63,6 +63,7 @@ def test_a_dry_run_is_quiet_and_leaves_nothing(tmp_path, command):
     assert [path.name for path in tmp_path.iterdir()] == ["configs"]
 
 
+@pytest.mark.slow
 def test_a_flagfile_alone_is_a_command_and_short_replaces_what_it_left(tmp_path):
     config = pathlib.Path("configs/image_classification/digits_gain.cfg").resolve()
     for _ in range(2):
@@ -157,6 +158,7 @@ def test_an_interrupted_run_says_the_command_that_completes_it(data_dir, tmp_pat
     _assert_goes_on(before, out, 64)
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_keeps_complete_and_partial_runs(data_dir, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.cfg").write_text("\n".join(_steps(32, data_dir)))
