@@ -33,6 +33,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_training_works(name, points):
     sampler = SAMPLERS[name](N)
@@ -106,6 +107,7 @@ def test_the_weights_multiply_to_an_unbiased_mean(points):
     assert abs(z(wrong)) > 5
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(points):
     weights = []
     for _ in range(2):

@@ -287,6 +287,7 @@ def test_weights_of_any_example_are_those_it_would_be_drawn_with(points):
     np.testing.assert_allclose(weights[drawn.indices], drawn.weights, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [43, 120])
 def test_killed_and_resumed_it_goes_on_bit_for_bit(stop, points, tmp_path):
     """Decisions, draws, memory and parameters."""

@@ -52,6 +52,12 @@ def sequential():
 
 
 NETS = {"functional": functional, "sequential": sequential, "subclassed": OwnNet}
+# One in every run, the others by `make test-slow`.
+EACH_NET = [
+    pytest.param("functional", marks=pytest.mark.slow),
+    pytest.param("sequential", marks=pytest.mark.slow),
+    "subclassed",
+]
 
 
 def compiled(net, **kwargs) -> tfi.ISModel:
@@ -91,7 +97,7 @@ def assert_goes_on_alike(model, other, blobs):
     assert tau(model) == tau(other)
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", EACH_NET)
 def test_save_and_load_model(net, blobs, tmp_path):
     model = trained(NETS[net], blobs)
     model.save(tmp_path / "model.keras")
@@ -101,7 +107,7 @@ def test_save_and_load_model(net, blobs, tmp_path):
     assert_goes_on_alike(model, restored, blobs)
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", EACH_NET)
 def test_save_and_load_weights(net, blobs, tmp_path):
     model = trained(NETS[net], blobs)
     model.save_weights(str(tmp_path / "model.weights.h5"))
@@ -114,7 +120,7 @@ def test_save_and_load_weights(net, blobs, tmp_path):
     )
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", EACH_NET)
 def test_checkpoint(net, blobs, tmp_path):
     model = trained(NETS[net], blobs)
     path = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(str(tmp_path / "at"))

@@ -80,7 +80,8 @@ def test_any_optimizer_steps_by_it(name, blobs):
         model = tfi.ISModel(net)
         sampler = tfi.samplers.Uniform(512)
         if gain is not None:
-            sampler.record_gain = lambda *_: tf.constant(gain)
+            sampler.gain.ratio.assign(gain)
+            sampler.gain.learn = lambda *_: None
         model.compile(OPTIMIZERS[name](rate), "sparse_categorical_crossentropy", sampler=sampler)
         batches = tfi.history_sample(blobs, sampler, 64, seed=0)
         model.fit(batches, steps_per_epoch=3, verbose=0)

@@ -39,9 +39,15 @@ def run(blobs, score_in, *, steps=60, rate=0.3, jit_compile=False, weights=None,
     "how",
     [
         {"tau_threshold": 1.3},
-        {"tau_threshold": "always", "resampling": "systematic", "smoothing": 0.1},
+        pytest.param(
+            {"tau_threshold": "always", "resampling": "systematic", "smoothing": 0.1},
+            marks=pytest.mark.slow,
+        ),
         {"switch": "gain"},
-        {"tau_threshold": 1.3, "weights": np.linspace(0.1, 2, 512).astype(np.float32)},
+        pytest.param(
+            {"tau_threshold": 1.3, "weights": np.linspace(0.1, 2, 512).astype(np.float32)},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["tau", "systematic", "gain", "sample weights"],
 )

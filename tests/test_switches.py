@@ -301,6 +301,7 @@ def test_t_counts_the_gains(blobs):
     assert sum(gains) > 1.05 * len(gains)
 
 
+@pytest.mark.slow
 def test_gains_are_one_for_uniform_batches(blobs):
     """τ's switch with a learning rate that follows: r of drawn batches, 1 of the others."""
     always = {"switch": switches.Always(), "resampling": "systematic", "smoothing": 0.2}
@@ -343,6 +344,7 @@ def test_measuring_scores_few_pre_samples_while_it_does_not_pay(monkeypatch, sco
         assert history["importance"][0] > 3 * 15 / 1200
 
 
+@pytest.mark.slow
 def test_decisions_and_costs_are_checkpointed(blobs, tmp_path):
     model, switch, _ = fitted(blobs, switch=switches.Gain(), presample_size=64)
     path = tf.train.Checkpoint(model=model).save(str(tmp_path / "at"))
@@ -387,6 +389,7 @@ def test_a_switch_serves_one_model():
             tfi.importance_sample(compiled(), 16, 64, switch=switch)
 
 
+@pytest.mark.slow
 def test_moments_of_another_way_of_drawing_do_not_count(blobs):
     """Rates and smoothing are others: what was measured says nothing of the new pipeline."""
     model, _, _ = fitted(blobs, switch=switches.Always(), presample_size=64)

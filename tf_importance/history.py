@@ -12,8 +12,10 @@ import tensorflow as tf
 
 from tf_importance import (
     arguments,
+    blocks,
     element_specs,
     groups,
+    marks,
     pipeline,
     plans,
     proposals,
@@ -31,6 +33,7 @@ def history_sample(
     sampler: samplers.Sampler,
     batch_size: int = 32,
     *,
+    block: int | None = None,
     presample_size: int | None = None,
     switch: switches.Gain | None = None,
     model: keras.Model | None = None,
@@ -40,15 +43,21 @@ def history_sample(
     seed: int | None = None,
     jit_compile: bool | str = "auto",
 ) -> tf.data.Dataset:
-    """Batches `(x, y, {"weight": w, "index": i})` drawn by a sampler with memory.
+    """Batches `(x, y, {"weight": w, "index": i, …})` drawn by a sampler with memory.
 
-        sampler = tfi.samplers.RAIS(len(x))
+        sampler = tfi.samplers.RAIS()
         model.compile("sgd", loss, sampler=sampler)
         model.fit(tfi.history_sample((x, y), sampler, 128), epochs=20)
 
-    The model's training step hands the scores of each batch back to the sampler, which draws the
-    next one by them. Indices, and with them the draws' state, live in the sampler: a new
-    iteration, or one after a checkpoint was restored, goes on where the last one was.
+    Batches are planned in blocks of K. The training step writes the scores that it sees to the
+    sampler's journal. Before a block is planned, the sampler takes up what was seen on all blocks
+    but the last one, so that a batch is drawn without what the K to 2K − 1 batches before it saw.
+    It does not matter how far a `prefetch` behind this lets the reader run ahead, up to K batches.
+    Beyond that, batches are planned by what is there; what comes too late is left out, and the log
+    `late` counts it. With K = 1 and a seed a batch is drawn by all that was seen before it.
+
+    The state of the draws lives in the sampler: a new iteration, or one after a checkpoint was
+    restored, goes on behind the last batch that was trained on, in the midst of a block too.
 
     A pass is ⌈n/b⌉ batches, whichever examples these are; `.repeat()` has no end. Augmentation
     goes behind it: `.map(lambda x, y, drawn: (augment(x), y, drawn))` on whole batches.
@@ -72,18 +81,18 @@ def history_sample(
         model.fit(tfi.history_sample(
             (x, y), sampler, 32, presample_size=96, switch=tfi.switches.Gain(), model=model))
 
-    Without a seed one batch is drawn ahead of the training step, but for `Oracle` and where there
-    are pre-samples without a switch. With a seed nothing runs ahead, and a run repeats exactly; so
-    it does after a restore in the midst of an epoch. (Not under a switch that measures its costs:
-    give it `step_seconds` and `scoring_seconds`. And a `.map` with `num_parallel_calls` or a
-    `.prefetch` behind it does run ahead: batches are then drawn by scores a few steps old, which
-    costs a little variance and no bias, and repeat no longer.)
+    Without a seed one batch is made ready ahead of the training step, but for `Oracle` and where
+    there are pre-samples without a switch. With a seed nothing runs ahead, and a run repeats
+    exactly; so it does after a restore in the midst of an epoch. (Not under a switch that measures
+    its costs: give it `step_seconds` and `scoring_seconds`.)
 
     Args:
         source: `(x, y)`, nests of arrays, which TensorFlow gathers from; or random access to
             examples `(x, y)`, or `{"image": x, "label": y}` as TFDS has them, which Python reads.
         sampler: of `tfi.samplers`, for as many examples as the source has.
         batch_size: b.
+        block: K, batches that are planned at once. By default as many as have a sixteenth of the
+            examples, 32 at most; 1 for pre-samples and under a switch.
         presample_size: B ≥ b; None for no fresh scores.
         switch: decides whether to use memory; for a sampler that tells the probability of any
             example, which is `RAIS`. By default it is always used.
@@ -106,15 +115,12 @@ def history_sample(
         raise TypeError(f"sampler must be one of tfi.samplers; got {sampler!r}.")
     batch_size = arguments.positive_integer("batch_size", batch_size)
     size, gather = random_access.opened(source)
-    if size != sampler.num_examples:
-        raise ValueError(
-            f"sampler was made for num_examples={sampler.num_examples}, and the source has {size}."
-        )
+    sampler.build(size)
     drawn_size = batch_size if presample_size is None else presample_size
     sampler.check_batch_size(arguments.positive_integer("presample_size", drawn_size))
     sampler.attach(gather)
     chosen = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-    examples = _Examples(gather, sampler, chosen)
+    examples = _Examples(gather, sampler, chosen, seed is None and sampler.may_draw_ahead)
     redrawing = _Redrawing(
         batch_size,
         drawn_size,
@@ -123,6 +129,12 @@ def history_sample(
     )
     if switch is not None:
         _check_switch(switch, sampler, batch_size, presample_size)
+    plain = switch is None and presample_size is None
+    if not plain and isinstance(source, tuple) and len(source) == 3:
+        raise ValueError(
+            "sample weights go with memory alone; leave out presample_size and switch, or the "
+            "weights."
+        )
     score = None
     if switch is not None or presample_size is not None:
         score = _scored(model, scorer, gather, drawn_size, batch_size, jit_compile)
@@ -131,16 +143,16 @@ def history_sample(
     elif score is not None:
         batch = _Rescored(examples, score, redrawing)
     else:
-        batch = _Remembered(examples, batch_size)
+        return _in_blocks(examples, batch_size, block, size, seed)
     batches = tf.data.Dataset.range(-(-size // batch_size)).map(
         tf.autograph.experimental.do_not_convert(batch)
     )
     # Fresh scores are there to be those of the step, since the learning rate follows the gain;
     # under a switch the step makes them itself.
     fresh = presample_size is not None and switch is None
-    ahead = seed is None and sampler.may_draw_ahead and not fresh
+    ahead = examples.ahead and not fresh
     batches = batches.prefetch(1) if ahead else batches
-    return batches.with_options(pipeline.options(ahead))
+    return marks.put(batches.with_options(pipeline.options(ahead)), sampler)
 
 
 class _Examples(NamedTuple):
@@ -149,6 +161,7 @@ class _Examples(NamedTuple):
     gather: Callable[[tf.Tensor], tuple[Any, Any]]
     sampler: samplers.Sampler
     seed: int
+    ahead: bool
 
     def drawn(self, count: int) -> tuple[Any, Any, samplers.Draw]:
         """The sampler's next examples."""
@@ -172,15 +185,29 @@ class _Redrawing(NamedTuple):
     smoothing: float
 
 
-class _Remembered(NamedTuple):
+def _in_blocks(
+    examples: _Examples, batch_size: int, block: int | None, size: int, seed: int | None
+) -> tf.data.Dataset:
     """Batches that memory draws."""
-
-    examples: _Examples
-    batch_size: int
-
-    def __call__(self, _):
-        inputs, labels, drawn = self.examples.drawn(self.batch_size)
-        return inputs, labels, {"weight": drawn.weights, "index": drawn.indices}
+    sampler, largest = examples.sampler, examples.sampler.largest_block(batch_size)
+    block = largest if block is None else arguments.positive_integer("block", block)
+    if block > largest:
+        raise ValueError(
+            f"{type(sampler).__name__} for {size} examples plans blocks of {largest} batches of "
+            f"{batch_size} at most; got block={block}."
+        )
+    planned = blocks.Blocks(
+        sampler,
+        examples.gather,
+        batch_size,
+        block,
+        -(-size // batch_size),
+        seed,
+        lagging=examples.ahead or block > 1,
+    )
+    batches = planned.dataset()
+    batches = batches.prefetch(1) if examples.ahead else batches
+    return marks.put(batches.with_options(pipeline.options(examples.ahead)), sampler)
 
 
 class _Rescored(NamedTuple):

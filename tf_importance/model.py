@@ -14,7 +14,9 @@ import tensorflow as tf
 
 from tf_importance import (
     compat,
+    draws,
     epochs,
+    fitting,
     gain,
     groups,
     layers,
@@ -193,6 +195,8 @@ class ISModel(keras.Model):
     def _use(self, sampler: samplers.Sampler | None) -> None:
         """Give what the steps see to a sampler, and the gain to a learning rate that follows it."""
         samplers.check(sampler, processes.replicas_here(self.distribute_strategy))
+        if sampler is not None:
+            sampler.bind(self)
         schedule = compat.learning_rate(self.optimizer)
         schedule = schedule if hasattr(schedule, "advance") else None
         if schedule is not None:
@@ -240,9 +244,13 @@ class ISModel(keras.Model):
             raise
 
     def _fit(self, given: dict[str, Any]):
+        if self.sampler is not None:
+            given = fitting.by_sampler(self.sampler, given)
         spec = getattr(given["x"], "element_spec", None)
-        if self.sampler is not None and samplers.is_drawn(spec):
-            given["callbacks"] = feedback.with_maintenance(given["callbacks"], self.sampler)
+        if self.sampler is not None and draws.is_drawn(spec):
+            self.sampler.rewind()
+            if self.sampler.follows_training or not draws.is_planned(spec):
+                given["callbacks"] = feedback.with_maintenance(given["callbacks"], self.sampler)
         weighted = isinstance(spec, tuple) and len(spec) == 3
         multiplies = not compat.KERAS_3 and not isinstance(spec and spec[-1], dict)
         if given["class_weight"] is not None and weighted and not multiplies:
@@ -322,13 +330,20 @@ class ISModel(keras.Model):
         state.save(self._remembered(), store)
 
     def load_own_variables(self, store) -> None:
-        """The inverse; a sampler's state in the file is left out where there is no sampler."""
+        """The inverse; a sampler's state in the file is left out where there is no sampler.
+
+        Raises:
+            ValueError: the sampler is another one, or does not know for how many examples it is.
+        """
         super().load_own_variables(state.without(store))
+        if self.sampler is not None and not self.sampler.num_examples:
+            state.refuse("sampler", type(self.sampler).__name__, store)
         state.load(self._remembered(), store)
 
     def _remembered(self) -> dict[str, tf.Module]:
         """What is neither net nor optimizer and belongs into a resumed training, by name."""
-        modules = {"sampler": self.sampler, "schedule": getattr(self, "_schedule", None)}
+        sampler = self.sampler if self.sampler is not None and self.sampler.num_examples else None
+        modules = {"sampler": sampler, "schedule": getattr(self, "_schedule", None)}
         return {name: module for name, module in modules.items() if module is not None}
 
     def build_from_config(self, config) -> None:
@@ -421,14 +436,14 @@ class ISModel(keras.Model):
     def train_step(self, data):
         """A Keras training step, then τ from the same forward pass."""
         unusable = None
-        if samplers.is_group(data):
+        if draws.is_group(data):
             if self._draw is None:
                 raise ValueError(
                     "the steps are to score the examples of this dataset, and another pipeline "
                     f"was made for model {self.name!r} since; make the dataset anew."
                 )
             data, unusable = self._draw(data)
-        data, told = samplers.split(data)
+        data, told = draws.split(data)
         indices = None if told is None else told.indices
         if indices is not None and self.sampler is None:
             raise ValueError(
@@ -441,10 +456,11 @@ class ISModel(keras.Model):
             weights = None
         expects_drawn = self._expects_drawn or indices is not None
         drawn = weights if expects_drawn else None
+        has_scale = self._weights_have_scale or (told is not None and told.importance is not None)
         gain_of_batch = None if told is None or told.gain is None else tf.reduce_mean(told.gain)
         if self._schedule is not None and (gain_of_batch is not None or indices is None):
             self._schedule.advance(1.0 if gain_of_batch is None else gain_of_batch)
-        if drawn is not None and self._weights_have_scale:
+        if drawn is not None and has_scale:
             drawn = tf.math.divide_no_nan(drawn, self._tracked_mean_weight(weights))
         with (
             layers.importance_weights(drawn),
@@ -476,11 +492,11 @@ class ISModel(keras.Model):
 
     def test_step(self, data):
         """A Keras evaluation step; batches of `history_sample` count by their weights."""
-        return super().test_step(samplers.split(data)[0])
+        return super().test_step(draws.split(data)[0])
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         # Keras 3 builds a model by a look at a whole batch.
-        weights = sample_weight = samplers.weight_of(sample_weight)
+        weights = sample_weight = draws.weight_of(sample_weight)
         by_example = isinstance(weights, tf.Tensor) and weights.shape.rank == 1
         if by_example and self._feedback is not None:
             sample_weight = weights = self._feedback(self, x, y, weights)
@@ -500,7 +516,7 @@ class ISModel(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         weights = layers.current_weights()
         if weights is None:
-            sample_weight = samplers.weight_of(sample_weight)
+            sample_weight = draws.weight_of(sample_weight)
             return super().compute_metrics(x, y, y_pred, sample_weight)
         compat.update_all_metrics(self, y, y_pred, weights)
         return self.get_metrics_result()

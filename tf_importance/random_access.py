@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 _EXPLANATION = (
-    "source must be (x, y), each an array or a nest of arrays of the same length; or have random "
+    "source must be (x, y) or (x, y, sample_weight), each an array or a nest of arrays of the same "
+    "length; or have random "
     "access: a TFDS data source (tfds.data_source), or any object with __len__ and __getitem__ "
     "that gives (x, y)"
 )
@@ -18,6 +19,8 @@ _EXPLANATION = (
 
 def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
     """The number of examples of a source, and a function from indices [b] to (x, y).
+
+    Of arrays with sample weights it is a function to (x, y, sample_weight).
 
     Raises:
         TypeError: the source has no random access. ValueError: it is empty, or of no such form.
@@ -35,12 +38,17 @@ def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
 
 
 def _arrays(source: tuple) -> tuple[int, Callable]:
-    if len(source) != 2:
-        raise ValueError(
-            f"{_EXPLANATION}; got a tuple of {len(source)}. Sample weights are not supported "
-            "here: multiply them into the loss."
-        )
+    if len(source) not in (2, 3):
+        raise ValueError(f"{_EXPLANATION}; got a tuple of {len(source)}.")
     tensors = tf.nest.map_structure(tf.convert_to_tensor, source)
+    if len(source) == 3:
+        weights = source[2]
+        if not isinstance(tensors[2], tf.Tensor) or tensors[2].shape.rank != 1:
+            raise ValueError(
+                "sample weights must be one number for each example, shape [n]; got "
+                f"{_shortened(weights)}."
+            )
+        tensors = (*tensors[:2], tf.cast(tensors[2], tf.float32))
     flat = tf.nest.flatten(tensors)
     lengths = {tensor.shape[0] if tensor.shape.rank else None for tensor in flat}
     if len(lengths) != 1 or None in lengths or 0 in lengths:

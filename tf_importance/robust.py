@@ -93,9 +93,25 @@ def outlier_scales(
     Returns:
         [b] in (0, 1].
     """
+    return limited(norms, outlier_limits(estimates, uncertainties, threshold))
+
+
+def outlier_limits(
+    estimates: tf.Tensor, uncertainties: tf.Tensor, threshold: float
+) -> tf.Tensor:
+    """⟨c, s⟩ + √(τ⟨d, s⟩), the largest norm that is no outlier; infinite where ⟨d, s⟩ is 0: [b].
+
+    Args:
+        estimates, uncertainties: [b] ⟨c, s_i⟩, ⟨d, s_i⟩. threshold: τ.
+    """
     largest = estimates + tf.sqrt(threshold * uncertainties)
-    outlier = (norms > largest) & (uncertainties > 0)
-    return tf.where(outlier, tf.math.divide_no_nan(largest, norms), tf.ones_like(norms))
+    return tf.where(uncertainties > 0, largest, float("inf"))
+
+
+def limited(norms: tf.Tensor, limits: tf.Tensor) -> tf.Tensor:
+    """Factors that bring norms above their limits down to them, 1 for all others: [b] in (0, 1]."""
+    over = norms > limits
+    return tf.where(over, tf.math.divide_no_nan(limits, norms), tf.ones_like(norms))
 
 
 def train(

@@ -76,6 +76,7 @@ def test_its_configs_look_at_equal_parts(config):
     assert values.sampling == "uniform"
 
 
+@pytest.mark.slow
 def test_a_run_looks_at_every_evaluation_and_the_report_reads_it(data_dir, tmp_path):
     paths = []
     for seed in (0, 1):

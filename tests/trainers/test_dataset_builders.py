@@ -70,6 +70,7 @@ class DigitsAugmented(augmented.Augmented):
         return digits.Digits(data_dir=self._data_dir_root)
 
 
+@pytest.mark.slow
 class AugmentedTest(tfds.testing.DatasetBuilderTestCase):
     """The digits have nothing to download: the source is the real one."""
 

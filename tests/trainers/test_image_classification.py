@@ -49,6 +49,7 @@ def test_a_run_of_each_sampling_records_every_metric(settings_of, name):
     assert shares == [0.0 if name == "uniform" else 1.0] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("presample", ["--presample_size=auto", "--draws_per_presample=2"])
 def test_a_run_by_the_gain(settings_of, presample):
     """The rate follows the schedule of the budget and the gain, up to the ceiling."""
@@ -108,6 +109,7 @@ def test_a_repeatable_run_repeats_exactly(settings_of, tmp_path):
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     ["--optimizer=Adam", pytest.param("--optimizer=tfa:LAMB", marks=needs_addons)],
@@ -205,6 +207,7 @@ def test_the_command_leaves_a_plot_and_a_saved_model(data_dir, tmp_path):
     assert served.serve(np.zeros([3, 8, 8, 1], np.float32)).shape == (3, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling_name", ["uniform", "loss", "upper_bound"])
 def test_the_digits_configs_start(settings_of, sampling_name):
     config = f"configs/image_classification/digits_{sampling_name}.cfg"

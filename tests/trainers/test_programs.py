@@ -21,14 +21,14 @@ _CURVES = (
 )
 _COMMANDS = [
     ["trainers.issgd", "--role=worker", "--store=redis://nobody:1"],
-    ["trainers.compare", f"--curves={_CURVES}", "--out=OUT"],
     *(
-        pytest.param([f"trainers.{name}"], marks=pytest.mark.slow)
-        for name in (
-            "image_classification",
-            "fine_tuning",
-            "sequence_classification",
-            "variance_ablation",
+        pytest.param(command, marks=pytest.mark.slow)
+        for command in (
+            ["trainers.compare", f"--curves={_CURVES}", "--out=OUT"],
+            ["trainers.image_classification"],
+            ["trainers.fine_tuning"],
+            ["trainers.sequence_classification"],
+            ["trainers.variance_ablation"],
         )
     ),
 ]

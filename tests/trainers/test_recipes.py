@@ -130,6 +130,7 @@ def test_figures_are_drawn(config, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["svrg", "katyusha", "scsg"])
 def test_variance_reduction_by_flag_resumes(settings_of, name):
     arguments = [

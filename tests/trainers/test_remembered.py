@@ -22,6 +22,7 @@ def _rows(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", remembered.BY_NAME)
 def test_a_run_of_each_sampler_records_gain_and_effective_step(settings_of, name):
     path, model = image_classification.train(
@@ -65,6 +66,7 @@ def test_memory_takes_fresh_scores_and_a_switch(settings_of, how):
     assert remembered_ones == rescored if how == "--switch=tau" else 0 < remembered_ones < rescored
 
 
+@pytest.mark.slow
 def test_each_batch_has_changes_of_its_own_under_a_switch(settings_of):
     settings = settings_of("--sampling=rais", "--batch_size=8", "--augment=turn", "--repeatable")
     data = datasets.load("digits")

@@ -23,6 +23,7 @@ def _shape(name: str) -> tuple[int, ...]:
     return (32, 32, 3) if name == "resnet50" else (8, 8, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", nets.NETS)
 def test_a_net_ends_in_logits(name):
     net = nets.build(name, _shape(name), 7)
@@ -31,6 +32,7 @@ def test_a_net_ends_in_logits(name):
     assert np.min(logits) < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", nets.NETS)
 def test_batch_normalization_is_importance_weighted(name):
     with warnings.catch_warnings():
@@ -38,6 +40,7 @@ def test_batch_normalization_is_importance_weighted(name):
         tfi.ISModel(nets.build(name, _shape(name), 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, convolutions, millions",
     # Millions of parameters: table 2 of Zagoruyko & Komodakis 2016 for 28-2 and 28-10.
@@ -72,6 +75,7 @@ def test_resnet50_gets_images_as_its_weights_expect_them():
     np.testing.assert_allclose(centered, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_weights_from_a_file_reach_resnet50(tmp_path):
     body = keras.applications.ResNet50(False, None, input_shape=(32, 32, 3), pooling="avg")
     file = str(tmp_path / "resnet50_notop.weights.h5")

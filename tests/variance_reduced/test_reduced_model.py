@@ -46,6 +46,7 @@ def batches(blobs):
     return tf.data.Dataset.from_tensor_slices(blobs).batch(32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_fit_trains_evaluates_and_predicts(name, blobs, data, batches):
     model = METHODS[name](_mlp(), data)
@@ -59,6 +60,7 @@ def test_fit_trains_evaluates_and_predicts(name, blobs, data, batches):
     assert int(compat.value(model.stage)) == 22 and int(compat.value(model.remaining)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_restored_run_goes_on_within_its_stage(name, data, batches, tmp_path):
     def fresh():

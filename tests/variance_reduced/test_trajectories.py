@@ -22,6 +22,7 @@ def test_svrg_makes_the_steps_of_the_paper(ridge, drawn):
     np.testing.assert_allclose(ridge.iterates(model, batches, RATE), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum, sigma", [(0.25, 0.0), (0.5, 0.3), (None, 0.0)])
 def test_katyusha_makes_the_steps_of_the_paper(ridge, drawn, momentum, sigma):
     batches = drawn(17, 3)
@@ -87,6 +88,7 @@ def _methods(problem):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["svrg", "katyusha", "scsg"])
 def test_convergence_is_linear_where_sgd_stalls(ridge, drawn, name):
     ridge = ridge._replace(penalty=0.2)

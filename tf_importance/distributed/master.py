@@ -14,7 +14,7 @@ from tf_importance import stores
 from tf_importance.arguments import positive_integer
 from tf_importance.distributed import parameters
 from tf_importance.distributed.shared import SharedScores
-from tf_importance.samplers.base import Draw, from_all
+from tf_importance.samplers.base import Draw, Turn, from_all
 
 _BARRIER_POLL_SECONDS = 0.002
 _BARRIER_RETRY_SECONDS = 0.2
@@ -99,13 +99,13 @@ class Master(SharedScores):
         # Draws that the barrier has let through, and those made.
         self.turns = tf.Variable([0, 0], dtype=tf.int64, trainable=False, name="turns")
 
-    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+    def _draw(self, turn: Turn) -> Draw:
         if not self.exact:
-            return super()._draw(size, number, seed)
+            return super()._draw(turn)
         turns = self.turns.assign_add([0, 1])
         ahead = "exact: a batch was drawn ahead of the step; give history_sample(…, seed=…)"
         with tf.control_dependencies([tf.debugging.assert_less_equal(turns[1], turns[0], ahead)]):
-            return from_all(tf.identity(self.scores), size, number, seed)
+            return from_all(tf.identity(self.scores), turn)
 
     # The course of a training -------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from tf_importance.distributed import description
 from tf_importance.distributed.exchange import Exchange
 from tf_importance.distributed.mirror import COLUMNS, Mirror, Staleness
 from tf_importance.distributed.smoothing import Smoothing, as_smoothing
-from tf_importance.samplers.base import Draw, Sampler, uniform_points
+from tf_importance.samplers.base import Draw, Sampler, Turn, uniform_points
 from tf_importance.samplers.sum_tree import SumTree
 
 # No smaller share of the mean score is added to a score: one that was 0 when it was computed may
@@ -53,6 +53,8 @@ class SharedScores(Sampler):
     Raises:
         ValueError: an argument is out of range.
     """
+
+    follows_training = True
 
     def __init__(
         self,
@@ -106,8 +108,12 @@ class SharedScores(Sampler):
 
     # Draws --------------------------------------------------------------------------------
 
-    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
-        points = uniform_points(size, number, seed)
+    def largest_block(self, batch_size: int) -> int:
+        """One batch: scores come in at any time, and the newest are drawn by."""
+        return 1
+
+    def _draw(self, turn: Turn) -> Draw:
+        points = uniform_points(turn)
         drawn = self.tree.draw(points, tf.convert_to_tensor(self.mixing))
         # 0 if all of a branch were left out the moment that it was taken.
         weights = drawn.weights(tf.convert_to_tensor(self.population))

@@ -1,15 +1,6 @@
 """Samplers with memory: what earlier visits to an example saw decides how often it is drawn."""
 
-from tf_importance.samplers.base import (
-    Draw,
-    Sampler,
-    Visit,
-    check,
-    is_drawn,
-    is_group,
-    split,
-    weight_of,
-)
+from tf_importance.samplers.base import Draw, Sampler, Turn, Visit, check
 from tf_importance.samplers.oracle import Oracle
 from tf_importance.samplers.proportional import Proportional
 from tf_importance.samplers.rais import RAIS
@@ -23,12 +14,9 @@ __all__ = [
     "RAIS",
     "RankBased",
     "Sampler",
+    "Turn",
     "Uniform",
     "Visit",
     "check",
-    "is_drawn",
-    "is_group",
     "selection_pressure",
-    "split",
-    "weight_of",
 ]

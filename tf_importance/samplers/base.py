@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tf_importance import proposals
 from tf_importance.arguments import positive_integer
+from tf_importance.draws import Draws, Seen
+from tf_importance.journal import Journal
 from tf_importance.samplers.gain import GainEstimator
 
 # Rows of a source by their indices [b]: (x, y), nests of [b, …].
 Gather = Callable[[tf.Tensor], tuple[Any, Any]]
+# A block is no larger than this share of the data, and of so many batches at most.
+_OF_THE_DATA = 1 / 16
+_LARGEST_BLOCK = 32
 
 
 class Draw(NamedTuple):
@@ -27,8 +34,30 @@ class Draw(NamedTuple):
     weights: tf.Tensor
 
 
+class Turn(NamedTuple):
+    """Which examples are to be drawn.
+
+    Attributes:
+        batches, size: K and b.
+        number: scalar int64, how many batches were drawn before.
+        position: scalar int64, how many examples were drawn before.
+        seed: [2] int64, the same for all batches of a dataset.
+    """
+
+    batches: int
+    size: int
+    number: tf.Tensor
+    position: tf.Tensor
+    seed: tf.Tensor
+
+    @property
+    def examples(self) -> int:
+        """K b."""
+        return self.batches * self.size
+
+
 class Visit(NamedTuple):
-    """What a training step saw of its examples.
+    """What training saw of examples.
 
     Attributes:
         indices: [b] int64.
@@ -44,52 +73,95 @@ class Visit(NamedTuple):
 class Sampler(tf.Module):
     """Chooses examples by what earlier visits to them saw.
 
+    A pipeline plans a block of K batches at once (`plan`); the training steps on them write what
+    they see to the journal; before a block is planned, the sampler takes up what the steps on the
+    blocks before the last one have seen (`learn`). A sampler of one's own defines `_draw` and
+    `update`.
+
     All state is in variables: a `tf.train.Checkpoint` of a model compiled with the sampler
-    holds it, and a restored sampler goes on as the first one would have, bit for bit. `draw`
-    and `update` are TensorFlow operations throughout.
+    holds it, and a restored sampler goes on as the first one would have, bit for bit. All of it are
+    TensorFlow operations.
 
     Args:
-        num_examples: n.
+        num_examples: n; by default that of the data it comes to draw from.
         gain_smoothing: α in (0, 1], the share of the newest batch in the averages of the gain
             ratio.
     Attributes:
-        draws: variable, number of batches drawn.
+        num_examples: n; 0 as long as it is not known.
+        journal: what was planned, and what steps saw.
+        draws: variable, number of batches planned.
         steps: variable, number of batches trained on.
+        position: variable, number of examples planned.
         gain: a `GainEstimator`.
         may_draw_ahead: whether a batch may be drawn before the step on the last one is done.
+        has_limits: whether `limits` are any.
+        follows_training: whether `begin`, `maintain` and `end` must be called by a training that is
+            planned in blocks, too.
     Raises:
         ValueError: num_examples is not a positive integer, or gain_smoothing out of range.
     """
 
     may_draw_ahead = True
+    has_limits = False
+    follows_training = False
 
-    def __init__(self, num_examples: int, gain_smoothing: float = 0.01) -> None:
+    def __new__(cls, *args, **kwargs):
+        """Note what it is made of: a copy is made anew, and its variables set."""
+        made = super().__new__(cls)
+        object.__setattr__(made, "_made_of", lambda: (args, kwargs))
+        return made
+
+    def __reduce__(self):
+        values = [variable.numpy() for variable in self.variables]
+        args, kwargs = self._made_of()
+        return _made_again, (type(self), args, kwargs, self.num_examples, values)
+
+    def __init__(self, num_examples: int | None = None, gain_smoothing: float = 0.01) -> None:
         super().__init__(name=type(self).__name__)
-        self.num_examples = positive_integer("num_examples", num_examples)
-        self.draws = tf.Variable(0, dtype=tf.int64, trainable=False, name="draws")
-        self.steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps")
+        self.num_examples = 0
         self.gain = GainEstimator(gain_smoothing)
+        self.journal = Journal()
+        # Of draws without a seed: kept, so that a later training goes on with the same pass.
+        own = np.random.randint(2**31)
+        self.seed = tf.Variable(own, dtype=tf.int64, trainable=False, name="seed")
+        self.position = tf.Variable(0, dtype=tf.int64, trainable=False, name="position")
         self._gather: Gather | None = None
+        self._model: Callable[[], Any] = lambda: None
+        # Objects with `rewind()`, that read what is planned; and the number of the one that does.
+        self.datasets: weakref.WeakSet = weakref.WeakSet()
+        self.reader = 0
+        # Of a function: what a tf.Module holds as a dict becomes part of checkpoints.
+        self._compiled = {
+            "planned": tf.function(self._planned, autograph=False),
+            "put_plan": tf.function(self._put_plan, autograph=False),
+            "take_up": tf.function(self._take_up_finished, autograph=False),
+        }.__getitem__
+        if num_examples is not None:
+            self.build(num_examples)
 
     # For each sampler to define ---------------------------------------------------------
 
-    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
-        """Draw a batch.
+    def _build(self) -> None:
+        """Make the variables, for `num_examples`; called once."""
 
-        Args:
-            size: b.
-            number: scalar int64, how many batches were drawn before.
-            seed: [2] int64, the same for all batches of a dataset.
-        """
+    def _draw(self, turn: Turn) -> Draw:
+        """Draw the examples of the next batches: [K b], those of the first batch first."""
         raise NotImplementedError
 
     def update(self, visit: Visit) -> tf.Tensor:
-        """Remember a visit; called by the training step, once its forward pass is done.
+        """Remember visits.
 
         Returns:
-            [b] factors for the losses of this step, 1 for most samplers.
+            [b] factors for the losses of these visits, 1 for most samplers; see `limits`.
         """
         return tf.ones_like(visit.scores)
+
+    def limits(self, indices: tf.Tensor) -> tf.Tensor:
+        """Scores from which on the losses of these examples are scaled down: [b] float32."""
+        return tf.fill(tf.shape(indices), float("inf"))
+
+    def tend(self) -> None:
+        """What may be due between two blocks, beside learning; in Python."""
 
     @property
     def term(self) -> int:
@@ -129,20 +201,145 @@ class Sampler(tf.Module):
 
     def logs(self) -> dict[str, tf.Tensor]:
         """Numbers for the training logs."""
-        return {"gain": tf.identity(self.gain.ratio)}
+        late = tf.cast(self.journal.late, tf.float32)
+        return {"gain": tf.identity(self.gain.ratio), "late": late}
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise a ValueError for a batch size that the sampler cannot work with."""
+
+    def largest_block(self, batch_size: int) -> int:
+        """K, at most: by default a block is a sixteenth of the data, and 32 batches."""
+        of_data = int(_OF_THE_DATA * self.num_examples) // batch_size
+        return max(1, min(of_data, _LARGEST_BLOCK, self.journal.batches(batch_size) // 2))
 
     # For all samplers ---------------------------------------------------------------------
 
-    def draw(self, size: int, seed) -> Draw:
+    @property
+    def draws(self) -> tf.Variable:
+        """Number of batches planned."""
+        return self.journal.planned
+
+    @property
+    def steps(self) -> tf.Variable:
+        """Number of batches trained on."""
+        return self.journal.trained
+
+    def build(self, num_examples: int) -> None:
+        """Make it one for n examples.
+
+        Raises:
+            ValueError: it is one for another number already.
+        """
+        num_examples = positive_integer("num_examples", num_examples)
+        if not self.num_examples:
+            self.num_examples = num_examples
+            self._build()
+        elif self.num_examples != num_examples:
+            raise ValueError(
+                f"sampler was made for num_examples={self.num_examples}, and the source has "
+                f"{num_examples}."
+            )
+
+    def draw(self, size: int, seed=None) -> Draw:
         """Draw the next batch.
 
         Args:
             size: b.
-            seed: an integer or [2] integers; batches differ by their number even so.
+            seed: an integer or [2] integers, the sampler's own by default; batches differ by their
+                number even so.
         """
-        seed = tf.cast(seed, tf.int64)
+        drawn = self._draw(self._turn(1, size, seed))
+        self.draws.assign_add(1)
+        self.position.assign_add(size)
+        return drawn
+
+    def plan(self, batches: int, size: int, seed=None) -> Draws:
+        """Plan a block, by what is known now.
+
+        Args:
+            batches: K. size: b. seed: as in `draw`.
+        """
+        drawn = self._draw(self._turn(batches, size, seed))
+        self.position.assign_add(batches * size)
+        gains = tf.fill([batches * size], tf.identity(self.gain.ratio))
+        parts = (*drawn, self.limits(drawn.indices), gains)
+        return Draws(*(tf.reshape(part, [batches, size]) for part in parts))
+
+    def learn(self, draws: Draws, seen: Seen) -> None:
+        """Take up what steps on planned batches saw, in the order of their numbers."""
+        parts = (draws.indices, draws.weights, seen.scores)
+        self.update(Visit(*(tf.reshape(part, [-1]) for part in parts)))
+        self.gain.learn(seen.moments, tf.shape(draws.indices)[1])
+
+    # Compiled once, called by the datasets that draw by it --------------------------------
+
+    def planned(self, first: int, end: int, batch_size: int) -> tuple[Draws, tf.Tensor]:
+        """What is planned of batches first … end − 1, and their numbers: [M, b] each."""
+        return self._compiled("planned")(tf.range(first, end, dtype=tf.int64), batch_size)
+
+    def put_plan(self, batches: int, size: int, seed: int | None) -> None:
+        """Plan a block, and write it to the journal."""
+        seed = tf.identity(self.seed) if seed is None else tf.constant(seed, tf.int64)
+        self._compiled("put_plan")(batches, size, seed)
+
+    def take_up(self, end: int, batch_size: int) -> None:
+        """Learn what the steps on batches before `end` saw."""
+        self._compiled("take_up")(tf.constant(end, tf.int64), batch_size)
+
+    def _planned(self, numbers: tf.Tensor, batch_size: int) -> tuple[Draws, tf.Tensor]:
+        rows = tf.repeat(numbers[:, tf.newaxis], batch_size, axis=1)
+        return self.journal.plans(numbers, batch_size), rows
+
+    def _put_plan(self, batches: int, size: int, seed: tf.Tensor) -> None:
+        self.journal.put(self.plan(batches, size, seed))
+
+    def _take_up_finished(self, end: tf.Tensor, batch_size: int) -> None:
+        draws, seen = self.journal.finished(end, batch_size)
+
+        def learned() -> None:
+            self.learn(draws, seen)
+
+        tf.cond(tf.shape(draws.indices)[0] > 0, learned, lambda: None)
+
+    def _turn(self, batches: int, size: int, seed) -> Turn:
+        seed = tf.cast(self.seed if seed is None else seed, tf.int64)
         seed = tf.stack([seed, seed]) if seed.shape.rank == 0 else seed
-        return self._draw(size, self.draws.assign_add(1) - 1, seed)
+        number, position = tf.identity(self.draws), tf.identity(self.position)
+        return Turn(batches, size, number, position, seed)
+
+    def rewind(self) -> None:
+        """A training begins: its dataset goes on behind the last batch that was trained on."""
+        for dataset in self.datasets:
+            dataset.rewind()
+
+    def bind(self, model) -> None:
+        """Belong to a model; called when it is compiled with this sampler.
+
+        Raises:
+            ValueError: it belongs to another one.
+        """
+        other = self._model()
+        if other is not None and other is not model:
+            raise ValueError(
+                f"this {type(self).__name__} belongs to model {other.name!r}, and model "
+                f"{model.name!r} would mix its scores with that one's; make a sampler for each."
+            )
+        self._model = weakref.ref(model)
+
+    @property
+    def model(self):
+        """The model that was compiled with it.
+
+        Raises:
+            ValueError: there is none.
+        """
+        model = self._model()
+        if model is None:
+            raise ValueError(
+                f"{type(self).__name__} scores examples by the model, and belongs to none; give "
+                "model.compile(…, sampler=sampler)."
+            )
+        return model
 
     def attach(self, gather: Gather) -> None:
         """Tell the sampler how to get examples, should it want to score some itself."""
@@ -162,8 +359,15 @@ class Sampler(tf.Module):
             )
         return self._gather
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raise a ValueError for a batch size that the sampler cannot work with."""
+
+def _made_again(kind: type[Sampler], args, kwargs, num_examples: int, values) -> Sampler:
+    """A sampler that was pickled or is copied."""
+    sampler = kind(*args, **kwargs)
+    if num_examples:
+        sampler.build(num_examples)
+    for variable, value in zip(sampler.variables, values):
+        variable.assign(value)
+    return sampler
 
 
 def passing(position: tf.Tensor, size: int, num_examples: int, seed: tf.Tensor) -> Draw:
@@ -187,38 +391,47 @@ def passing(position: tf.Tensor, size: int, num_examples: int, seed: tf.Tensor) 
     return Draw(tf.ensure_shape(within, [size]), tf.ones([size]))
 
 
-def uniform_points(size: int, number: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """[b] float64 in [0, 1) of batch `number`."""
-    mixed = tf.stack([seed[0] + number, seed[1] - 7_919 * number])
-    return tf.random.stateless_uniform([size], mixed, dtype=tf.float64)
+def uniform_points(turn: Turn) -> tf.Tensor:
+    """[K b] float64 in [0, 1), of the batches from `number` on."""
+    mixed = tf.stack([turn.seed[0] + turn.number, turn.seed[1] - 7_919 * turn.number])
+    return tf.random.stateless_uniform([turn.examples], mixed, dtype=tf.float64)
 
 
-def from_all(scores: tf.Tensor, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+def from_all(scores: tf.Tensor, turn: Turn) -> Draw:
     """Draw by p_i ∝ the scores [n] of all examples, uniformly where they are unusable: O(n)."""
     proposal = proposals.normalize(tf.cast(scores, tf.float64))
     ends = tf.cumsum(proposal)
-    points = uniform_points(size, number, seed) * ends[-1]
+    points = uniform_points(turn) * ends[-1]
     indices = tf.searchsorted(ends, tf.minimum(points, ends[-1] * (1 - 2.0**-50)), side="right")
     weights = tf.gather(proposals.importance_weights(proposal), indices)
     return Draw(tf.cast(indices, tf.int64), tf.cast(weights, tf.float32))
 
 
 def once_each(visit: Visit) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """What a batch saw of each example, where one may stand in it several times.
+    """What visits saw of each example, where one may stand among them several times.
 
     Returns:
         scores: [b] the mean of the usable scores of the same example, at each of its places.
         usable: [b] whether there is one.
-        share: [b] 1/(how often the example stands in the batch).
+        share: [b] 1/(how often the example stands among the visits).
     """
-    same = tf.cast(visit.indices[:, tf.newaxis] == visit.indices[tf.newaxis], tf.float32)
     scores = tf.cast(visit.scores, tf.float32)
     sound = tf.math.is_finite(scores) & (scores >= 0)
-    sums = tf.linalg.matmul(
-        same, tf.stack([tf.where(sound, scores, 0.0), tf.cast(sound, tf.float32)], axis=1)
-    )
-    means = tf.math.divide_no_nan(sums[:, 0], sums[:, 1])
-    return means, sums[:, 1] > 0, 1 / tf.reduce_sum(same, axis=1)
+    columns = [tf.where(sound, scores, 0.0), tf.cast(sound, tf.float32), tf.ones_like(scores)]
+    sums = _sums_of_same(visit.indices, tf.stack(columns, axis=1))
+    return tf.math.divide_no_nan(sums[:, 0], sums[:, 1]), sums[:, 1] > 0, 1 / sums[:, 2]
+
+
+def _sums_of_same(indices: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """For each place the sums of the columns over all places of the same index: [b, k]."""
+    if indices.shape[0] is None:
+        # The rows of a block: too many to compare each with each.
+        found, places = tf.unique(indices)
+        sums = tf.math.unsorted_segment_sum(columns, places, tf.size(found))
+        return tf.gather(sums, places)
+    # A batch in a step: XLA has no `unique`.
+    same = tf.cast(indices[:, tf.newaxis] == indices[tf.newaxis], tf.float32)
+    return tf.linalg.matmul(same, columns)
 
 
 def check(sampler: Any, replicas: int) -> None:
@@ -228,6 +441,11 @@ def check(sampler: Any, replicas: int) -> None:
         TypeError: not None and not a sampler.
         ValueError: a sampler for several replicas.
     """
+    if isinstance(sampler, type) and issubclass(sampler, Sampler):
+        raise TypeError(
+            "sampler must be one of tfi.samplers, or None; got the class "
+            f"{sampler.__name__}. Call it: {sampler.__name__}()."
+        )
     if sampler is not None and not isinstance(sampler, Sampler):
         raise TypeError(f"sampler must be one of tfi.samplers, or None; got {sampler!r}.")
     if sampler is not None and replicas > 1:
@@ -236,59 +454,3 @@ def check(sampler: Any, replicas: int) -> None:
             f"memory; got a strategy of {replicas}. importance_sample works on several, and "
             "tfi.distributed.Peer on one in each of several processes."
         )
-
-
-class Drawn(NamedTuple):
-    """What a pipeline of this package says of a batch, beside (x, y).
-
-    Attributes:
-        weight: [b] what the loss is weighted by.
-        indices: [b] of the examples in the source, by `history_sample`.
-        importance: [b] the part of the weights that sampling has multiplied into them.
-        gain: [b] the predicted gain ratio r of the batch, the same for all.
-        presample: `{"index", "weight", "score"}`, [B] each, of the pre-sample that a sampler drew
-            and the batch was drawn from.
-        place: [b] of the examples in that pre-sample.
-        memory: [b] 1/(n p_i) of the sampler's proposal, whether it drew them or not.
-        remember: [b] whether the sampler is to be told of the batch, the same for all; under a
-            switch.
-        seed: [b, 2] of a group that the step is to draw from itself, the same for all.
-    """
-
-    weight: tf.Tensor
-    indices: tf.Tensor | None = None
-    importance: tf.Tensor | None = None
-    gain: tf.Tensor | None = None
-    presample: dict[str, tf.Tensor] | None = None
-    place: tf.Tensor | None = None
-    memory: tf.Tensor | None = None
-    remember: tf.Tensor | None = None
-    seed: tf.Tensor | None = None
-
-
-def is_drawn(data) -> bool:
-    """Whether a batch, or the element_spec of a dataset, is one of `history_sample`."""
-    return _is_ours(data) and "index" in data[2]
-
-
-def weight_of(third):
-    """The weights, of a batch's third part as a pipeline or a user made it."""
-    return third["weight"] if isinstance(third, dict) and "weight" in third else third
-
-
-def is_group(data) -> bool:
-    """Whether data is for the step to score and draw from."""
-    return _is_ours(data) and "seed" in data[2]
-
-
-def split(data) -> tuple[Any, Drawn | None]:
-    """A batch as (x, y, weight) and, where a pipeline of ours made it, all that it says."""
-    if not _is_ours(data):
-        return data, None
-    told = {("indices" if key == "index" else key): part for key, part in data[2].items()}
-    return (*data[:2], told["weight"]), Drawn(**told)
-
-
-def _is_ours(data) -> bool:
-    has_dict = isinstance(data, tuple) and len(data) == 3 and isinstance(data[2], dict)
-    return has_dict and "weight" in data[2] and set(data[2]) <= {"index", *Drawn._fields}

@@ -10,14 +10,16 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_importance.samplers.base import Drawn, Sampler, Visit
+from tf_importance import robust
+from tf_importance.draws import Told
+from tf_importance.samplers.base import Sampler, Visit
 from tf_importance.scorers import base, forward, last_layer
 
-_told: contextvars.ContextVar[Drawn | None] = contextvars.ContextVar("drawn", default=None)
+_told: contextvars.ContextVar[Told | None] = contextvars.ContextVar("drawn", default=None)
 
 
 @contextlib.contextmanager
-def drawn(told: Drawn | None) -> Iterator[None]:
+def drawn(told: Told | None) -> Iterator[None]:
     """Within this context the step's examples are those of a batch that a sampler drew."""
     token = _told.set(told)
     try:
@@ -50,6 +52,8 @@ class Feedback:
         told, passed = _told.get(), forward.latest()
         if told is None or told.indices is None or passed is None:
             return weights
+        if told.row is not None:
+            return self._write_down(model, inputs, labels, passed, told, told.row, weights)
         self._sampler.steps.assign_add(1)
         seen = _Seen(told, tf.cast(weights, tf.float32))
 
@@ -76,6 +80,27 @@ class Feedback:
                 self._schedule.advance(ratio)
         return weights * tf.cast(scales, weights.dtype)
 
+    def _write_down(self, model, inputs, labels, passed, told: Told, row, weights) -> tf.Tensor:
+        """One row in the journal; all else happens between blocks."""
+        scores = tf.stop_gradient(_scores(model, inputs, labels, passed))
+        drawn, factors = told.weight, None
+        if told.importance is not None:
+            drawn = told.importance
+            factors = tf.abs(tf.math.divide_no_nan(told.weight, drawn))
+            scores *= factors
+        if told.limit is not None:
+            scales = tf.stop_gradient(robust.limited(scores, told.limit))
+            weights *= tf.cast(scales, weights.dtype)
+            factors = scales if factors is None else factors * scales
+        squares = last_layer.gradient_squares(
+            model.net, model.objective, labels, passed, tf.cast(weights, tf.float32)
+        )
+        of_each = squares.per_example if factors is None else squares.per_example * factors**2
+        uniform = drawn * of_each
+        moments = [tf.reduce_mean(uniform), tf.reduce_mean(drawn * uniform), squares.batch]
+        self._sampler.journal.write(row[0], scores, tf.stack(moments))
+        return weights
+
     def _of_presample(self, of_all: dict[str, tf.Tensor], seen: _Seen) -> tf.Tensor:
         """Hand over all of the pre-sample, of which the batch is a part."""
         visit = Visit(of_all["index"], of_all["weight"], of_all["score"])
@@ -97,7 +122,7 @@ class Feedback:
 class _Seen(NamedTuple):
     """A batch in the step: what the pipeline said of it, and its weights [b]."""
 
-    told: Drawn
+    told: Told
     weights: tf.Tensor
 
 

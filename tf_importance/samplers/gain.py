@@ -49,3 +49,20 @@ class GainEstimator(tf.Module):
         self.moments.assign(moments)
         ratio = variance.gain_ratio(moments[0], moments[1], moments[2], tf.size(squares))
         return self.ratio.assign(ratio)
+
+    def learn(self, rows: tf.Tensor, batch_size: tf.Tensor) -> None:
+        """Take up batches in their order; those that are not finite are left out.
+
+        Args:
+            rows: [M, 3] the moments of each, as above. batch_size: b.
+        """
+        known = tf.reduce_all(tf.math.is_finite(rows), axis=1)
+        # How many counted batches come after each.
+        counted = tf.cast(known, tf.float32)
+        after = tf.cumsum(counted, exclusive=True, reverse=True)
+        shares = tf.where(known, self._smoothing * (1 - self._smoothing) ** after, 0.0)
+        newest = tf.where(known[:, tf.newaxis], rows, 0.0)
+        kept = (1 - self._smoothing) ** tf.reduce_sum(counted)
+        moments = kept * self.moments + tf.linalg.matvec(newest, shares, transpose_a=True)
+        self.moments.assign(moments)
+        self.ratio.assign(variance.gain_ratio(moments[0], moments[1], moments[2], batch_size))

@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 
 from tf_importance import compat, losses, proposals, scorers, variance
-from tf_importance.samplers.base import Draw, Sampler, from_all
+from tf_importance.draws import Draws, Seen
+from tf_importance.samplers.base import Draw, Sampler, Turn, from_all
 
 
 class Oracle(Sampler):
@@ -42,10 +43,16 @@ class Oracle(Sampler):
         self._model = lambda: model
         self._scorer = lambda x, y: scorer(model, x, y)
 
-    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+    def largest_block(self, batch_size: int) -> int:
+        return 1
+
+    def _draw(self, turn: Turn) -> Draw:
         norms, gradients = self._exact()
-        self.gain.ratio.assign(self._exact_gain(norms, gradients, size))
-        return from_all(norms, size, number, seed)
+        self.gain.ratio.assign(self._exact_gain(norms, gradients, turn.size))
+        return from_all(norms, turn)
+
+    def learn(self, draws: Draws, seen: Seen) -> None:
+        """It knows, and need not learn."""
 
     def record_gain(self, squares, weights, batch_square) -> tf.Tensor:
         return tf.identity(self.gain.ratio)

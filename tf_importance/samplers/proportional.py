@@ -7,7 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
-from tf_importance.samplers.base import Draw, Sampler, Visit, once_each, uniform_points
+from tf_importance.samplers.base import Draw, Sampler, Turn, Visit, once_each, uniform_points
 from tf_importance.samplers.sum_tree import SumTree
 
 
@@ -23,7 +23,7 @@ class Proportional(Sampler):
     usable score leaves the priority as it is.
 
     Args:
-        num_examples: n.
+        num_examples: n; by default that of the data.
         alpha: α ≥ 0; 0 is uniform. Theirs is 0.6.
         beta: β, a number in [0, 1], or a Keras schedule of the number of batches drawn, such as
             `keras.optimizers.schedules.PolynomialDecay(0.4, steps, 1.0)`. Theirs starts at 0.4.
@@ -37,7 +37,7 @@ class Proportional(Sampler):
 
     def __init__(
         self,
-        num_examples: int,
+        num_examples: int | None = None,
         alpha: float = 0.6,
         beta: float | keras.optimizers.schedules.LearningRateSchedule = 1.0,
         *,
@@ -45,7 +45,6 @@ class Proportional(Sampler):
         normalize: bool = False,
         gain_smoothing: float = 0.01,
     ) -> None:
-        super().__init__(num_examples, gain_smoothing)
         if not 0 <= alpha < math.inf:
             raise ValueError(f"alpha must be finite and not negative; got {alpha}.")
         if not callable(beta) and not 0 <= beta <= 1:
@@ -55,17 +54,22 @@ class Proportional(Sampler):
         self._alpha, self._epsilon, self._normalize = alpha, epsilon, normalize
         # In a function: what a tf.Module holds as an attribute becomes part of checkpoints.
         self._beta = beta if callable(beta) else lambda number: tf.constant(beta, tf.float32)
+        super().__init__(num_examples, gain_smoothing)
+
+    def _build(self) -> None:
         # Columns: p^α of a visited example, and 1 for one that waits for its first visit.
         self.tree = SumTree(self.num_examples, 2, initial=[0.0, 1.0])
         self.largest = tf.Variable(1.0, trainable=False, name="largest")
 
-    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+    def _draw(self, turn: Turn) -> Draw:
         mixing = tf.stack([1.0, tf.convert_to_tensor(self.largest)])
-        drawn = self.tree.draw(uniform_points(size, number, seed), tf.cast(mixing, tf.float64))
-        beta = tf.cast(self._beta(number), tf.float64)
+        drawn = self.tree.draw(uniform_points(turn), tf.cast(mixing, tf.float64))
+        beta = tf.cast(self._beta(turn.number), tf.float64)
         weights = drawn.weights(self.num_examples) ** beta
         if self._normalize:
-            weights /= tf.reduce_max(weights)
+            of_batches = tf.reshape(weights, [turn.batches, turn.size])
+            largest = tf.reduce_max(of_batches, axis=1, keepdims=True)
+            weights = tf.reshape(of_batches / largest, [-1])
         return Draw(drawn.indices, tf.cast(weights, tf.float32))
 
     def update(self, visit: Visit) -> tf.Tensor:

@@ -12,10 +12,12 @@ import tensorflow as tf
 
 from tf_importance import robust
 from tf_importance.arguments import positive_integer
+from tf_importance.draws import Draws, Seen
 from tf_importance.samplers import history_features, sum_tree
 from tf_importance.samplers.base import (
     Draw,
     Sampler,
+    Turn,
     Visit,
     once_each,
     passing,
@@ -54,7 +56,7 @@ class RAIS(Sampler):
     usable score is not remembered.
 
     Args:
-        num_examples: n.
+        num_examples: n; by default that of the data.
         training_set_size: |D|, visits that c and d are trained on. By default the paper's 20,000
             or, of fewer examples, 3n visits and not below 5,000: small data would wait for it for
             many passes.
@@ -73,21 +75,28 @@ class RAIS(Sampler):
         ValueError: an argument is out of range, or features do not fit.
     """
 
+    has_limits = True
+
     def __init__(
         self,
-        num_examples: int,
+        num_examples: int | None = None,
         training_set_size: int | None = None,
         gain_smoothing: float = 0.01,
         outlier_threshold: float = 100.0,
         features=None,
     ) -> None:
-        super().__init__(num_examples, gain_smoothing)
-        if training_set_size is None:
-            training_set_size = min(20_000, max(3 * self.num_examples, 5_000))
-        self._training_set_size = positive_integer("training_set_size", training_set_size)
+        if training_set_size is not None:
+            training_set_size = positive_integer("training_set_size", training_set_size)
+        self._given_size, self._given_features = training_set_size, features
         if not outlier_threshold > 0:
             raise ValueError(f"outlier_threshold must be positive; got {outlier_threshold}.")
         self._outlier_threshold = outlier_threshold
+        self._worker = _Worker()
+        super().__init__(num_examples, gain_smoothing)
+
+    def _build(self) -> None:
+        features, by_default = self._given_features, min(20_000, max(3 * self.num_examples, 5_000))
+        self._training_set_size = self._given_size or by_default
         self._side = None if features is None else SideFeatures(features, self.num_examples)
         count = history_features.COUNT + (0 if self._side is None else self._side.count) + 1
         empty = tf.fill([self.num_examples, history_features.LENGTH], history_features.EMPTY)
@@ -113,10 +122,6 @@ class RAIS(Sampler):
         self.training_totals = _variable(tf.zeros([count], tf.float64), "training_totals")
         self.outliers = _variable(tf.constant(0.0), "outliers")
         self.visits = _variable(tf.zeros([self.num_examples], tf.int32), "visits")
-        self._worker = _Worker()
-        self._next_check = 0
-        # Examples in one update; 0 as long as nobody has said.
-        self._largest_visit = 0
 
     def check_batch_size(self, batch_size: int) -> None:
         if 2 * batch_size > self._training_set_size:
@@ -124,17 +129,20 @@ class RAIS(Sampler):
                 "training_set_size must be at least two batches; got "
                 f"{self._training_set_size} for batches of {batch_size}."
             )
-        self._largest_visit = max(self._largest_visit, batch_size)
+
+    def largest_block(self, batch_size: int) -> int:
+        of_training = self._training_set_size // (2 * batch_size)
+        return max(1, min(super().largest_block(batch_size), of_training))
 
     # Drawing ------------------------------------------------------------------------------
 
-    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
+    def _draw(self, turn: Turn) -> Draw:
         # Mixed over the totals that were read here; see SumTree.draw on concurrent updates.
         mixing, total = self._mixed()
         return tf.cond(
             _usable(total),
-            lambda: self._drawn(uniform_points(size, number, seed), mixing),
-            lambda: passing(number * size, size, self.num_examples, seed),
+            lambda: self._drawn(uniform_points(turn), mixing),
+            lambda: passing(turn.position, turn.examples, self.num_examples, turn.seed),
         )
 
     def _mixed(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -164,8 +172,16 @@ class RAIS(Sampler):
 
     # Remembering --------------------------------------------------------------------------
 
+    def limits(self, indices: tf.Tensor) -> tf.Tensor:
+        # As the next visits will find them.
+        estimates, uncertainties = tf.unstack(self._leaves(indices, self.uncertainty_set), axis=1)
+        return robust.outlier_limits(estimates, uncertainties, self._outlier_threshold)
+
+    def learn(self, draws: Draws, seen: Seen) -> None:
+        super().learn(draws, seen)
+        self.outliers.assign(tf.reduce_mean(tf.cast(seen.scores > draws.limits, tf.float32)))
+
     def update(self, visit: Visit) -> tf.Tensor:
-        self.check_batch_size(visit.indices.shape[0] or 1)
         norms, usable, share = once_each(visit)
         old = tf.gather(self.history, visit.indices)
         new = tf.where(usable[:, tf.newaxis], history_features.pushed(old, norms), old)
@@ -200,49 +216,37 @@ class RAIS(Sampler):
 
     # Training c and d -----------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Take up a training of c and d that a checkpoint was made in the midst of."""
-        self._worker.discard()
-        self._next_check = 0
-        if int(self.training_visits.numpy()) >= 0:
-            self._start()
+    @property
+    def _half(self) -> int:
+        """Visits between the begin of a training of c and d and the time when it takes effect."""
+        return -(-self._training_set_size // 2)
 
     def end(self) -> None:
         self._worker.discard()
 
     def maintain(self, updates: int, model) -> None:
-        """What is due happens at the first step by which its visits are full.
+        self.tend()
 
-        How many a step adds may differ: a look is not taken before the largest could have
-        filled them, so that it does not matter when looks were taken.
-        """
-        del model
-        if updates < self._next_check:
-            return
+    def tend(self) -> None:
+        """End and begin the trainings of c and d that are due by the visits until now."""
         visits = int(self.recent.count.numpy())
         begun = int(self.training_visits.numpy())
-        half = -(-self._training_set_size // 2)
-        if begun >= 0 and visits >= begun + half:
+        if begun >= 0 and visits >= begun + self._half:
             self._install()
             begun = -1
         period = visits // self._training_set_size
         if begun < 0 and period > int(self.period.numpy()):
             self.period.assign(period)
-            begun = self._begin_training(visits, period)
-        due = (period + 1) * self._training_set_size if begun < 0 else begun + half
-        steps = -(-(due - visits) // self._largest_visit) if self._largest_visit else 1
-        self._next_check = updates + max(steps, 1)
+            self._begin_training(visits, period)
 
-    def _begin_training(self, visits: int, period: int) -> int:
-        """The visits before it, -1 as long as these are too few."""
+    def _begin_training(self, visits: int, period: int) -> None:
         if visits < self.num_examples + self._training_set_size:
-            return -1
+            return
         self.training_visits.assign(visits)
         if period % _SUMMED_ANEW_EVERY == 0:
             self.feature_totals.assign(self._summed_features())
         self.training_totals.assign(self.feature_totals)
         self._start()
-        return visits
 
     def _summed_features(self) -> np.ndarray:
         """Σ_i s_i over all examples: [K]. O(n)."""
@@ -261,7 +265,12 @@ class RAIS(Sampler):
         data = self.recent.before(end, self._training_set_size, means)
         c_and_d = self.uncertainty_set.numpy().astype(np.float64)
         start = robust.UncertaintySet(*c_and_d) if c_and_d.any() else None
-        self._worker.start(lambda stopped: self._trained(data, start, stopped))
+        self._worker.start(self._kind(), lambda stopped: self._trained(data, start, stopped))
+
+    def _kind(self) -> bytes:
+        """What a training of c and d begins from: one of other numbers is another's."""
+        begun, totals = self.training_visits.numpy(), self.training_totals.numpy()
+        return begun.tobytes() + totals.tobytes() + self.uncertainty_set.numpy().tobytes()
 
     def _trained(self, data, start, stopped: Callable[[], bool]) -> _Trained | None:
         """In the thread: c, d, and the levels of the tree that they make."""
@@ -288,6 +297,9 @@ class RAIS(Sampler):
         While the thread read the histories some of them changed: what was visited since its
         start is computed anew, so that the result does not depend on who was faster.
         """
+        if not self._worker.does(self._kind()):
+            # A checkpoint was restored that was made in the midst of the training.
+            self._start()
         trained = self._worker.result()
         if trained is not None:
             self.uncertainty_set.assign(trained.c_and_d)
@@ -314,11 +326,18 @@ class _Worker:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rais")
         self._future: concurrent.futures.Future | None = None
         self._stopped = threading.Event()
+        self._kind = b""
 
-    def start(self, work: Callable[[Callable[[], bool]], _Trained | None]) -> None:
+    def start(self, kind: bytes, work: Callable[[Callable[[], bool]], _Trained | None]) -> None:
         """Begin; `work` gets a function that says whether nobody waits for it any more."""
-        self._stopped = stopped = threading.Event()
+        self.discard()
+        self._kind, self._stopped = kind, threading.Event()
+        stopped = self._stopped
         self._future = self._pool.submit(work, stopped.is_set)
+
+    def does(self, kind: bytes) -> bool:
+        """Whether it was begun with this, and not discarded."""
+        return self._future is not None and self._kind == kind
 
     def result(self) -> _Trained | None:
         """Wait for what was begun; an error in the thread is raised here."""

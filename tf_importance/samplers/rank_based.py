@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance.arguments import positive_integer
-from tf_importance.samplers.base import Draw, Sampler, Visit, once_each, uniform_points
+from tf_importance.samplers.base import Draw, Sampler, Turn, Visit, once_each, uniform_points
 
 _SCORED_AT_ONCE = 512
 
@@ -26,7 +26,7 @@ class RankBased(Sampler):
     objective than the mean, knowingly. The default, β = 1, is unbiased.
 
     Args:
-        num_examples: n.
+        num_examples: n; by default that of the data.
         selection_pressure: s_e ≥ 1, a number, or a Keras schedule of the number of batches
             drawn; their eq. 4, from s_e0 to s_e1 in so many batches, is
             `tfi.samplers.selection_pressure(s_e0, s_e1, batches)`. Theirs starts at 100.
@@ -41,7 +41,7 @@ class RankBased(Sampler):
 
     def __init__(
         self,
-        num_examples: int,
+        num_examples: int | None = None,
         selection_pressure: float | keras.optimizers.schedules.LearningRateSchedule = 100.0,
         *,
         sort_every: int | None = None,
@@ -49,7 +49,6 @@ class RankBased(Sampler):
         beta: float = 1.0,
         gain_smoothing: float = 0.01,
     ) -> None:
-        super().__init__(num_examples, gain_smoothing)
         pressure = selection_pressure
         if not callable(pressure) and not 1 <= pressure < math.inf:
             raise ValueError(
@@ -67,20 +66,25 @@ class RankBased(Sampler):
             if recompute_every is None
             else positive_integer("recompute_every", recompute_every)
         )
+        # How often it was due until now to score all examples.
+        self.recomputed = tf.Variable(0, dtype=tf.int64, trainable=False, name="recomputed")
+        self._rescored: tuple | None = None
+        super().__init__(num_examples, gain_smoothing)
+
+    def _build(self) -> None:
         shape = [self.num_examples]
         self.scores = tf.Variable(tf.fill(shape, math.inf), trainable=False, name="scores")
         self.ranked = tf.Variable(
             tf.range(self.num_examples, dtype=tf.int64), trainable=False, name="ranked"
         )
-        self._recomputed_at = 0
-        self._rescored: tuple | None = None
 
-    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
-        every = self._sort_every or max(self.num_examples // (10 * size), 1)
-        due = (number > 0) & (number % every == 0)
+    def _draw(self, turn: Turn) -> Draw:
+        every = self._sort_every or max(self.num_examples // (10 * turn.size), 1)
+        # Whether it is for one of the block's batches.
+        due = (turn.number > 0) & (-turn.number % every < turn.batches)
         with tf.control_dependencies([tf.cond(due, self._sort, lambda: tf.constant(False))]):
-            ratio = self._ratio(number)
-            ranks = _geometric(uniform_points(size, number, seed), ratio, self.num_examples)
+            ratio = self._ratio(turn.number)
+            ranks = _geometric(uniform_points(turn), ratio, self.num_examples)
         probabilities = _probabilities(ranks, ratio, self.num_examples)
         weights = (1 / (self.num_examples * probabilities)) ** self._beta
         return Draw(tf.gather(self.ranked, ranks), tf.cast(weights, tf.float32))
@@ -102,14 +106,18 @@ class RankBased(Sampler):
         self.scores.scatter_nd_update(visit.indices[:, tf.newaxis], values)
         return tf.ones_like(visit.scores)
 
-    def begin(self) -> None:
-        self._recomputed_at = int(self.steps.numpy()) // (self._recompute_every or 1)
-
     def maintain(self, updates: int, model) -> None:
-        if self._recompute_every is None or updates // self._recompute_every == self._recomputed_at:
-            return
-        self._recomputed_at = updates // self._recompute_every
-        rescore = self._rescore(model)
+        self.tend()
+
+    def tend(self) -> None:
+        every = self._recompute_every
+        if every is not None and int(self.steps) // every != int(self.recomputed):
+            self._recompute()
+
+    def _recompute(self) -> None:
+        """Score all examples by the net as it is."""
+        self.recomputed.assign(self.steps // self._recompute_every)
+        rescore = self._rescore(self.model)
         for start in range(0, self.num_examples, _SCORED_AT_ONCE):
             end = min(start + _SCORED_AT_ONCE, self.num_examples)
             rescore(tf.range(start, end, dtype=tf.int64))

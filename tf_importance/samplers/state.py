@@ -25,6 +25,19 @@ def without(store) -> dict:
     return {key: store[key] for key in store.keys() if _SEPARATOR not in key}
 
 
+def refuse(name: str, kind: str, store) -> None:
+    """Refuse to load a module's state into one that has no variables yet.
+
+    Raises:
+        ValueError: the store holds such a state.
+    """
+    if any(key.startswith(name + _SEPARATOR) for key in store.keys()):
+        raise ValueError(
+            f"the file holds the state of a {name}, and the {kind} does not know yet for how many "
+            f"examples it is; compile with {kind}(num_examples), or load in or after `fit`."
+        )
+
+
 def load(modules: Mapping[str, tf.Module], store) -> None:
     """Read the variables back; a module of which the store holds nothing is left alone.
 

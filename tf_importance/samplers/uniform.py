@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tensorflow as tf
-
-from tf_importance.samplers.base import Draw, Sampler, passing
+from tf_importance.samplers.base import Draw, Sampler, Turn, passing
 
 
 class Uniform(Sampler):
     """Pass after pass over the data, each in a new order; all weights are 1.
 
     Args:
-        num_examples: n.
+        num_examples: n; by default that of the data.
         gain_smoothing: as in `Sampler`; the gain is 1.
     """
 
-    def _draw(self, size: int, number: tf.Tensor, seed: tf.Tensor) -> Draw:
-        return passing(number * size, size, self.num_examples, seed)
+    def _draw(self, turn: Turn) -> Draw:
+        return passing(turn.position, turn.examples, self.num_examples, turn.seed)

@@ -1,0 +1,130 @@
+"""What was planned and what steps saw of it: two rings, kept by the numbers of the batches.
+
+The pipeline plans a block of batches and writes it down; each training step writes one row; before
+a later block is planned the pipeline reads the rows that are finished. All go by the batches'
+numbers, so what is learned does not depend on who was faster, and a training that is resumed in the
+midst of a block finds the rest of it here.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_importance.draws import Draws, Seen
+
+# Numbers in a ring: rows of 227 batches of 32, of 4 batches of 2,000.
+_CAPACITY = 8_192
+# In a row before the scores: how often the ring was filled before, and the moments.
+_HEAD = 4
+
+
+class Journal(tf.Module):
+    """Plans and rows of the latest batches, all of b examples.
+
+    Attributes:
+        batch_size: variable, b of what the rings hold; 0 as long as they are empty.
+        indices, weights, limits, gains: [C] rings of what was planned.
+        rows: [C] ring of what steps saw.
+        planned, trained, learned: variables; how many batches were planned, were trained on, and
+            were taken up by the sampler.
+        late: variable, how many were passed over because their steps were not done in time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="journal")
+        self.batch_size = _variable(tf.constant(0, tf.int64), "batch_size")
+        self.planned = _variable(tf.constant(0, tf.int64), "planned")
+        self.trained = _variable(tf.constant(0, tf.int64), "trained")
+        self.learned = _variable(tf.constant(0, tf.int64), "learned")
+        self.late = _variable(tf.constant(0, tf.int64), "late")
+        self._make(_CAPACITY)
+
+    def _make(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.indices = _variable(tf.zeros([capacity], tf.int64), "indices")
+        self.weights = _variable(tf.zeros([capacity]), "weights")
+        self.limits = _variable(tf.zeros([capacity]), "limits")
+        self.gains = _variable(tf.zeros([capacity]), "gains")
+        self.rows = _variable(tf.zeros([capacity]), "rows")
+
+    def make_room(self, batch_size: int) -> None:
+        """Make larger rings, empty ones, where two batches of b do not fit."""
+        if self.batches(batch_size) < 2:
+            self._make(2 * (batch_size + _HEAD))
+
+    def batches(self, batch_size):
+        """Of how many batches of b the rings hold the latest."""
+        return self.capacity // (batch_size + _HEAD)
+
+    # The step -----------------------------------------------------------------------------
+
+    def write(self, number: tf.Tensor, scores: tf.Tensor, moments: tf.Tensor) -> None:
+        """What the step on a batch saw.
+
+        Args:
+            number: scalar int64. scores: [b]. moments: [3].
+        """
+        size = scores.shape[0]
+        if size is None:
+            size = tf.shape(scores, tf.int64)[0]
+        kept, width = self.batches(size), size + _HEAD
+        row = tf.concat([_lap(number, kept)[tf.newaxis], moments, scores], axis=0)
+        places = number % kept * width + tf.range(width, dtype=tf.int64)
+        self.rows.scatter_update(tf.IndexedSlices(row, places))
+        self.trained.assign(number + 1)
+
+    # The pipeline -------------------------------------------------------------------------
+
+    def put(self, draws: Draws) -> None:
+        """The next block that was planned, [K, b]."""
+        count, size = draws.indices.shape
+        first = tf.convert_to_tensor(self.planned)
+        places = tf.reshape(self._places(first + tf.range(count, dtype=tf.int64), size), [-1])
+        for ring, values in zip(self._rings(), draws):
+            ring.scatter_update(tf.IndexedSlices(tf.reshape(values, [-1]), places))
+        self.planned.assign(first + count)
+
+    def forget(self, batch_size: int) -> None:
+        """Begin anew behind the last batch that was trained on, with batches of b."""
+        self.planned.assign(tf.identity(self.trained))
+        self.learned.assign(tf.identity(self.trained))
+        self.batch_size.assign(batch_size)
+
+    def plans(self, numbers: tf.Tensor, batch_size) -> Draws:
+        """What was planned of batches [M]: [M, b]."""
+        places = self._places(numbers, batch_size)
+        return Draws(*(tf.gather(ring, places) for ring in self._rings()))
+
+    def finished(self, end: tf.Tensor, batch_size) -> tuple[Draws, Seen]:
+        """Of the batches before `end` those that are trained on and not learned, in their order.
+
+        They count as learned from now on. Those whose steps are not done are late.
+        """
+        kept, width = self.batches(batch_size), batch_size + _HEAD
+        learned = tf.convert_to_tensor(self.learned)
+        end = tf.maximum(end, learned)
+        numbers = tf.range(tf.maximum(learned, end - kept), end)
+        places = (numbers % kept * width)[:, tf.newaxis] + tf.range(width, dtype=tf.int64)
+        rows = tf.gather(self.rows, places)
+        done = tf.equal(rows[:, 0], _lap(numbers, kept))
+        self.late.assign_add(end - learned - tf.reduce_sum(tf.cast(done, tf.int64)))
+        self.learned.assign(end)
+        rows = tf.boolean_mask(rows, done)
+        draws = self.plans(tf.boolean_mask(numbers, done), batch_size)
+        return draws, Seen(rows[:, _HEAD:], rows[:, 1:_HEAD])
+
+    def _rings(self) -> Draws:
+        return Draws(self.indices, self.weights, self.limits, self.gains)
+
+    def _places(self, numbers: tf.Tensor, batch_size) -> tf.Tensor:
+        first = numbers % self.batches(batch_size) * batch_size
+        return first[:, tf.newaxis] + tf.range(batch_size, dtype=tf.int64)
+
+
+def _lap(number: tf.Tensor, kept) -> tf.Tensor:
+    """How often the ring was filled before this batch, and 1: what marks its row as its own."""
+    return tf.cast(number // kept + 1, tf.float32)
+
+
+def _variable(initial, name: str) -> tf.Variable:
+    return tf.Variable(initial, trainable=False, name=name)
