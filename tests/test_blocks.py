@@ -91,7 +91,7 @@ def test_reading_without_a_step_never_hangs_and_is_said(kind, data):
         warnings.simplefilter("always")
         batches = list(tfi.history_sample(data, sampler, b, block=2, seed=1).repeat().take(300))
     assert len(batches) == 300
-    assert int(sampler.journal.late) > 200
+    assert int(sampler.journal.late) > 100
     said = [str(one.message) for one in caught if "ahead of the training" in str(one.message)]
     assert len(said) == 1 and type(sampler).__name__ in said[0]
 
@@ -120,6 +120,34 @@ def test_each_example_is_in_the_first_pass_once_whatever_was_read_and_dropped(se
     assert sorted(np.concatenate(seen.indices)) == list(range(N))
 
 
+@pytest.mark.parametrize("kind", REMEMBER)
+@pytest.mark.parametrize("block", [1, 2])
+def test_without_a_seed_all_that_steps_see_is_learned(kind, block, data):
+    """Batches are read ahead then; what their steps see is late, and not lost."""
+    model = compiled(KINDS[kind]())
+    batches = tfi.history_sample(data, model.sampler, b, block=block).repeat()
+    model.fit(batches, steps_per_epoch=200, verbose=0)
+    learned = int(model.sampler.journal.learned)
+    assert 200 - 2 * block - 2 <= learned <= 200
+    assert int(model.sampler.journal.late) == 0
+    if kind == "rais":
+        assert model.sampler.uncertainty_set.numpy().any()
+
+
+def test_what_comes_late_is_learned_later(data):
+    model = compiled(KINDS["proportional"]())
+    batches = iter(tfi.history_sample(data, model.sampler, b, block=1, seed=1))
+    with pytest.warns(UserWarning, match="ahead of the training"):
+        first = [next(batches) for _ in range(6)]
+    assert int(model.sampler.journal.learned) == 0 and int(model.sampler.journal.late) == 5
+    for batch in first:
+        model.train_on_batch(*batch)
+    next(batches)
+    assert int(model.sampler.journal.learned) == 6
+    visited = model.sampler.tree.leaves(tf.range(N, dtype=tf.int64)).numpy()[:, 1] == 0
+    assert visited.sum() == len(np.unique(np.concatenate([batch[2]["index"] for batch in first])))
+
+
 def test_a_loop_of_ones_own_learns(data):
     model = compiled(KINDS["rais"]())
     for batch in tfi.history_sample(data, model.sampler, b, seed=1).repeat().take(100):
@@ -133,8 +161,10 @@ def test_many_steps_in_one_call_lose_no_visit(data):
     model = compiled(KINDS["rais"](), steps_per_execution=40)
     batches = tfi.history_sample(data, model.sampler, b, seed=1).repeat()
     model.fit(batches, steps_per_epoch=80, verbose=0)
+    # Not train_on_batch, which makes all steps of a call on its one batch in Keras 2.
+    step = tf.function(model.train_step, autograph=False)
     for batch in batches.take(60):
-        model.train_on_batch(*batch)
+        step(batch)
     model.fit(batches, steps_per_epoch=80, verbose=0)
     assert int(model.sampler.steps) == 220 and int(model.sampler.journal.late) == 0
 
@@ -242,8 +272,8 @@ def test_a_block_of_moments_counts_as_its_batches_one_by_one():
     one, other = GainEstimator(0.1), GainEstimator(0.1)
     for row in rows:
         # ‖∇f_i‖² and weights that have these means.
-        squares, weights = tf.constant([row[0] ** 2 / row[1]]), tf.constant([row[1] / row[0]])
-        one.record(squares, weights, tf.constant(row[2]))
+        squares, weights, whole = row[0] ** 2 / row[1], row[1] / row[0], row[2]
+        one.record(*(tf.constant(part, tf.float32) for part in ([squares], [weights], whole)))
     other.learn(tf.constant(rows), tf.constant(1))
     np.testing.assert_allclose(one.moments, other.moments, rtol=1e-5)
     np.testing.assert_allclose(one.ratio, other.ratio, rtol=1e-4)

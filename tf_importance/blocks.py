@@ -45,7 +45,8 @@ class Blocks:
     ) -> None:
         self._sampler, self._gather, self._seed = sampler, gather, seed
         self._batch_size, self._block, self._length = batch_size, block, length
-        self._lag = block if lagging else 0
+        # One batch is ready and the next is being made while a step is not done.
+        self._lag = max(block, 2) if lagging else 0
         examples = tf.nest.flatten(gather(tf.zeros([1], tf.int64)))
         size = sum(part.shape.num_elements() * part.dtype.size for part in examples)
         self._at_once = max(1, min(block, _GATHERED_AT_ONCE // max(size * batch_size, 1)))
@@ -151,7 +152,7 @@ class Blocks:
         if late == 0 and int(self._sampler.journal.late) > 0:
             warnings.warn(
                 f"batches of {type(self._sampler).__name__} are read more than {self._lag} steps "
-                "ahead of the training, or left out of it: what the steps on them see comes too "
-                "late to be learned. The log `late` counts them.",
+                "ahead of the training, or left out of it: later ones are planned without what the "
+                "steps on them see. The log `late` counts how often.",
                 stacklevel=2,
             )

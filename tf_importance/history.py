@@ -53,8 +53,8 @@ def history_sample(
     sampler's journal. Before a block is planned, the sampler takes up what was seen on all blocks
     but the last one, so that a batch is drawn without what the K to 2K − 1 batches before it saw.
     It does not matter how far a `prefetch` behind this lets the reader run ahead, up to K batches.
-    Beyond that, batches are planned by what is there; what comes too late is left out, and the log
-    `late` counts it. With K = 1 and a seed a batch is drawn by all that was seen before it.
+    Beyond that, batches are planned by what is there, and what comes late is learned later; the log
+    `late` counts how often. With K = 1 and a seed a batch is drawn by all that was seen before it.
 
     The state of the draws lives in the sampler: a new iteration, or one after a checkpoint was
     restored, goes on behind the last batch that was trained on, in the midst of a block too.
@@ -207,7 +207,8 @@ def _in_blocks(
     )
     batches = planned.dataset()
     batches = batches.prefetch(1) if examples.ahead else batches
-    return marks.put(batches.with_options(pipeline.options(examples.ahead)), sampler)
+    # No further prefetch of tf.data's own: a block waits for no more than it has to.
+    return marks.put(batches.with_options(pipeline.options(ahead=False)), sampler)
 
 
 class _Rescored(NamedTuple):

@@ -27,7 +27,8 @@ class Journal(tf.Module):
         rows: [C] ring of what steps saw.
         planned, trained, learned: variables; how many batches were planned, were trained on, and
             were taken up by the sampler.
-        late: variable, how many were passed over because their steps were not done in time.
+        late: variable, how many blocks were planned without all that they wait for, and how many
+            batches were never trained on.
     """
 
     def __init__(self) -> None:
@@ -98,17 +99,19 @@ class Journal(tf.Module):
     def finished(self, end: tf.Tensor, batch_size) -> tuple[Draws, Seen]:
         """Of the batches before `end` those that are trained on and not learned, in their order.
 
-        They count as learned from now on. Those whose steps are not done are late.
+        They count as learned from now on. Where steps are not done yet, their rows come with a
+        later block; that is late, and so is a batch that was passed over.
         """
         kept, width = self.batches(batch_size), batch_size + _HEAD
-        learned = tf.convert_to_tensor(self.learned)
-        end = tf.maximum(end, learned)
-        numbers = tf.range(tf.maximum(learned, end - kept), end)
+        learned, trained = tf.convert_to_tensor(self.learned), tf.convert_to_tensor(self.trained)
+        there = tf.maximum(tf.minimum(end, trained), learned)
+        numbers = tf.range(tf.maximum(learned, trained - kept), there)
         places = (numbers % kept * width)[:, tf.newaxis] + tf.range(width, dtype=tf.int64)
         rows = tf.gather(self.rows, places)
         done = tf.equal(rows[:, 0], _lap(numbers, kept))
-        self.late.assign_add(end - learned - tf.reduce_sum(tf.cast(done, tf.int64)))
-        self.learned.assign(end)
+        passed_over = there - learned - tf.reduce_sum(tf.cast(done, tf.int64))
+        self.late.assign_add(passed_over + tf.cast(end > there, tf.int64))
+        self.learned.assign(there)
         rows = tf.boolean_mask(rows, done)
         draws = self.plans(tf.boolean_mask(numbers, done), batch_size)
         return draws, Seen(rows[:, _HEAD:], rows[:, 1:_HEAD])
