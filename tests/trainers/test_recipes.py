@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -123,7 +124,10 @@ def test_configs_start_step_and_record(parser_of, config):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", FIGURES, ids=lambda path: path.stem)
 def test_figures_are_drawn(config, tmp_path):
+    """With the first and the last curve: the test above makes the steps of each."""
+    given = re.search("^--curves=(.*)$", config.read_text(), flags=re.MULTILINE)[1].split(",")
     command = [sys.executable, "-m", "trainers.compare", f"--flagfile={config}", "--short"]
+    command.append(f"--curves={given[0]},{given[-1]}")
     done = subprocess.run([*command, f"--out={tmp_path / 'out'}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out-short" / "comparison.png").stat().st_size > 0
