@@ -141,7 +141,8 @@ class Blocks:
 
     def _plan(self) -> None:
         sampler = self._sampler
-        self._learn(int(sampler.draws) - self._lag, self._batch_size)
+        if not sampler.follows_training:
+            self._learn(int(sampler.draws) - self._lag, self._batch_size)
         sampler.tend()
         sampler.put_plan(self._block, self._batch_size, self._seed)
 

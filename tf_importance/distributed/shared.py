@@ -157,6 +157,10 @@ class SharedScores(Sampler):
         return self._exchange
 
     def maintain(self, updates: int, model) -> None:
+        # At each step, and not where batches are planned: the last steps are learned from, too.
+        size = int(self.journal.batch_size)
+        if size:
+            self.take_up(int(self.steps), size)
         self.exchange.raise_failure()
         if self.exchange.silent_seconds > self._fallback_seconds and self.draws_by_scores:
             self._draw_uniformly()

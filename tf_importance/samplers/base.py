@@ -95,8 +95,8 @@ class Sampler(tf.Module):
         gain: a `GainEstimator`.
         may_draw_ahead: whether a batch may be drawn before the step on the last one is done.
         has_limits: whether `limits` are any.
-        follows_training: whether `begin`, `maintain` and `end` must be called by a training that is
-            planned in blocks, too.
+        follows_training: whether it learns in `maintain`, after each step, and `begin` and `end`
+            must be called; else it learns between blocks.
     Raises:
         ValueError: num_examples is not a positive integer, or gain_smoothing out of range.
     """
