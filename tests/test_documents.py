@@ -24,8 +24,12 @@ CODE = re.compile(r"^(?:```python|<!-- setup)\n(.*?)^(?:```|-->)$", flags=re.DOT
 REPLACED = re.compile(r"^<!-- run with (\S+) for (\S+) -->$", flags=re.MULTILINE)
 
 # What Keras warns of whoever calls it: Keras 3 of its own default, for every tf.data.Dataset;
-# Keras 2 of how it draws a seed.
-NOT_OURS = re.compile(r"`shuffle=True` was passed|non-integer arguments to randrange\(\)")
+# Keras 2 of how it draws a seed, and of callbacks (its own bar among them) that take longer than a
+# step, which on a busy machine is chance.
+NOT_OURS = re.compile(
+    r"`shuffle=True` was passed|non-integer arguments to randrange\(\)"
+    r"|^Callback method `\w+` is slow compared to the batch time"
+)
 
 
 def program(text: str) -> str:
@@ -53,7 +57,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, caplog, capsys):
     warned = [f"{one.category.__name__}: {one.message} ({one.filename})" for one in caught]
     assert [text for text in warned if not NOT_OURS.search(text)] == []
     logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert logged == []
+    assert [text for text in logged if not NOT_OURS.search(text)] == []
     if page == "README.md":
         assert (tmp_path / "saved_model" / "saved_model.pb").exists()
         shares = re.findall(r"importance: ([\d.e+-]+)", capsys.readouterr().out)
