@@ -55,23 +55,29 @@ def _runs_quietly(command: list[str], cwd: pathlib.Path) -> str:
     return shown.stdout
 
 
-@pytest.mark.parametrize("command", _COMMANDS, ids=lambda command: command[0])
-def test_a_dry_run_is_quiet_and_leaves_nothing(tmp_path, command):
+@pytest.fixture
+def root(tmp_path) -> pathlib.Path:
+    """An empty directory but for the configs, which name each other from the checkout's root."""
     (tmp_path / "configs").symlink_to(pathlib.Path("configs").resolve())
-    shown = _runs_quietly([*command, "--dry_run", "--short"], tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", _COMMANDS, ids=lambda command: command[0])
+def test_a_dry_run_is_quiet_and_leaves_nothing(root, command):
+    shown = _runs_quietly([*command, "--dry_run", "--short"], root)
     assert "--batch_size=4" in shown.splitlines() and "one step: " in shown
-    assert [path.name for path in tmp_path.iterdir()] == ["configs"]
+    assert [path.name for path in root.iterdir()] == ["configs"]
 
 
 @pytest.mark.slow
-def test_a_flagfile_alone_is_a_command_and_short_replaces_what_it_left(tmp_path):
-    config = pathlib.Path("configs/image_classification/digits_gain.cfg").resolve()
+def test_a_flagfile_alone_is_a_command_and_short_replaces_what_it_left(root):
+    config = "configs/image_classification/digits_gain.cfg"
     for _ in range(2):
         command = ["trainers.image_classification", f"--flagfile={config}", "--short"]
-        shown = _runs_quietly(command, tmp_path)
+        shown = _runs_quietly(command, root)
         assert shown.startswith("Training for 2 steps; results go to runs/digits_gain-short.")
         assert shown.rstrip().endswith("runs/digits_gain-short/curves.png")
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits_gain-short"]
+    assert [path.name for path in (root / "runs").iterdir()] == ["digits_gain-short"]
 
 
 @pytest.mark.parametrize(
