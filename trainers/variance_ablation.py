@@ -1,7 +1,7 @@
 """The variance that each proposal leaves, along a training (K&F 2018, section 4.1, figures 1, 2).
 
     python -m trainers.variance_ablation --out=runs/ablation \\
-        --flagfile=configs/variance_ablation/cifar10_small.cfg
+        --flagfile=configs/variance_ablation/cifar10_small_uniform.cfg
     python -m reports.ablation runs/ablation/report runs/ablation
 
 Trains a net as `trainers.image_classification` does. At every evaluation, 3,000 updates apart in
