@@ -185,12 +185,12 @@ def trainings() -> dict:
         steps = -(-(size + 40_000) // (157 * 128)) * 157
         sampler.recent.count.assign(steps * 128)
         sampler.begin()
-        sampler.maintain(steps - 1, None)
+        sampler.tend()
         start = time.perf_counter()
-        sampler.maintain(steps, None)
+        sampler.tend()
         sampler._worker._future.result()
         trained = time.perf_counter()
-        sampler.maintain(steps + 79, None)
+        sampler.tend()
         installed = time.perf_counter()
         found[size] = {
             "thread_seconds": round(trained - start, 4),

@@ -239,12 +239,14 @@ def test_rows_are_found_by_the_numbers_of_their_batches():
     write = tf.function(journal.write, autograph=False)
     indices = np.arange(4 * b).reshape(4, b)
     ones = tf.ones([4, b])
-    journal.put(Draws(tf.constant(indices, tf.int64), ones, 2 * ones, 3 * ones))
+    kinds = tf.constant([4, 5, 6, 7])
+    journal.put(Draws(tf.constant(indices, tf.int64), ones, 2 * ones, 3 * ones, ones, kinds))
     for number in (0, 2):
         write(tf.constant(number, tf.int64), tf.fill([b], float(number)), tf.fill([3], 7.0))
     draws, seen = journal.finished(tf.constant(4, tf.int64), b)
     np.testing.assert_array_equal(draws.indices, indices[[0, 2]])
     np.testing.assert_array_equal(draws.limits, np.full([2, b], 2.0))
+    np.testing.assert_array_equal(draws.kinds, [4, 6])
     np.testing.assert_array_equal(seen.scores[:, 0], [0, 2])
     np.testing.assert_array_equal(seen.moments, np.full([2, 3], 7.0))
     assert int(journal.late) == 2
@@ -271,9 +273,7 @@ def test_a_block_of_moments_counts_as_its_batches_one_by_one():
     rows[[2, 5], 1] = np.nan, np.inf
     one, other = GainEstimator(0.1), GainEstimator(0.1)
     for row in rows:
-        # ‖∇f_i‖² and weights that have these means.
-        squares, weights, whole = row[0] ** 2 / row[1], row[1] / row[0], row[2]
-        one.record(*(tf.constant(part, tf.float32) for part in ([squares], [weights], whole)))
+        one.learn(tf.constant([row]), tf.constant(1))
     other.learn(tf.constant(rows), tf.constant(1))
     np.testing.assert_allclose(one.moments, other.moments, rtol=1e-5)
     np.testing.assert_allclose(one.ratio, other.ratio, rtol=1e-4)

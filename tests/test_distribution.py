@@ -145,7 +145,7 @@ def test_the_gain_under_a_strategy(strategy, route, blobs):
     data = fed(strategy, route, model, blobs, 16, 64, switch=switch, seed=0)
     history = model.fit(data, steps_per_epoch=100, epochs=2, verbose=0).history
     assert history["importance"][-1] > 0.2, "it must have been drawn from"
-    moments, enough = model.gain_moments()
+    moments, enough = model.meter.moments()
     assert bool(enough) and float(moments.square) > float(moments.mean_square) > -0.1
     assert 201 < float(tf.convert_to_tensor(rate.following)) < 400
 

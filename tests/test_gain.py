@@ -102,24 +102,27 @@ def test_the_estimator_is_equation_7_of_exponential_averages():
     for _ in range(30):
         squares, weights = rng.gamma(1.0, 1.0, [2, batch])
         square = rng.gamma(1.0, 1.0)
-        found = estimator.record(
-            *(tf.constant(part, tf.float32) for part in (squares, weights, square))
-        )
         newest = [np.mean(weights * squares), np.mean(weights**2 * squares), square]
+        estimator.learn(tf.constant([newest], tf.float32), tf.constant(batch))
         moments = 0.9 * moments + 0.1 * np.array(newest)
         expected = 1 + (moments[0] - moments[1]) / moments[2] / batch
-        assert float(found) == pytest.approx(max(expected, 1 / batch), rel=1e-4)
+        assert float(estimator.ratio) == pytest.approx(max(expected, 1 / batch), rel=1e-4)
 
 
 def test_uniform_weights_have_gain_1_and_bad_batches_are_left_out():
-    estimator, ones = GainEstimator(0.5), tf.ones([4])
-    assert float(estimator.record(ones * 3, ones, tf.constant(0.1))) == 1
+    estimator = GainEstimator(0.5)
+
+    def ratio_after(*row: float) -> float:
+        estimator.learn(tf.constant([row]), tf.constant(4))
+        return float(estimator.ratio)
+
+    assert ratio_after(3.0, 3.0, 0.1) == 1
     before = estimator.moments.numpy()
     for bad in (np.nan, np.inf):
-        assert float(estimator.record(ones * bad, ones, tf.constant(0.1))) == 1
-        assert float(estimator.record(ones, ones, tf.constant(bad))) == 1
+        assert ratio_after(bad, bad, 0.1) == ratio_after(1.0, 1.0, bad) == 1
     np.testing.assert_array_equal(estimator.moments, before)
-    assert float(GainEstimator(0.5).record(ones * 0, ones, tf.constant(0.0))) == 1
+    estimator = GainEstimator(0.5)
+    assert ratio_after(0.0, 0.0, 0.0) == 1
 
 
 def exact_second_moment(gradients, p, batch, penalty):

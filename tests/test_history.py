@@ -47,7 +47,7 @@ def state(model) -> list[np.ndarray]:
     """All of it but the epoch's counters: weights, optimizer, sampler, schedule, τ."""
     optimizer = model.optimizer.variables
     optimizer = optimizer() if callable(optimizer) else optimizer
-    schedule = model._schedule.variables
+    schedule = model.schedule.variables
     weights = [w for w in model.weights if "counts" not in w.name and "monitors" not in w.name]
     parts = [*weights, *optimizer, *model.sampler.variables, *schedule]
     return [np.array(tf.convert_to_tensor(part)) for part in parts]
@@ -67,12 +67,12 @@ def test_training_works_and_logs_the_gain(name, blobs):
     assert len(batches) == len(blobs[0]) // BATCH
     assert model.evaluate(*blobs, verbose=0)[0] < before
     assert len(logs["gain"]) == 3 and np.all(np.isfinite(logs["gain"]))
-    gain = float(model._schedule.gain)
+    gain = float(model.schedule.gain)
     assert gain == pytest.approx(logs["gain"][-1])
     steps = int(model.sampler.steps)
     assert steps == 3 * len(batches) == int(model.sampler.draws)
     if name == "uniform":
-        assert gain == 1 and float(model._schedule.following) == steps
+        assert gain == 1 and float(model.schedule.following) == steps
     if name == "oracle":
         assert logs["gain"][-1] >= 1
 
@@ -136,7 +136,7 @@ def test_weights_files_hold_the_samplers_state(blobs, tmp_path):
     other.load_weights(str(tmp_path / "at.weights.h5"))
     for mine, theirs in zip(model.sampler.variables, other.sampler.variables):
         np.testing.assert_array_equal(mine, theirs)
-    assert float(other._schedule.following) == float(model._schedule.following) > 0
+    assert float(other.schedule.following) == float(model.schedule.following) > 0
     plain = built()
     plain.load_weights(str(tmp_path / "at.weights.h5"))
     wrong = compiled(SAMPLERS["rais"], n=100)

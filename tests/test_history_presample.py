@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tf_importance import marks, step
 
 L = keras.layers
 B, b, N = 32, 8, 256
@@ -48,15 +49,27 @@ def test_training_works(name, points):
     assert int(sampler.steps) == int(sampler.draws) == 160
 
 
+def drawn_by_steps(model, batches):
+    """What the step on a pre-sample trains on: indices, weights, and the pre-sample's scores."""
+    drawing = marks.found(batches)
+
+    @tf.function(autograph=False)
+    def drawn(*presample):
+        made = step.Step(model, presample, drawing)
+        return made.data, made.told.indices, made.presample.scores
+
+    return drawn
+
+
 def test_the_sampler_learns_of_the_whole_pre_sample(points):
     """Every score that was made stands in its memory after the step, and no other."""
     sampler = tfi.samplers.Proportional(N, alpha=1.0, epsilon=1e-6)
     model = compiled(sampler, rate=1e-9)
     batches = tfi.history_sample(points, sampler, b, presample_size=B, model=model, seed=0)
     before = sampler.tree.leaves(tf.range(N)).numpy()[:, 0]
-    batch = next(iter(batches))
-    seen = batch[2]["presample"]["index"].numpy()
-    model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
+    model.fit(batches, steps_per_epoch=1, verbose=0)
+    seen = sampler.journal.plans(tf.constant([0], tf.int64), B).indices.numpy()[0]
+    sampler.take_up(1, B)
     after = sampler.tree.leaves(tf.range(N)).numpy()[:, 0]
     assert set(np.flatnonzero(before != after)) == set(seen) and len(set(seen)) > b
     scores = tfi.scorers.upper_bound(model, *map(tf.constant, points)).numpy()
@@ -66,17 +79,23 @@ def test_the_sampler_learns_of_the_whole_pre_sample(points):
 def test_what_the_batch_says_of_itself(points):
     sampler = tfi.samplers.Proportional(N)
     model = compiled(sampler)
-    x, y, drawn = next(
-        iter(tfi.history_sample(points, sampler, b, presample_size=B, model=model, seed=0))
-    )
-    seen, place, index = drawn["presample"], drawn["place"].numpy(), drawn["index"].numpy()
-    np.testing.assert_array_equal(seen["index"].numpy()[place], index)
+    sampler.tree.update(tf.range(N), np.stack([np.arange(N) + 1.0, np.zeros(N)], axis=1))
+    batches = tfi.history_sample(points, sampler, b, presample_size=B, model=model, seed=0)
+    inputs, labels, told = next(iter(batches))
+    assert inputs.shape == [B, 2] and np.ptp(told["weight"].numpy()) > 0
+    (x, y, weights), index, scores = drawn_by_steps(model, batches)(inputs, labels, told)
+    assert x.shape == [b, 2]
     np.testing.assert_array_equal(x, points[0][index])
     np.testing.assert_array_equal(y, points[1][index])
-    worth = seen["score"].numpy() * seen["weight"].numpy()
+    np.testing.assert_allclose(
+        scores, tfi.scorers.upper_bound(model, inputs, labels), rtol=1e-4
+    )
+    first = told["weight"].numpy()
+    worth = scores.numpy() * first
     worth += 0.2 * worth.mean()
+    place = [list(told["index"].numpy()).index(one) for one in index.numpy()]
     second = worth.sum() / (B * worth[place])
-    np.testing.assert_allclose(drawn["weight"], seen["weight"].numpy()[place] * second, rtol=1e-4)
+    np.testing.assert_allclose(weights, first[place] * second, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -92,13 +111,13 @@ def test_the_weights_multiply_to_an_unbiased_mean(points):
     batches = tfi.history_sample(
         points, sampler, b, presample_size=B, model=model, resampling="multinomial", seed=0
     ).repeat()
-    right, wrong = [], []
-    for _, _, drawn in batches.take(1500):
-        chosen = values[drawn["index"].numpy()]
-        weights = drawn["weight"].numpy()
-        first = drawn["presample"]["weight"].numpy()[drawn["place"].numpy()]
+    right, wrong, step_of = [], [], drawn_by_steps(model, batches)
+    for presample in batches.take(1500):
+        (_, _, weights), index, _ = step_of(*presample)
+        first = dict(zip(presample[2]["index"].numpy(), presample[2]["weight"].numpy()))
+        chosen, weights = values[index.numpy()], weights.numpy()
         right.append((weights * chosen).mean())
-        wrong.append((weights / first * chosen).mean())
+        wrong.append((weights / [first[one] for one in index.numpy()] * chosen).mean())
 
     def z(found):
         return (np.mean(found) - values.mean()) / (np.std(found) / np.sqrt(len(found)))

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tf_importance as tfi
 from tests.reference import equations
-from tf_importance import compat
+from tf_importance import compat, marks
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -193,8 +193,8 @@ def test_ess_is_a_fraction_however_noisy_the_estimate():
     weights = (4 * (scores < np.median(scores))).astype(np.float32)
     estimate = np.sqrt(np.mean(weights * scores**2)) / np.mean(weights * scores)
     assert estimate < 0.9
-    model.expect_drawn_examples(sample_weighted=False)
     data = tf.data.Dataset.from_tensor_slices((X, Y, weights)).batch(len(X))
+    data = marks.put(data, marks.Drawing())
     history = model.fit(data, verbose=0).history
     np.testing.assert_allclose(history["tau"], [estimate], rtol=1e-4)
     assert history["ess"] == [1.0]
@@ -467,7 +467,8 @@ def test_training_metrics_of_masked_outputs_count_the_unmasked():
         tfi.importance_sample(model, 8, 8, tau_threshold="always", seed=0)
     )
     x, y, weights = (np.array(part) for part in next(iter(batches)))
-    logs = model.fit(tf.data.Dataset.from_tensors((x, y, weights)), verbose=0).history
+    same = marks.put(tf.data.Dataset.from_tensors((x, y, weights)), marks.found(batches))
+    logs = model.fit(same, verbose=0).history
     right = np.argmax(net.predict(x, verbose=0), axis=-1) == y
     counted = weights[:, None] * (x != 0)
     np.testing.assert_allclose(

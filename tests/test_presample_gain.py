@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tf_importance as tfi
 from tests.reference import gain as reference
-from tf_importance import gain, groups, plans
+from tf_importance import fresh, gain, plans
 
 N, D, B, b = 2000, 8, 96, 16
 
@@ -28,15 +28,19 @@ def as_moments(exact: reference.Moments, rounding=()) -> gain.Moments:
     return gain.Moments(*map(tf.constant, exact), tf.constant(rounding, tf.float32))
 
 
+def drawn_of(scores, batch_size: int, draws: int, resample, seed) -> tfi.proposals.Draw:
+    """Batches by scores [B]: positions and weights, [R, b] each."""
+    way = fresh.Fresh(None, 0.0, resample, batch_size)
+    return way.positions(tfi.proposals.normalize(scores), seed, draws)
+
+
 def sums_of_draws(population, draws: int, resample, number: int):
     """Mean gradients [number, R, d] of the batches of `number` pre-samples."""
     gradients, scores = map(tf.constant, population)
 
     def batches(seed):
         chosen = tf.random.experimental.stateless_shuffle(tf.range(N), tf.stack([seed, 1]))[:B]
-        drawn = groups.proposals_drawn(
-            tf.gather(scores, chosen), plans.Plan(b, draws, B), resample, tf.stack([seed, 2])
-        )
+        drawn = drawn_of(tf.gather(scores, chosen), b, draws, resample, tf.stack([seed, 2]))
         rows = tf.gather(gradients, tf.gather(chosen, drawn.indices))
         return tf.reduce_mean(drawn.weights[..., tf.newaxis] * rows, axis=1)
 
@@ -181,9 +185,7 @@ def test_without_the_random_order_the_first_batch_is_biased():
     def first(seed, shuffled):
         seed = tf.stack([seed, 3])
         if shuffled:
-            return groups.proposals_drawn(
-                scores, plans.Plan(1, 2, 2), tfi.proposals.systematic, seed
-            ).indices[0, 0]
+            return drawn_of(scores, 1, 2, tfi.proposals.systematic, seed).indices[0, 0]
         return tfi.proposals.systematic(tfi.proposals.normalize(scores), 2, seed).indices[0]
 
     assert {int(first(seed, shuffled=False)) for seed in range(30)} == {0}
@@ -193,9 +195,7 @@ def test_without_the_random_order_the_first_batch_is_biased():
 
 def test_several_batches_do_not_repeat_each_other():
     """b R = B equal scores: every example exactly once."""
-    drawn = groups.proposals_drawn(
-        tf.ones([12]), plans.Plan(4, 3, 12), tfi.proposals.systematic, tf.constant([1, 2])
-    )
+    drawn = drawn_of(tf.ones([12]), 4, 3, tfi.proposals.systematic, tf.constant([1, 2]))
     assert sorted(drawn.indices.numpy().ravel()) == list(range(12))
     np.testing.assert_allclose(drawn.weights, np.ones([3, 4]), rtol=1e-6)
 
@@ -239,15 +239,19 @@ def test_training_measures_the_exact_moments(switch, blobs):
     )
     # One uniform step in four is measured.
     model.fit(train, steps_per_epoch=400 if switch == "drawn" else 1600, verbose=0)
-    measured, enough = model.gain_moments()
     sampling = gain.Sampling((0.25,), 0.2)
+    measured, enough = model.meter_of(sampling).moments()
     exact, rounding = exact_of(model, x, y, sampling)
     assert bool(enough)
     found = np.array([float(part) for part in measured[1:4]])
     np.testing.assert_allclose(found, exact[1:], rtol=0.08)
     assert float(measured.rounding[0]) == pytest.approx(rounding, rel=0.08)
     setting = tfi.switches.Setting(
-        model, 64, (plans.Plan(16), plans.Plan(16, 1, 64)), systematic=True, smoothing=0.2
+        model,
+        64,
+        (plans.Plan(16), plans.Plan(16, 1, 64)),
+        systematic=True,
+        meter=model.meter_of(sampling),
     )
     ratio = float(setting.gains(tf.constant(1 if switch == "drawn" else 0))[1])
     truth = as_moments(exact, [rounding])

@@ -355,11 +355,14 @@ def test_a_seed_with_several_steps_per_execution_warns():
         tfi.importance_sample(model, seed=0)
 
 
-def test_another_loss_warns_that_scores_are_the_old_ones():
+def test_a_dataset_that_is_scored_by_another_loss_is_refused():
     model = classifier()
-    numbered(8).apply(tfi.importance_sample(model, 4, 8))
-    with pytest.warns(UserWarning, match="another loss.*again"):
-        model.compile("sgd", "mse")
+    batches = numbered(8).apply(tfi.importance_sample(model, 4, 8))
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(batches, verbose=0)
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="another loss since.*again"):
+        model.fit(batches, verbose=0)
 
 
 def test_string_labels_are_refused():

@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
-from tf_importance import costs, gain, groups, plans, remembered, switches
-from tf_importance.remembered import AT_ONCE
+from tf_importance import fresh, gain, marks, plans, switches
+from tf_importance.samplers.switched import AT_ONCE
 from tf_importance.scorers import forward
+from tf_importance.switches import costs, trial
 
 L = keras.layers
 B, b, N = 24, 8, 256
@@ -85,6 +86,12 @@ def test_uniform_batches_are_passes_over_the_data(points):
     assert all(np.all(drawn["weight"] == 1) for drawn in told)
 
 
+def take_up_all(model) -> None:
+    """What the next block would be planned with: a dataset goes on, and nothing waits for it."""
+    for dataset in model.sampler.datasets:
+        dataset._learn(int(model.sampler.steps), int(model.sampler.journal.batch_size))
+
+
 class Watch(keras.callbacks.Callback):
     """What was decided for each group: U uniform, L uniform and remembered, M memory."""
 
@@ -93,7 +100,7 @@ class Watch(keras.callbacks.Callback):
         self.switch, self.seen = switch, ""
 
     def on_train_batch_end(self, batch, logs=None) -> None:
-        state = self.switch.decisions
+        state = self.switch.decisions.decision
         if batch % AT_ONCE == 0:
             uniform = "L" if bool(state.remember) else "U"
             self.seen += uniform if int(state.plan) == 0 else "M"
@@ -117,18 +124,18 @@ def decided(points, groups: int, switch, *callbacks) -> tuple[str, tfi.samplers.
 
 @pytest.mark.slow
 def test_memory_learns_for_a_term_is_tried_out_and_rests_longer_each_time(points, monkeypatch):
-    monkeypatch.setattr(remembered, "_RISING", 1e9)
+    monkeypatch.setattr(trial, "_RISING", 1e9)
     switch = promising(switches.Gain(step_seconds=1.0, scoring_seconds=1.0), 0)
     seen, sampler = decided(points, 152, switch)
-    trial = "L" * 6 + "M" * 38
-    assert seen == trial + "U" * 6 + trial + "U" * 12 + trial + "U" * 2
+    tried = "L" * 6 + "M" * 38
+    assert seen == tried + "U" * 6 + tried + "U" * 12 + tried + "U" * 2
     told = AT_ONCE * b * (len(seen) - seen.count("U"))
-    assert sampler.visits.numpy().sum() == told == int(sampler.recent.count)
+    assert sampler.visits.numpy().sum() == int(sampler.recent.count) == told
 
 
 @pytest.mark.slow
 def test_a_trial_goes_on_while_the_gain_rises(points, monkeypatch):
-    monkeypatch.setattr(remembered, "_RISING", 0.0)
+    monkeypatch.setattr(trial, "_RISING", 0.0)
     switch = promising(switches.Gain(step_seconds=1.0, scoring_seconds=1.0), 0)
     seen, _ = decided(points, 125, switch)
     assert seen == "L" * 6 + "M" * 19 * 6 + "U" * 5
@@ -137,7 +144,7 @@ def test_a_trial_goes_on_while_the_gain_rises(points, monkeypatch):
 @pytest.mark.slow
 def test_what_a_trial_has_shown_to_pay_stays(points, monkeypatch):
     """And falls back to uniform batches after it, with the first pause once more."""
-    monkeypatch.setattr(remembered, "_RISING", 1e9)
+    monkeypatch.setattr(trial, "_RISING", 1e9)
     switch = promising(switches.Gain(step_seconds=1.0, scoring_seconds=1.0), 0)
     dropped = tf.Variable(False)
     switch._best = lambda speeds, current: tf.where(dropped, 0, current)
@@ -191,7 +198,7 @@ def assert_resumed_alike(whole, switch, saved, made, steps: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [32, 104, 376], ids=["learning", "trial", "rest"])
 def test_killed_about_a_trial_it_goes_on_with_it(stop, points, monkeypatch, tmp_path):
-    monkeypatch.setattr(remembered, "_RISING", 1e9)
+    monkeypatch.setattr(trial, "_RISING", 1e9)
 
     def made():
         keras.utils.set_random_seed(0)
@@ -202,7 +209,7 @@ def test_killed_about_a_trial_it_goes_on_with_it(stop, points, monkeypatch, tmp_
 
     whole, switch, train = made()
     whole.fit(train, steps_per_epoch=stop, verbose=0)
-    state = switch.decisions
+    state = switch.decisions.trial
     phase = [bool(state.learning), int(switch.held) > 0, int(state.until) > 0]
     assert phase == [stop == 32, stop == 104, stop == 376]
     saved = tf.train.Checkpoint(model=whole, optimizer=whole.optimizer).save(str(tmp_path / "at"))
@@ -211,10 +218,11 @@ def test_killed_about_a_trial_it_goes_on_with_it(stop, points, monkeypatch, tmp_
 
 
 def test_uniform_steps_are_timed_without_what_memory_is_told(points):
-    switch = switches.Gain()
-    train = batches(compiled(1e-6), points, switch, None)
-    switch.decisions.learning.assign(True)
-    groups = [bool(drawn["remember"][0]) for _, _, drawn in train.take(15 * AT_ONCE)][::AT_ONCE]
+    switch, model = switches.Gain(), compiled(1e-6)
+    train = batches(model, points, switch, None)
+    switch.decisions.trial.learning.assign(True)
+    rows = tf.stack([told["row"][0] for _, _, told in train.take(15 * AT_ONCE)])[::AT_ONCE]
+    groups = [kind > 0 for kind in model.sampler.journal.plans(rows, b).kinds]
     # Warm up, time uniform steps, then memory.
     assert groups == [True] * 5 + [False] * 5 + [True] * 5
     assert int(switch.costs.counts[0]) == 4, "but for the first of the row, each by the next one"
@@ -242,6 +250,7 @@ def test_what_memory_is_told_of_what_it_has_drawn(plan, points):
     train = batches(model, points, forced(switches.Gain(), plan))
     model.fit(train, steps_per_epoch=100, verbose=0)
     size = (b, B)[plan - 1]
+    take_up_all(model)
     assert int(model.sampler.recent.count) == 100 * size
     _, _, drawn = next(iter(train))
     assert drawn["weight"].shape == [size] and np.ptp(drawn["weight"].numpy()) > 0
@@ -321,9 +330,10 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(stop, points, tmp_path):
 def test_options_of_compile(options, plan, points):
     model, switch = compiled(0.1, **options), forced(switches.Gain(), plan)
     train = batches(model, points, switch, seed=None)
-    switch.decisions.learning.assign(True)
+    switch.decisions.trial.learning.assign(True)
     model.fit(train, steps_per_epoch=12, verbose=0)
     assert int(model.sampler.steps) == 12
+    take_up_all(model)
     assert int(model.sampler.recent.count) == 12 * (B if plan == 2 else b)
 
 
@@ -333,6 +343,7 @@ def test_xla_compiles_scorers_with_a_pass_of_their_own(plan, points):
     model = compiled(0.1, scorer=tfi.scorers.gradient_norm, jit_compile=True)
     train = batches(model, points, forced(switches.Gain(), plan), seed=None)
     model.fit(train, steps_per_epoch=6, verbose=0)
+    take_up_all(model)
     assert int(model.sampler.recent.count) == 6 * (B if plan == 2 else b)
 
 
@@ -373,8 +384,10 @@ def redrawn(population, smoothing, seed):
     """A pre-sample of 4 · 16 by p, and 16 of it by fresh scores: their mean gradient."""
     gradients, scores, p = map(tf.constant, population)
     first = tfi.proposals.multinomial(p, 64, tf.stack([seed, 1]))
-    worth = groups.smoothed(tf.gather(scores, first.indices) * first.weights, smoothing)
-    second = tfi.proposals.systematic(tfi.proposals.normalize(worth), 16, tf.stack([seed, 2]))
+    way = fresh.Fresh(lambda x, y: x, smoothing, tfi.proposals.systematic, 16)
+    of_first = tf.gather(scores, first.indices)
+    scored = way.scored(fresh.Group(of_first, None, first.weights, first.weights))
+    second = tfi.proposals.systematic(scored.proposal, 16, tf.stack([seed, 2]))
     indices = tf.gather(first.indices, second.indices)
     weights = tf.gather(first.weights, second.indices) * second.weights
     return indices, weights, tf.reduce_mean(
@@ -451,13 +464,13 @@ def test_redrawn_batches_estimate_the_moments(population):
 
 
 class Told:
-    """A model that has moments, and no bound on its gain."""
+    """A model without a bound on its gain, and its meter."""
 
-    def __init__(self, moments):
-        self.moments = moments
+    def __init__(self, moments, sampling):
+        self.now, self.sampling = moments, sampling
 
-    def gain_moments(self):
-        return self.moments, tf.constant(True)
+    def moments(self):
+        return self.now, tf.constant(True)
 
     def largest_gain(self):
         return tf.constant(1e6)
@@ -466,7 +479,8 @@ class Told:
 def test_predictions_of_each_plan(population):
     moments = exact(population, 0.0, b / B)
     told = gain.Moments(*(tf.constant(part, tf.float32) for part in moments))
-    setting = switches.Setting(Told(told), PLANS.group_size, PLANS.plans, True)
+    model = Told(told, PLANS.sampling(0.0))
+    setting = switches.Setting(model, PLANS.group_size, PLANS.plans, True, model)
     uniform = moments.mean_square + (moments.square - moments.mean_square) / b
     memory = moments.mean_square + (moments.remembered - moments.mean_square) / b
     second = moments.score * moments.square_per_score - moments.mean_square
@@ -489,7 +503,7 @@ def test_training_measures_what_memory_is_worth(points):
     model = compiled(1e-12, size=2048)
     train = batches(model, points, forced(switches.Gain(), 1))
     model.fit(train, steps_per_epoch=1500, verbose=0)
-    measured = model.gain_moments()[0]
+    measured = marks.found(train).meter.moments()[0]
     x, y = map(tf.constant, points)
 
     @tf.function(autograph=False)

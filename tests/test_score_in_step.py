@@ -112,13 +112,18 @@ def test_what_the_step_cannot_do_is_refused():
         tfi.importance_sample(model, score_in="step", draws_per_presample=2)
 
 
-def test_a_group_is_never_trained_on_as_a_batch(blobs):
-    """Another pipeline was applied since: the step no longer knows how to draw from groups."""
+def test_two_datasets_of_one_model_are_each_drawn_as_they_were_made(blobs):
+    """One from groups in the step, one in the pipeline; in a loop of one's own none is guessed."""
     net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
     model = tfi.ISModel(net)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     data = tf.data.Dataset.from_tensor_slices(blobs)
     first = data.apply(tfi.importance_sample(model, b, B, score_in="step", tau_threshold="always"))
-    data.apply(tfi.importance_sample(model, b, B))
-    with pytest.raises(ValueError, match="another pipeline was made"):
-        model.fit(first, verbose=0)
+    second = data.apply(tfi.importance_sample(model, b, B, tau_threshold="never"))
+    for _ in range(2):
+        assert model.fit(first, verbose=0).history["importance"] == [1.0]
+        assert model.fit(second, verbose=0).history["importance"] == [0.0]
+    with pytest.raises(ValueError, match="datasets that are drawn in different ways"):
+        model.train_on_batch(*next(iter(second)))
+    del first
+    model.train_on_batch(*next(iter(second)))

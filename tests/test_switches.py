@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
-from tf_importance import costs, plans, switches
+from tf_importance import plans, switches
+from tf_importance.switches import costs
 
 B, b = 64, 16
 MENU = (plans.Plan(b), plans.Plan(b, 1, B))
@@ -28,24 +29,34 @@ def examples(blobs):
 
 
 class Told:
-    """A model that only has τ and the moments of the gain."""
+    """A model that only has τ, and its meter, which only has the moments of the gain."""
 
     def __init__(self, tau=1.0, moments=(0.0, 4.0, 1.0, 1.0), rounding=(0.7,), enough=True):
         self.tau = tf.Variable(tau)
-        self.moments = tf.Variable(moments)
+        self.now = tf.Variable(moments)
         self.rounding = tf.constant(rounding)
         self.enough = tf.constant(enough)
         self.largest = tf.Variable(100.0)
+        self.sampling = None
 
-    def gain_moments(self):
-        return tfi.gain.Moments(*tf.unstack(self.moments), self.rounding), self.enough
+    def meter_of(self, sampling):
+        self.sampling = sampling
+        return self
+
+    def moments(self):
+        return tfi.gain.Moments(*tf.unstack(self.now), self.rounding), self.enough
 
     def largest_gain(self):
         return tf.convert_to_tensor(self.largest)
 
 
+def setting_of(model, menu=MENU, group_size=B) -> switches.Setting:
+    meter = model.meter_of(plans.Menu(group_size, menu).sampling(0.0))
+    return switches.Setting(model, group_size, menu, systematic=True, meter=meter)
+
+
 def choices(switch, model, number=1, menu=MENU, group_size=B):
-    setting = switches.Setting(model, group_size, menu, systematic=True)
+    setting = setting_of(model, menu, group_size)
     switch.open(setting)
     choose = tf.function(lambda: switch.choose(setting))
     return [int(choose()) for _ in range(number)]
@@ -56,13 +67,13 @@ def test_always_and_never():
     assert choices(switches.Never(), Told(tau=100.0)) == [0]
 
 
-def test_tau_has_its_threshold_and_its_hysteresis():
-    model, plain, sticky = Told(), switches.Tau(2.0), switches.Tau(2.0, hysteresis=0.25)
+def test_tau_has_its_threshold():
+    model, switch = Told(), switches.Tau(2.0)
     seen = []
-    for tau in (1.9, 2.1, 1.9, 1.7, 1.5, 1.9):
+    for tau in (1.9, 2.1, 2.0, 1.9):
         model.tau.assign(tau)
-        seen.append((choices(plain, model)[0], choices(sticky, model)[0]))
-    assert seen == [(0, 0), (1, 1), (0, 1), (0, 1), (0, 0), (0, 0)]
+        seen += choices(switch, model)
+    assert seen == [0, 1, 0, 0]
 
 
 def test_gain_draws_where_the_gain_is_worth_its_cost():
@@ -89,7 +100,7 @@ def test_gain_stays_where_it_is_until_another_plan_is_clearly_faster():
     seen = []
     for ratio in (2.1, 2.3, 2.1, 2.01, 1.99, 2.1):
         # r = 4/(1 + F V) with F = 0.7, V = Q.
-        model.moments.assign([0.0, 4.0, 1.0, (4 / ratio - 1) / 0.7])
+        model.now.assign([0.0, 4.0, 1.0, (4 / ratio - 1) / 0.7])
         seen += choices(switch, model)
     assert seen == [0, 1, 1, 1, 0, 0]
 
@@ -106,15 +117,15 @@ def test_nothing_is_decided_before_enough_is_known():
 
 
 def test_auto_takes_the_fastest_of_many_plans():
-    menu = plans.menu(16, "auto", 1, 8)
+    menu = plans.menu(16, "auto")
     rates = [1 / 12, 1 / 6, 1 / 4, 1 / 3, 1 / 2]
     rounding = tuple(np.linspace(0.6, 0.2, len(rates)).astype(np.float32))
     model = Told(rounding=rounding)
     switch = switches.Gain(step_seconds=1.0, scoring_seconds=4.0)
-    setting = switches.Setting(model, menu.group_size, menu.plans, systematic=True)
-    assert setting.rates == pytest.approx(rates)
+    setting = setting_of(model, menu.plans, menu.group_size)
+    assert setting.meter.sampling.rates == pytest.approx(rates)
     index = choices(switch, model, 1, menu.plans, menu.group_size)[0]
-    seconds = [p.batch_size / 16 + (4.0 / p.batches(192) if p.draws else 0) for p in menu.plans]
+    seconds = [1 + (4.0 / p.batches(192) if p.draws else 0) for p in menu.plans]
     speeds = setting.gains(tf.constant(0)).numpy() / seconds
     assert speeds[index] == pytest.approx(speeds.max()) and speeds[index] > 1.1
 
@@ -146,8 +157,6 @@ def test_wrong_combinations_are_refused(blobs):
         tfi.importance_sample(model, switch="gain")
     with pytest.raises(ValueError, match="give switch=tfi.switches.Gain"):
         tfi.importance_sample(model, presample_size="auto")
-    with pytest.raises(ValueError, match="halved a number of times; got 12 and 32"):
-        tfi.importance_sample(model, 32, switch=switches.Gain(), min_batch_size=12)
     with pytest.raises(ValueError, match="at most presample_size.*got 5 · 32 and 128"):
         tfi.importance_sample(model, 32, draws_per_presample=5)
     with pytest.raises(ValueError, match="smoothing must be finite.*got -0.1"):
@@ -203,15 +212,14 @@ def test_what_is_not_known_is_not_chosen():
     assert np.isinf(timed(MENU, B, [(1, 3.0)] * 5)).all()
 
 
-def test_costs_of_several_batch_sizes_and_draws():
-    menu = plans.menu(16, "auto", 1, 8)
+def test_costs_of_several_draws():
+    menu = plans.menu(16, "auto")
     at = {plan: i for i, plan in enumerate(menu.plans)}
-    sequence = [(at[plans.Plan(16)], 12 * 1.0)] * 3 + [(at[plans.Plan(8)], 24 * 0.6)] * 3
+    sequence = [(at[plans.Plan(16)], 12 * 1.0)] * 3
     sequence += [(at[plans.Plan(16, 1, 64)], 3 * 1.0 + 6.0)] * 3
     seconds = timed(menu.plans, menu.group_size, sequence)
     for plan, index in at.items():
-        step = {16: 1.0, 8: 0.6}[plan.batch_size]
-        expected = step + (6.0 / plan.batches(192) if plan.draws else 0.0)
+        expected = 1 + (6.0 / plan.batches(192) if plan.draws else 0.0)
         assert seconds[index] == pytest.approx(expected, rel=1e-5)
 
 
@@ -275,7 +283,7 @@ def fitted(blobs, seed=0, epochs=1, steps=180, callbacks=(), **kwargs):
     "sizes",
     [
         {"presample_size": 64, "draws_per_presample": 2},
-        {"presample_size": "auto", "min_batch_size": 8},
+        {"presample_size": "auto"},
     ],
     ids=["two draws", "auto"],
 )
@@ -353,7 +361,7 @@ def test_decisions_and_costs_are_checkpointed(blobs, tmp_path):
     tf.train.Checkpoint(model=other).restore(path).expect_partial()
     assert int(its_switch.presamples) == int(switch.presamples) > 10
     np.testing.assert_array_equal(its_switch.costs.timings, switch.costs.timings)
-    np.testing.assert_array_equal(other.gain_moments()[0].square, model.gain_moments()[0].square)
+    np.testing.assert_array_equal(other.meter.averages, model.meter.averages)
 
 
 def test_sample_weights_are_no_importance(blobs):
@@ -370,7 +378,7 @@ def test_sample_weights_are_no_importance(blobs):
             .apply(tfi.importance_sample(model, b, B, switch=switches.Always(), seed=2))
         )
         model.fit(train, steps_per_epoch=80, verbose=0)
-        found.append(np.array([float(part) for part in model.gain_moments()[0][:4]]))
+        found.append(np.array([float(part) for part in model.meter.moments()[0][:4]]))
     plain, weighted = found
     np.testing.assert_allclose(weighted[1:], plain[1:] * [25, 5, 5], rtol=1e-3)
     np.testing.assert_allclose(weighted[0], plain[0] * 25, rtol=0.05, atol=1e-2)
@@ -393,22 +401,16 @@ def test_a_switch_serves_one_model():
 def test_moments_of_another_way_of_drawing_do_not_count(blobs):
     """Rates and smoothing are others: what was measured says nothing of the new pipeline."""
     model, _, _ = fitted(blobs, switch=switches.Always(), presample_size=64)
-    assert bool(model.gain_moments()[1])
+    assert bool(model.meter.moments()[1])
     examples(blobs).apply(tfi.importance_sample(model, b, "auto", switch=switches.Gain()))
-    assert not bool(model.gain_moments()[1])
+    assert not bool(model.meter.moments()[1])
     examples(blobs).apply(tfi.importance_sample(model, b, 64, switch=switches.Always()))
-    assert bool(model.gain_moments()[1])
+    assert bool(model.meter.moments()[1])
 
 
-@pytest.mark.parametrize("wrong", ["batch of 1", "sum"])
-def test_what_has_no_comparable_gain_is_refused(wrong):
-    if wrong == "sum":
-        loss = keras.losses.SparseCategoricalCrossentropy(reduction="sum")
-        with pytest.raises(ValueError, match="needs a loss that is a mean"):
-            tfi.importance_sample(compiled(loss=loss), 8, switch=switches.Gain(), min_batch_size=4)
-    else:
-        with pytest.raises(ValueError, match="batches of 2 at least; got 1"):
-            tfi.importance_sample(compiled(), 1, switch=switches.Gain())
+def test_batches_of_one_have_no_gain_and_are_refused():
+    with pytest.raises(ValueError, match="batches of 2 at least; got 1"):
+        tfi.importance_sample(compiled(), 1, switch=switches.Gain())
 
 
 def test_mixed_precision_does_not_hide_the_learning_rate(blobs):
@@ -420,7 +422,7 @@ def test_mixed_precision_does_not_hide_the_learning_rate(blobs):
         model = compiled(tfi.schedules.GainAdapted(0.1))
         assert model.follows_gain
         model.fit(*blobs, batch_size=64, verbose=0)
-        assert float(model._schedule.following) == 8
+        assert float(model.schedule.following) == 8
     finally:
         setter("float32")
 

@@ -15,10 +15,10 @@ from tf_importance import (
     variance_reduced,
 )
 from tf_importance.estimate import estimate_gain
-from tf_importance.history import history_sample
 from tf_importance.model import ISModel
-from tf_importance.presampling import importance_sample
 from tf_importance.scorers.norms import per_example_gradient_norms
+from tf_importance.source import history_sample
+from tf_importance.stream import importance_sample
 
 __version__ = "0.1.0.dev0"
 

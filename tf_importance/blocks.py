@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_importance import samplers
-from tf_importance.draws import Draws
+from tf_importance.marks import Drawing
 
 # Bytes of examples that are gathered at once, about.
 _GATHERED_AT_ONCE = 1 << 26
@@ -31,6 +31,7 @@ class Blocks:
         sampler: built. gather: examples by indices. batch_size: b. block: K.
         length: batches in a pass. seed: integer; by default the sampler's own.
         lagging: whether the last block may be in training still when the next is planned.
+        drawing: what the step must know of the batches.
     """
 
     def __init__(
@@ -42,19 +43,23 @@ class Blocks:
         length: int,
         seed: int | None,
         lagging: bool,
+        drawing: Drawing,
     ) -> None:
         self._sampler, self._gather, self._seed = sampler, gather, seed
         self._batch_size, self._block, self._length = batch_size, block, length
+        self._drawing, self._sizes = drawing, sampler.sizes(batch_size)
+        # Of examples in a row of the journal.
+        self._width = max(self._sizes)
         # One batch is ready and the next is being made while a step is not done.
         self._lag = max(block, 2) if lagging else 0
         examples = tf.nest.flatten(gather(tf.zeros([1], tf.int64)))
         size = sum(part.shape.num_elements() * part.dtype.size for part in examples)
-        self._at_once = max(1, min(block, _GATHERED_AT_ONCE // max(size * batch_size, 1)))
+        self._at_once = max(1, min(block, _GATHERED_AT_ONCE // max(size * self._width, 1)))
         # The next batch to read, None before the first, and its place in the pass.
         self._next: int | None = None
         self._place = 0
         self._number = next(_numbers)
-        sampler.journal.make_room(batch_size)
+        sampler.journal.make_room(self._width)
         sampler.datasets.add(self)
 
     def dataset(self) -> tf.data.Dataset:
@@ -73,36 +78,43 @@ class Blocks:
 
     def _part(self, number: tf.Tensor) -> tuple[Any, Any, dict[str, tf.Tensor]]:
         """Some batches of a block, stacked: [k, b, …]."""
-        types = [tf.int64, *(tf.float32,) * (len(Draws._fields) - 1), tf.int64]
-        *parts, rows = tf.py_function(self._read, [number], types)
-        draws = Draws(*(tf.ensure_shape(part, [None, self._batch_size]) for part in parts))
-        told = {
-            "weight": draws.weights,
-            "index": draws.indices,
-            "row": tf.ensure_shape(rows, [None, self._batch_size]),
-            "gain": draws.gains,
-        }
+        read = tf.py_function(self._read, [number], [tf.int64, *(tf.float32,) * 4, tf.int64])
+        size = self._width if len(set(self._sizes)) == 1 else None
+        indices, weights, limits, gains, memory, rows = (
+            tf.ensure_shape(part, [None, size]) for part in read
+        )
+        told = {"weight": weights, "index": indices, "row": rows, "gain": gains}
         if self._sampler.has_limits:
-            told["limit"] = draws.limits
-        examples = self._gather(tf.reshape(draws.indices, [-1]))
-        inputs, labels, *weights = tf.nest.map_structure(self._in_batches, examples)
-        if weights:
-            told |= {"weight": weights[0] * draws.weights, "importance": draws.weights}
+            told["limit"] = limits
+        if self._drawing.meter is not None:
+            told["memory"] = memory
+        if self._drawing.fresh is not None:
+            told["seed"] = self._seeds(rows)
+        examples = self._gather(tf.reshape(indices, [-1]))
+        inputs, labels, *own = tf.nest.map_structure(
+            lambda part: _in_batches(part, tf.shape(indices), size), examples
+        )
+        if own:
+            told |= {"weight": own[0] * weights, "importance": weights}
         return inputs, labels, told
 
-    def _in_batches(self, part: tf.Tensor) -> tf.Tensor:
-        """[k b, …] as [k, b, …]."""
-        shape = tf.concat([[-1, self._batch_size], tf.shape(part)[1:]], axis=0)
-        return tf.ensure_shape(tf.reshape(part, shape), [None, self._batch_size, *part.shape[1:]])
+    def _seeds(self, rows: tf.Tensor) -> tf.Tensor:
+        """[k, b, 2] for the draws in the steps; XLA draws by 32-bit seeds only."""
+        seed = self._sampler.seed if self._seed is None else self._seed
+        pairs = tf.stack([tf.fill(tf.shape(rows), tf.cast(seed, tf.int64)), rows], axis=-1)
+        return tf.bitcast(tf.cast(pairs, tf.uint32), tf.int32)
 
     # In Python ------------------------------------------------------------------------------
 
     def _read(self, number: tf.Tensor) -> list[tf.Tensor]:
-        """What is planned of the next batches, [k, b] each, and their numbers; part `number`."""
+        """What is planned of the next batches, [k, b] each, and their numbers; part `number`.
+
+        All are of one size, since no part is of two blocks.
+        """
         sampler = self._sampler
         if int(number) == 0:
             self._start()
-        if sampler.reader != self._number:
+        if sampler.journal.reader != self._number:
             raise ValueError(
                 f"two datasets draw by one {type(sampler).__name__} at the same time, for example "
                 "one for training and one for validation; give each a sampler of its own."
@@ -110,24 +122,33 @@ class Blocks:
         assert self._next is not None, "an iteration starts with part 0"
         if self._next >= int(sampler.draws):
             self._plan()
-        left = int(sampler.draws) - self._next, self._length - self._place
-        end = self._next + min(self._at_once, *left)
-        draws, rows = sampler.planned(self._next, end, self._batch_size)
-        self._place += end - self._next
+        first = self._next
+        left = int(sampler.draws) - first, self._length - self._place
+        end = first + min(self._at_once, *left)
+        if len(set(self._sizes)) > 1:
+            # Blocks begin anywhere, since one may have been dropped.
+            kinds = sampler.journal.plans(tf.range(first, end, dtype=tf.int64), self._width).kinds
+            sizes = [self._sizes[kind] for kind in kinds]
+            end = first + next((i for i, size in enumerate(sizes) if size != sizes[0]), len(sizes))
+        draws, rows = sampler.planned(first, end, self._width)
+        self._place += end - first
         self._next = end
-        return [*draws, rows]
+        parts = [*draws.of_examples, rows]
+        if len(set(self._sizes)) > 1 and sizes[0] < self._width:
+            parts = [part[:, : sizes[0]] for part in parts]
+        return parts
 
     def _start(self) -> None:
         """A new iteration."""
         sampler, journal = self._sampler, self._sampler.journal
-        sampler.reader = self._number
-        if int(journal.batch_size) != self._batch_size:
+        journal.reader = self._number
+        if int(journal.batch_size) != self._width:
             self._resize()
         trained, planned = int(sampler.steps), int(sampler.draws)
         repeats = self._next is not None and self._place == self._length
         if not repeats:
             # What is planned is kept for so many batches.
-            there = planned - trained <= journal.batches(self._batch_size)
+            there = planned - trained <= journal.batches(self._width)
             self._next = trained if there else planned
         self._place = 0
 
@@ -137,12 +158,12 @@ class Blocks:
         if before:
             self._learn(int(sampler.steps), before)
         sampler.position.assign_sub((sampler.draws - sampler.steps) * before)
-        sampler.journal.forget(self._batch_size)
+        sampler.journal.forget(self._width)
 
     def _plan(self) -> None:
         sampler = self._sampler
         if not sampler.follows_training:
-            self._learn(int(sampler.draws) - self._lag, self._batch_size)
+            self._learn(int(sampler.draws) - self._lag, self._width)
         sampler.tend()
         sampler.put_plan(self._block, self._batch_size, self._seed)
 
@@ -157,3 +178,9 @@ class Blocks:
                 "steps on them see. The log `late` counts how often.",
                 stacklevel=2,
             )
+
+
+def _in_batches(part: tf.Tensor, shape: tf.Tensor, size: int | None) -> tf.Tensor:
+    """[k b, …] as [k, b, …]."""
+    stacked = tf.reshape(part, tf.concat([shape, tf.shape(part)[1:]], axis=0))
+    return tf.ensure_shape(stacked, [None, size, *part.shape[1:]])

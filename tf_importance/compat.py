@@ -45,6 +45,11 @@ def track(model: keras.Model, name: str, module: tf.Module | None) -> None:
         model._track_trackable(module, name, overwrite=True)
 
 
+def untracked(model: keras.Model, name: str, value: Any) -> None:
+    """Set an attribute that is no part of a model's checkpoints."""
+    object.__setattr__(model, name, value)
+
+
 def innermost(optimizer):
     """The optimizer inside those that only wrap one; itself where it wraps none."""
     inner = getattr(optimizer, "inner_optimizer", None) or getattr(optimizer, "_optimizer", None)
@@ -59,6 +64,25 @@ def learning_rate(optimizer):
     optimizer = innermost(optimizer)
     name = "_learning_rate" if hasattr(optimizer, "_learning_rate") else "learning_rate"
     return getattr(optimizer, name, None)
+
+
+def following_schedule(optimizer):
+    """The learning rate of an optimizer where it follows the gain (`tfi.schedules`), else None.
+
+    Raises:
+        ValueError: the optimizer makes one step of several.
+    """
+    schedule = learning_rate(optimizer)
+    if not hasattr(schedule, "advance"):
+        return None
+    accumulated = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+    if accumulated > 1:
+        raise ValueError(
+            "a learning rate that follows the gain moves on with every step, and this "
+            f"optimizer makes one of {accumulated}; leave out gradient_accumulation_steps."
+        )
+    schedule.suit(optimizer)
+    return schedule
 
 
 def layers_named(*names: str) -> list[type]:
@@ -125,6 +149,21 @@ def for_inner_axes(weights: tf.Tensor, rank: int) -> tf.Tensor:
     """Weights [b] as [b, 1, …], to be multiplied into values of a rank."""
     shape = tf.concat([tf.shape(weights), tf.ones([rank - 1], tf.int32)], axis=0)
     return tf.reshape(weights, shape)
+
+
+def data_options(ahead: bool) -> tf.data.Options:
+    """Of a pipeline that reads and writes variables of a model or a sampler.
+
+    Args:
+        ahead: whether it may run ahead of the training step.
+    """
+    chosen = tf.data.Options()
+    # Checkpoints of the model hold those variables already.
+    chosen.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
+    if not ahead:
+        # tf.data would prefetch by itself, and what the variables are when they are read is a race.
+        chosen.experimental_optimization.inject_prefetch = False
+    return chosen
 
 
 def fetches_ahead(model: keras.Model) -> bool:

@@ -20,12 +20,30 @@ class Draws(NamedTuple):
         limits: [K, b] float32 scores above which the step scales an example's loss down to them;
             infinite where it does not.
         gains: [K, b] float32 predicted gain ratio r of each batch, the same for all of it.
+        memory: [K, b] float32, 1/(n p_i) of the sampler's proposal, whether it drew them or not.
+        kinds: [K] int32, by what each batch is drawn; a number that its sampler knows.
     """
 
     indices: tf.Tensor
     weights: tf.Tensor
     limits: tf.Tensor
     gains: tf.Tensor
+    memory: tf.Tensor
+    kinds: tf.Tensor
+
+    @property
+    def of_examples(self) -> tuple[tf.Tensor, ...]:
+        """All that is said of each example."""
+        return self[:-1]
+
+    def of_kind(self, kind: int, seen: Seen, size: int) -> tuple[Draws, Seen]:
+        """The batches of one kind, of b examples each, and what steps saw of them."""
+        here = tf.equal(self.kinds, kind)
+        draws, scores, moments = tf.nest.map_structure(
+            lambda part: tf.boolean_mask(part, here), (self, seen.scores, seen.moments)
+        )
+        examples = (part[:, :size] for part in draws.of_examples)
+        return Draws._make([*examples, draws.kinds]), Seen(scores[:, :size], moments)
 
 
 class Seen(NamedTuple):
@@ -51,12 +69,7 @@ class Told(NamedTuple):
         limit: [b] as in `Draws`.
         importance: [b] the part of the weights that sampling has multiplied into them.
         gain: [b] the predicted gain ratio r of the batch, the same for all.
-        presample: `{"index", "weight", "score"}`, [B] each, of the pre-sample that a sampler drew
-            and the batch was drawn from.
-        place: [b] of the examples in that pre-sample.
-        memory: [b] 1/(n p_i) of the sampler's proposal, whether it drew them or not.
-        remember: [b] whether the sampler is to be told of the batch, the same for all; under a
-            switch.
+        memory: [b] as in `Draws`.
         seed: [b, 2] of a group that the step is to draw from itself, the same for all.
     """
 
@@ -66,21 +79,13 @@ class Told(NamedTuple):
     limit: tf.Tensor | None = None
     importance: tf.Tensor | None = None
     gain: tf.Tensor | None = None
-    presample: dict[str, tf.Tensor] | None = None
-    place: tf.Tensor | None = None
     memory: tf.Tensor | None = None
-    remember: tf.Tensor | None = None
     seed: tf.Tensor | None = None
 
 
 def is_drawn(data) -> bool:
     """Whether a batch, or the element_spec of a dataset, is one of `history_sample`."""
     return _is_ours(data) and "index" in data[2]
-
-
-def is_planned(data) -> bool:
-    """Whether a batch, or the element_spec of a dataset, has a row in a sampler's journal."""
-    return _is_ours(data) and "row" in data[2]
 
 
 def weight_of(third):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_importance import arguments, element_specs, gain, losses, plans, scoring
+from tf_importance import arguments, element_specs, fresh, gain, losses, plans
 from tf_importance.scorers import forward, last_layer
 from tf_importance.scorers.upper_bound import of_a_pass
 
@@ -123,7 +123,7 @@ def estimate_gain(
         TypeError, ValueError: model or dataset do not fit, as for `importance_sample`; fewer than
             256 examples.
     """
-    scoring.check_model(model)
+    fresh.check_model(model)
     sizes = [arguments.positive_integer("batch_sizes", size) for size in batch_sizes]
     chunks = arguments.positive_integer("examples", examples) // _CHUNK
     spec = element_specs.checked(model, dataset)

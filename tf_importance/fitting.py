@@ -1,20 +1,139 @@
-"""What `ISModel.fit` is given, under a sampler with memory: a source to draw from, or a refusal."""
+"""`ISModel.fit`: whose the data are, what of it Keras gets, and how its epochs are counted.
+
+* Under a sampler with memory arrays and random access become a dataset that the sampler draws.
+* A dataset that is drawn for another model, by another sampler, or by a loss that is no longer the
+  model's is refused before the first step.
+* An epoch of a dataset whose length varies is one pass over it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import draws, history, marks, samplers
+from tf_importance import compat, draws, epochs, losses, marks, processes, samplers, source
 
 _SOURCES = (
     "give fit arrays, model.fit(x, y, batch_size=32), or what has random access, or a dataset of "
     "tfi.history_sample(source, sampler, batch_size); for a stream use tfi.importance_sample and "
     "no sampler"
 )
+
+
+def fit(model, keras_fit: Callable, given: dict[str, Any]):
+    """As `keras.Model.fit`.
+
+    Args:
+        model: an ISModel. keras_fit: Keras's own, of this model. given: its arguments by name.
+    """
+    sampler = model.sampler
+    try:
+        if sampler is not None:
+            given = by_sampler(sampler, given)
+        drawing = _drawing(model, given["x"])
+        if sampler is not None and drawing is not None:
+            sampler.rewind()
+            if sampler.follows_training:
+                given["callbacks"] = samplers.with_maintenance(given["callbacks"], sampler)
+        _refuse_class_weight(given)
+        with model.fitting(drawing, given["class_weight"] is not None):
+            if processes.are_several(model.distribute_strategy):
+                return _in_several_processes(model, given)
+            return _in_epochs(model, keras_fit, given, drawing is not None)
+    except BaseException:
+        if sampler is not None:
+            # What ended the training is said, and not what this may find as well.
+            with contextlib.suppress(Exception):
+                sampler.end()
+        raise
+
+
+def _drawing(model, x: Any) -> marks.Drawing | None:
+    """How the data are drawn; None if they are plain.
+
+    Raises:
+        ValueError: they are drawn for another model, loss or learning rate.
+    """
+    if not isinstance(x, tf.data.Dataset):
+        # A strategy's own dataset does not say what it is made of.
+        return model.expected if hasattr(x, "element_spec") else None
+    drawing = marks.found(x)
+    if drawing is None or drawing.model is None:
+        return drawing
+    again = "apply importance_sample to the dataset again."
+    if drawing.sampler is not None:
+        again = "make the dataset again, or give fit the source itself."
+    if drawing.model is not model:
+        raise ValueError(
+            f"the dataset is scored by model {drawing.model.name!r}, and fit on model "
+            f"{model.name!r}; {again}"
+        )
+    if not losses.are_same(drawing.loss, model.objective.loss):
+        raise ValueError(
+            f"model {model.name!r} was compiled with another loss since the dataset was made, "
+            f"which is scored by that one; {again}"
+        )
+    if model.follows_gain and drawing.meter is None and drawing.sampler is None:
+        raise ValueError(
+            f"model {model.name!r} was compiled with a learning rate that follows the gain since "
+            f"the dataset was made, whose batches do not tell their gain; {again}"
+        )
+    return drawing
+
+
+def _refuse_class_weight(given: dict[str, Any]) -> None:
+    spec = getattr(given["x"], "element_spec", None)
+    weighted = isinstance(spec, tuple) and len(spec) == 3
+    multiplies = not compat.KERAS_3 and not isinstance(spec and spec[-1], dict)
+    if given["class_weight"] is not None and weighted and not multiplies:
+        raise ValueError(
+            "Keras takes no class_weight beside the weights of a dataset, and "
+            "importance_sample's have them. Give the class weights as sample weights "
+            "before it: dataset.map(lambda x, y: (x, y, tf.gather(class_weights, y)))"
+            ".apply(importance_sample(model)); they then count in the scores as well."
+        )
+
+
+def _in_epochs(model, keras_fit: Callable, given: dict[str, Any], drawn: bool):
+    """Keras's own fit; one for each epoch of drawn data whose length only a pass tells."""
+    last, epoch = given["epochs"], given["initial_epoch"]
+    varies = epochs.length_varies(given["x"], given["steps_per_epoch"])
+    if not (varies and drawn and epoch < last):
+        return keras_fit(**given)
+    if getattr(model.optimizer, "use_ema", False):
+        raise ValueError(
+            "an optimizer with use_ema=True overwrites the weights at the end of each "
+            "epoch of a dataset whose length is unknown; give dataset.repeat() and "
+            "steps_per_epoch."
+        )
+    given = dict(given)
+    del given["epochs"], given["initial_epoch"]
+    training = epochs.OneTraining(given.pop("callbacks"), model, given["verbose"], last)
+    stopped = False
+    while epoch < last and not stopped:
+        with warnings.catch_warnings():
+            # Keras 3 warns at the end of every pass whose length it did not know.
+            warnings.filterwarnings("ignore", "Your input ran out of data")
+            keras_fit(epochs=epoch + 1, initial_epoch=epoch, callbacks=training, **given)
+        stopped = model.stop_training
+        epoch = max(epoch + 1, compat.take_restored_epoch(model))
+    training.finish()
+    return model.history
+
+
+def _in_several_processes(model, given: dict[str, Any]):
+    if given["validation_data"] is not None or given["validation_split"]:
+        raise ValueError(
+            "fit in several processes takes no validation data; evaluate by a callback."
+        )
+    taken = ("steps_per_epoch", "epochs", "initial_epoch", "callbacks")
+    return processes.fit(model, given["x"], **{name: given[name] for name in taken})
 
 
 def by_sampler(sampler: samplers.Sampler, given: dict[str, Any]) -> dict[str, Any]:
@@ -27,14 +146,16 @@ def by_sampler(sampler: samplers.Sampler, given: dict[str, Any]) -> dict[str, An
         TypeError: the data have no random access. ValueError: an argument means nothing here.
     """
     x = given["x"]
-    if marks.found(given["validation_data"]) is sampler:
+    validation = marks.found(given["validation_data"])
+    if validation is not None and _memory(validation.sampler) is _memory(sampler):
         raise ValueError(
             f"validation_data is drawn by the {type(sampler).__name__} that the training draws by, "
             "and would take its examples; validate on the data as they are, validation_data=(x, y)."
         )
     if isinstance(x, tf.data.Dataset):
         if draws.is_drawn(x.element_spec):
-            _refuse_other(sampler, marks.found(x))
+            mark = marks.found(x)
+            _refuse_other(sampler, None if mark is None else mark.sampler)
             return given
         raise TypeError(
             f"the model is compiled with a {type(sampler).__name__}, which needs to know the "
@@ -46,9 +167,9 @@ def by_sampler(sampler: samplers.Sampler, given: dict[str, Any]) -> dict[str, An
             "out, or compile without a sampler."
         )
     given = dict(given)
-    source = _source(sampler, given)
+    examples = _source(sampler, given)
     batch_size = 32 if given["batch_size"] is None else given["batch_size"]
-    batches = history.history_sample(source, sampler, batch_size)
+    batches = source.history_sample(examples, sampler, batch_size)
     if given["steps_per_epoch"] is not None:
         batches = batches.repeat()
     if given["validation_batch_size"] is None:
@@ -57,12 +178,17 @@ def by_sampler(sampler: samplers.Sampler, given: dict[str, Any]) -> dict[str, An
 
 
 def _refuse_other(sampler: samplers.Sampler, drawing: samplers.Sampler | None) -> None:
-    if drawing not in (None, sampler):
+    if drawing is not None and _memory(drawing) is not _memory(sampler):
         raise ValueError(
             f"the dataset is drawn by one {type(drawing).__name__}, and the model is compiled with "
             f"another sampler, a {type(sampler).__name__}: the one that draws would never learn. "
             "Give history_sample and compile the same."
         )
+
+
+def _memory(sampler: samplers.Sampler | None) -> Any:
+    """The sampler that remembers: itself, or the one that it draws by."""
+    return getattr(sampler, "memory", sampler)
 
 
 def _source(sampler: samplers.Sampler, given: dict[str, Any]) -> Any:
@@ -76,7 +202,7 @@ def _source(sampler: samplers.Sampler, given: dict[str, Any]) -> Any:
                 f"examples by number, and got x of type {type(x).__name__} and no y: {_SOURCES}."
             )
         for name in ("validation_split", "sample_weight", "class_weight"):
-            _refuse(given, name, "arrays x and y")
+            _refuse(given, name)
         return x
     parts = [_arrays(x), _arrays(y)]
     weights = _weights(given, parts[1])
@@ -91,9 +217,11 @@ def _source(sampler: samplers.Sampler, given: dict[str, Any]) -> Any:
     return tuple(parts)
 
 
-def _refuse(given: dict[str, Any], name: str, needed: str) -> None:
+def _refuse(given: dict[str, Any], name: str) -> None:
     if given[name] is not None and not (np.isscalar(given[name]) and not given[name]):
-        raise ValueError(f"{name} goes with {needed} only; got {name} of {type(given[name])}.")
+        raise ValueError(
+            f"{name} goes with arrays x and y only; got {name} of {type(given[name])}."
+        )
 
 
 def _is_array(x: Any) -> bool:

@@ -23,8 +23,9 @@ class Journal(tf.Module):
 
     Attributes:
         batch_size: variable, b of what the rings hold; 0 as long as they are empty.
-        indices, weights, limits, gains: [C] rings of what was planned.
+        indices, weights, limits, gains, memory, kinds: [C] rings of what was planned.
         rows: [C] ring of what steps saw.
+        reader: number of the dataset that reads what is planned.
         planned, trained, learned: variables; how many batches were planned, were trained on, and
             were taken up by the sampler.
         late: variable, how many blocks were planned without all that they wait for, and how many
@@ -33,6 +34,7 @@ class Journal(tf.Module):
 
     def __init__(self) -> None:
         super().__init__(name="journal")
+        self.reader = 0
         self.batch_size = _variable(tf.constant(0, tf.int64), "batch_size")
         self.planned = _variable(tf.constant(0, tf.int64), "planned")
         self.trained = _variable(tf.constant(0, tf.int64), "trained")
@@ -46,6 +48,8 @@ class Journal(tf.Module):
         self.weights = _variable(tf.zeros([capacity]), "weights")
         self.limits = _variable(tf.zeros([capacity]), "limits")
         self.gains = _variable(tf.zeros([capacity]), "gains")
+        self.memory = _variable(tf.zeros([capacity]), "memory")
+        self.kinds = _variable(tf.zeros([capacity], tf.int32), "kinds")
         self.rows = _variable(tf.zeros([capacity]), "rows")
 
     def make_room(self, batch_size: int) -> None:
@@ -80,9 +84,11 @@ class Journal(tf.Module):
         """The next block that was planned, [K, b]."""
         count, size = draws.indices.shape
         first = tf.convert_to_tensor(self.planned)
-        places = tf.reshape(self._places(first + tf.range(count, dtype=tf.int64), size), [-1])
-        for ring, values in zip(self._rings(), draws):
+        numbers = first + tf.range(count, dtype=tf.int64)
+        places = tf.reshape(self._places(numbers, size), [-1])
+        for ring, values in zip(self._rings(), draws.of_examples):
             ring.scatter_update(tf.IndexedSlices(tf.reshape(values, [-1]), places))
+        self.kinds.scatter_update(tf.IndexedSlices(draws.kinds, numbers % self.batches(size)))
         self.planned.assign(first + count)
 
     def forget(self, batch_size: int) -> None:
@@ -94,7 +100,8 @@ class Journal(tf.Module):
     def plans(self, numbers: tf.Tensor, batch_size) -> Draws:
         """What was planned of batches [M]: [M, b]."""
         places = self._places(numbers, batch_size)
-        return Draws(*(tf.gather(ring, places) for ring in self._rings()))
+        kinds = tf.gather(self.kinds, numbers % self.batches(batch_size))
+        return Draws._make([*(tf.gather(ring, places) for ring in self._rings()), kinds])
 
     def finished(self, end: tf.Tensor, batch_size) -> tuple[Draws, Seen]:
         """Of the batches before `end` those that are trained on and not learned, in their order.
@@ -116,8 +123,8 @@ class Journal(tf.Module):
         draws = self.plans(tf.boolean_mask(numbers, done), batch_size)
         return draws, Seen(rows[:, _HEAD:], rows[:, 1:_HEAD])
 
-    def _rings(self) -> Draws:
-        return Draws(self.indices, self.weights, self.limits, self.gains)
+    def _rings(self) -> tuple[tf.Variable, ...]:
+        return self.indices, self.weights, self.limits, self.gains, self.memory
 
     def _places(self, numbers: tf.Tensor, batch_size) -> tf.Tensor:
         first = numbers % self.batches(batch_size) * batch_size

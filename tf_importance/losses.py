@@ -171,6 +171,37 @@ def per_example_losses(objective: Objective, labels, outputs) -> tf.Tensor:
     return tf.add_n([per_example(term) for term in terms(objective, labels, outputs)])
 
 
+def are_same(one: Any, other: Any) -> bool:
+    """Whether two losses, as they were given to `compile`, are one and the same function."""
+    if one is other:
+        return True
+    nests = [part if isinstance(part, (list, tuple, dict)) else [part] for part in (one, other)]
+    try:
+        tf.nest.assert_same_structure(*nests)
+    except (TypeError, ValueError):
+        return False
+    return all(map(_is_same, *map(tf.nest.flatten, nests)))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    losses = isinstance(one, keras.losses.Loss) and type(one) is type(other)
+    return one is other or one == other or (losses and one.get_config() == other.get_config())
+
+
+def weights_if_scorable(
+    objective: Objective, labels, outputs, weights: tf.Tensor, mean_weight: tf.Tensor | None = None
+):
+    """As `weights_by_output`; plain weights as they are, where a loss has none per example."""
+    if objective.loss is None:
+        return weights
+    try:
+        return weights_by_output(objective, labels, outputs, weights, mean_weight)
+    except Unscorable:
+        if mean_weight is not None:
+            raise
+        return weights
+
+
 def weights_by_output(
     objective: Objective, labels, outputs, weights: tf.Tensor, mean_weight: tf.Tensor | None
 ):

@@ -1,11 +1,12 @@
 """What a dataset of this package says of itself, found again behind what was applied to it since.
 
-Keras trains on a dataset without asking where it comes from. A mark says which sampler it is drawn
-by, so that a training of a model with another one is refused before its first step.
+Keras trains on a dataset without asking where it comes from. The mark says who draws it, so that
+each dataset trains as it was asked to, or is refused before the first step.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import tensorflow as tf
@@ -13,13 +14,39 @@ import tensorflow as tf
 _NAME = "_tf_importance_mark"
 
 
-def put(dataset: tf.data.Dataset, mark: Any) -> tf.data.Dataset:
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """How a dataset is drawn, as far as it does not travel with the batches.
+
+    Attributes:
+        model: the ISModel whose scores it is drawn by; None where no model is asked.
+        loss: that the model was compiled with.
+        sample_weighted: whether a user's sample weights are multiplied into the weights.
+        switch: of `tfi.switches`, None for none.
+        meter: what measures the gain that the switch or the learning rate go by, None for nothing.
+        fresh: what draws from the groups that the steps get, None where they get none.
+        sampler: that draws by a memory, None for none.
+        row_size: how many scores a step writes to the sampler's journal, where batches differ in
+            size; None for one of each example.
+    """
+
+    model: Any = None
+    loss: Any = None
+    sample_weighted: bool = False
+    switch: Any = None
+    meter: Any = None
+    fresh: Any = None
+    sampler: Any = None
+    row_size: int | None = None
+
+
+def put(dataset: tf.data.Dataset, drawing: Drawing) -> tf.data.Dataset:
     """The dataset, marked."""
-    object.__setattr__(dataset, _NAME, mark)
+    object.__setattr__(dataset, _NAME, drawing)
     return dataset
 
 
-def found(dataset: Any) -> Any:
+def found(dataset: Any) -> Drawing | None:
     """The mark of a dataset or of one that it is made of; None if there is none."""
     waiting = [dataset] if isinstance(dataset, tf.data.Dataset) else []
     while waiting:

@@ -1,11 +1,10 @@
-"""What may become of a pre-sample."""
+"""What may become of a group of examples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from tf_importance import arguments
+from tf_importance import arguments, gain
 
 # Pre-samples of so many b that "auto" chooses from; each divides the largest.
 _AUTO = (12, 6, 4, 3, 2)
@@ -15,7 +14,7 @@ class Plan(NamedTuple):
     """One thing that may become of a group of examples.
 
     Attributes:
-        batch_size: examples in each batch.
+        batch_size: b, examples in each batch.
         draws: R, number of batches drawn from each pre-sample; 0 if the group leaves whole, as
             uniform batches.
         presample_size: B, which divides the group; 0 where nothing is drawn.
@@ -55,46 +54,48 @@ class Menu(NamedTuple):
     group_size: int
     plans: tuple[Plan, ...]
 
+    def sampling(self, smoothing: float) -> gain.Sampling:
+        """What a step must know to measure the moments of the gain: ρ of the plans that score, and
+        of a single batch b/B."""
+        drawn = [plan for plan in self.plans if plan.rescored]
+        rates = {plan.rate for plan in drawn} | {p.batch_size / p.presample_size for p in drawn}
+        return gain.Sampling(tuple(sorted(rates)), smoothing)
+
 
 def menu(
     batch_size: int,
     presample_size: int | str | None = None,
     draws: int = 1,
-    min_batch_size: int | None = None,
     measured: bool = True,
 ) -> Menu:
     """The plans that the arguments of `importance_sample` allow.
 
     Args:
         batch_size: b. presample_size: B, 4b by default, or "auto". draws: R.
-        min_batch_size: the smallest batch size, which halving b leads to.
         measured: whether there is a switch that can choose between more than two plans.
     Raises:
         ValueError: they do not fit together.
     """
     batch_size = arguments.positive_integer("batch_size", batch_size)
     draws = arguments.positive_integer("draws_per_presample", draws)
-    auto = presample_size == "auto"
-    if (auto or min_batch_size is not None) and not measured:
+    if measured and batch_size < 2:
         raise ValueError(
-            "presample_size='auto' and min_batch_size are chosen by measured gain and cost; give "
-            f"switch=tfi.switches.Gain(). Got {presample_size!r} and {min_batch_size!r}."
+            "a Gain switch tells noise from the mean gradient by pairs of examples, and needs "
+            f"batches of 2 at least; got {batch_size}."
         )
-    sizes = _batch_sizes(batch_size, min_batch_size)
-    if auto:
+    if presample_size == "auto":
+        if not measured:
+            raise ValueError(
+                "presample_size='auto' is chosen by measured gain and cost; give "
+                "switch=tfi.switches.Gain()."
+            )
         if draws != 1:
             raise ValueError(f"presample_size='auto' draws one batch from each; got {draws}.")
         presamples = [factor * batch_size for factor in _AUTO]
     else:
         presamples = [_presample_size(presample_size, batch_size, draws)]
-    uniform = [Plan(smaller) for smaller in sizes]
-    # Smaller batches are drawn at the same rates from smaller pre-samples.
-    drawn = [
-        Plan(smaller, draws, presample * smaller // batch_size)
-        for smaller in sizes
-        for presample in presamples
-    ]
-    return Menu(presamples[0], (*uniform, *drawn))
+    drawn = [Plan(batch_size, draws, presample) for presample in presamples]
+    return Menu(presamples[0], (Plan(batch_size), *drawn))
 
 
 def remembered(batch_size: int, presample_size: int | None, batches: int) -> Menu:
@@ -124,17 +125,3 @@ def _presample_size(value: int | str | None, batch_size: int, draws: int) -> int
             f"be drawn than there is; got {draws} · {batch_size} and {size}."
         )
     return size
-
-
-def _batch_sizes(batch_size: int, smallest: int | None) -> Sequence[int]:
-    """b, b/2, b/4, … down to the smallest."""
-    if smallest is None:
-        return [batch_size]
-    smallest = arguments.positive_integer("min_batch_size", smallest)
-    halvings = batch_size // smallest
-    if smallest * halvings != batch_size or halvings & (halvings - 1):
-        raise ValueError(
-            "min_batch_size must be batch_size halved a number of times; got "
-            f"{smallest} and {batch_size}."
-        )
-    return [batch_size >> k for k in range(halvings.bit_length())]

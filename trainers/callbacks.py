@@ -101,7 +101,7 @@ class LearningRate(keras.callbacks.Callback):
     @property
     def effective_step(self) -> float:
         """Uniform steps that make as much progress as the steps made."""
-        following = getattr(getattr(self.model, "_schedule", None), "following", None)
+        following = getattr(getattr(self.model, "schedule", None), "following", None)
         return float(self._course.step if following is None else following)
 
     def on_train_batch_begin(self, batch, logs=None) -> None:

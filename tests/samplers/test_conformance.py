@@ -65,14 +65,15 @@ REMEMBER = ["proportional", "rank_based", "rais"]
 def step(sampler, indices, scores) -> tf.Tensor:
     """What a training step does with a sampler."""
     scales = sampler.update(Visit(indices, tf.ones_like(scores), scores))
-    sampler.record_gain(scores**2, tf.ones_like(scores), tf.reduce_mean(scores) ** 2)
+    row = [tf.reduce_mean(scores**2), tf.reduce_mean(scores**2), tf.reduce_mean(scores) ** 2]
+    sampler.gain.learn(tf.stack([row]), tf.size(scores))
     return scales
 
 
 def visit(sampler, indices, scores, updates=None, step=step) -> np.ndarray:
     scales = step(sampler, tf.constant(indices, tf.int64), tf.constant(scores, tf.float32))
     if updates is not None:
-        sampler.maintain(updates, None)
+        sampler.maintain(updates, None) if sampler.follows_training else sampler.tend()
     return scales.numpy()
 
 

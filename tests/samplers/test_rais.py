@@ -28,16 +28,10 @@ def of_visits(indices, visits):
 def run(sampler, steps, seed=0, start=0, memory=None):
     """Steps by the sampler's own draws; every example's norms by its visits, in `memory`."""
     draw = tf.function(lambda: sampler.draw(BATCH, seed), autograph=False)
-    traced = tf.function(
-        lambda i, w, s: (
-            sampler.update(Visit(i, w, s)),
-            sampler.record_gain(s**2, w, tf.reduce_mean(s) ** 2),
-        ),
-        autograph=False,
-    )
+    traced = tf.function(lambda i, w, s: sampler.update(Visit(i, w, s)), autograph=False)
     memory = [[] for _ in range(N)] if memory is None else memory
     sampler.begin()
-    sampler.maintain(start, None)
+    sampler.tend()
     draws = []
     for number in range(start, start + steps):
         indices, weights = (part.numpy() for part in draw())
@@ -45,7 +39,7 @@ def run(sampler, steps, seed=0, start=0, memory=None):
         traced(indices, weights, tf.constant(norms, tf.float32))
         for index in set(indices):
             memory[index].append(norms[list(indices).index(index)])
-        sampler.maintain(number + 1, None)
+        sampler.tend()
         draws.append((indices, weights))
     return draws, memory
 
@@ -116,11 +110,11 @@ def test_a_feature_of_the_visit_is_learned_and_known_before_the_draw():
     sampler.begin()
     draw = tf.function(lambda: sampler.draw(BATCH, 0), autograph=False)
     update = tf.function(sampler.update, autograph=False)
-    for step in range(6 * PERIOD):
+    for _ in range(6 * PERIOD):
         indices, weights = draw()
         coming = OF_VISITS[indices, sampler.visits.numpy()[indices]]
         update(Visit(indices, weights, tf.constant(coming[:, 0] + 0.01)))
-        sampler.maintain(step + 1, None)
+        sampler.tend()
     indices, weights = sampler.draw(2000, 3)
     coming = OF_VISITS[np.arange(N), sampler.visits.numpy()][:, 0]
     p = np.full(N, np.nan)
@@ -195,7 +189,7 @@ def test_mean_features_do_not_drift_while_norms_fall_by_orders_of_magnitude():
             for index in set(batch):
                 memory[index].append(norms[list(batch).index(index)])
             begun = int(sampler.training_visits.numpy())
-            sampler.maintain(step + 1, None)
+            sampler.tend()
             if int(sampler.training_visits.numpy()) not in (begun, -1):
                 expected.append(np.mean([reference.features(norms) for norms in memory], axis=0))
         sampler.end()

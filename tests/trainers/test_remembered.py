@@ -39,7 +39,7 @@ def test_a_run_of_each_sampler_records_gain_and_effective_step(settings_of, name
     rows = _rows(path)
     assert [row["step"] for row in rows] == [0, 2, 4]
     assert rows[-1]["gain"] > 0 and rows[-1]["objective"] >= rows[-1]["train_loss"]
-    assert rows[-1]["effective_step"] == pytest.approx(float(model._schedule.following))
+    assert rows[-1]["effective_step"] == pytest.approx(float(model.schedule.following))
     assert rows[-1]["epoch"] == pytest.approx(4 * 16 / 1437)
 
 

@@ -13,6 +13,7 @@ from tf_importance import proposals
 from tf_importance.arguments import positive_integer
 from tf_importance.draws import Draws, Seen
 from tf_importance.journal import Journal
+from tf_importance.marks import Drawing
 from tf_importance.samplers.gain import GainEstimator
 
 # Rows of a source by their indices [b]: (x, y), nests of [b, …].
@@ -127,9 +128,8 @@ class Sampler(tf.Module):
         self.position = tf.Variable(0, dtype=tf.int64, trainable=False, name="position")
         self._gather: Gather | None = None
         self._model: Callable[[], Any] = lambda: None
-        # Objects with `rewind()`, that read what is planned; and the number of the one that does.
+        # Objects with `rewind()`, that read what is planned.
         self.datasets: weakref.WeakSet = weakref.WeakSet()
-        self.reader = 0
         # Of a function: what a tf.Module holds as a dict becomes part of checkpoints.
         self._compiled = {
             "planned": tf.function(self._planned, autograph=False),
@@ -179,12 +179,6 @@ class Sampler(tf.Module):
         """
         raise NotImplementedError
 
-    def record_gain(
-        self, squares: tf.Tensor, weights: tf.Tensor, batch_square: tf.Tensor
-    ) -> tf.Tensor:
-        """The gain ratio r̂, this batch included; arguments as in `GainEstimator.record`."""
-        return self.gain.record(squares, weights, batch_square)
-
     def maintain(self, updates: int, model) -> None:
         """What is to be done between steps, outside of the graph. Cheap when nothing is due.
 
@@ -206,6 +200,19 @@ class Sampler(tf.Module):
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise a ValueError for a batch size that the sampler cannot work with."""
+
+    def row_size(self, batch_size: int) -> int:
+        """How many examples are planned for a batch of b, at most: b."""
+        return batch_size
+
+    def sizes(self, batch_size: int) -> list[int]:
+        """How many are planned for a batch of each kind: [b] where there is one kind."""
+        return [batch_size]
+
+    def drawing(self, batch_size: int) -> Drawing:
+        """What the step must know of batches of b that it draws."""
+        del batch_size
+        return Drawing(sampler=self)
 
     def largest_block(self, batch_size: int) -> int:
         """K, at most: by default a block is a sixteenth of the data, and 32 batches."""
@@ -262,8 +269,9 @@ class Sampler(tf.Module):
         drawn = self._draw(self._turn(batches, size, seed))
         self.position.assign_add(batches * size)
         gains = tf.fill([batches * size], tf.identity(self.gain.ratio))
-        parts = (*drawn, self.limits(drawn.indices), gains)
-        return Draws(*(tf.reshape(part, [batches, size]) for part in parts))
+        parts = (*drawn, self.limits(drawn.indices), gains, drawn.weights)
+        examples = (tf.reshape(part, [batches, size]) for part in parts)
+        return Draws._make([*examples, tf.zeros([batches], tf.int32)])
 
     def learn(self, draws: Draws, seen: Seen) -> None:
         """Take up what steps on planned batches saw, in the order of their numbers."""

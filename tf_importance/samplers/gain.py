@@ -30,31 +30,13 @@ class GainEstimator(tf.Module):
         self.moments = tf.Variable(tf.zeros([3]), trainable=False, name="moments")
         self.ratio = tf.Variable(1.0, trainable=False, name="ratio")
 
-    def record(self, squares: tf.Tensor, weights: tf.Tensor, batch_square: tf.Tensor) -> tf.Tensor:
-        """Take up a batch; one that is not finite is left out.
-
-        Args:
-            squares: [b] ‖∇f_i‖². weights: [b] 1/(n p_i).
-            batch_square: ‖g_R‖², of the batch's weighted mean gradient.
-        Returns:
-            r̂.
-        """
-        uniform = tf.reduce_mean(weights * squares)
-        importance = tf.reduce_mean(weights**2 * squares)
-        newest = tf.stack([uniform, importance, tf.cast(batch_square, tf.float32)])
-        known = tf.reduce_all(tf.math.is_finite(newest))
-        moments = tf.convert_to_tensor(self.moments)
-        averaged = moments + self._smoothing * (newest - moments)
-        moments = tf.where(known, averaged, moments)
-        self.moments.assign(moments)
-        ratio = variance.gain_ratio(moments[0], moments[1], moments[2], tf.size(squares))
-        return self.ratio.assign(ratio)
-
     def learn(self, rows: tf.Tensor, batch_size: tf.Tensor) -> None:
         """Take up batches in their order; those that are not finite are left out.
 
         Args:
-            rows: [M, 3] the moments of each, as above. batch_size: b.
+            rows: [M, 3] of each, with f_i its losses and w_i = 1/(n p_i): mean(w ‖∇f‖²),
+                mean(w² ‖∇f‖²), and ‖g_R‖² of its weighted mean gradient.
+            batch_size: b.
         """
         known = tf.reduce_all(tf.math.is_finite(rows), axis=1)
         # How many counted batches come after each.

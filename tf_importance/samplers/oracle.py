@@ -54,9 +54,6 @@ class Oracle(Sampler):
     def learn(self, draws: Draws, seen: Seen) -> None:
         """It knows, and need not learn."""
 
-    def record_gain(self, squares, weights, batch_square) -> tf.Tensor:
-        return tf.identity(self.gain.ratio)
-
     def _exact(self) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """All norms [n], and the gradient of the mean loss, a tensor for each variable."""
         model, n, chunk = self._model(), self.num_examples, self._chunk

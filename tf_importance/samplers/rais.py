@@ -224,9 +224,6 @@ class RAIS(Sampler):
     def end(self) -> None:
         self._worker.discard()
 
-    def maintain(self, updates: int, model) -> None:
-        self.tend()
-
     def tend(self) -> None:
         """End and begin the trainings of c and d that are due by the visits until now."""
         visits = int(self.recent.count.numpy())

@@ -106,9 +106,6 @@ class RankBased(Sampler):
         self.scores.scatter_nd_update(visit.indices[:, tf.newaxis], values)
         return tf.ones_like(visit.scores)
 
-    def maintain(self, updates: int, model) -> None:
-        self.tend()
-
     def tend(self) -> None:
         every = self._recompute_every
         if every is not None and int(self.steps) // every != int(self.recomputed):

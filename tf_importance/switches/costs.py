@@ -17,38 +17,33 @@ class StepCosts(tf.Module):
 
     A pipeline is asked for the next group when the batches of the last one are used up. So the
     time between two of its groups is what the first one's steps took, with all that did not
-    overlap with them: reading the examples, scoring them, callbacks. Uniform steps of each size
-    are timed like this, and what a drawn-from group took beyond its steps is the seconds of
-    scoring it.
+    overlap with them: reading the examples, scoring them, callbacks. Uniform steps are timed like
+    this, and what a drawn-from group took beyond its steps is the seconds of scoring it.
 
     Args:
         plans: all there are.
         group_size: examples that are asked for at once.
     Attributes:
-        timings: [m + k, 5] newest seconds: of a uniform step of each of the m batch sizes, and
-            of scoring a group; where there is a memory, of each of the k ways to draw by it.
-            counts: [m + k] how many there ever were.
+        timings: [1 + k, 5] newest seconds: of a uniform step, and of scoring a group; where there
+            is a memory, of each of the k ways to draw by it.
+        counts: [1 + k] how many there ever were.
     """
 
     def __init__(self, plans: Sequence[Plan], group_size: int) -> None:
         super().__init__(name="step_costs")
-        self._plans = tuple(plans)
-        self._sizes = sorted({plan.batch_size for plan in plans}, reverse=True)
-        remembered = [plan for plan in self._plans if plan.remembered]
-        kinds = len(self._sizes) + max(len(remembered), 1)
+        remembered = [plan for plan in plans if plan.remembered]
+        kinds = 1 + max(len(remembered), 1)
         self.timings = _variable(tf.zeros([kinds, _TIMINGS]), "timings")
         self.counts = _variable(tf.zeros([kinds], tf.int32), "counts")
         self.last_time = _variable(tf.constant(0.0, tf.float64), "last_time")
         self.last_plan = _variable(tf.constant(-1), "last_plan")
         self.in_a_row = _variable(tf.constant(0), "in_a_row")
-        batches = [plan.batches(group_size) for plan in self._plans]
+        batches = [plan.batches(group_size) for plan in plans]
         self._batches = tf.constant(batches, tf.float32)
-        self._drawn = tf.constant([plan.draws > 0 for plan in self._plans])
-        of_all = len(self._sizes)
-        extra = [of_all + remembered.index(p) if p.remembered else of_all for p in self._plans]
+        self._drawn = tf.constant([plan.draws > 0 for plan in plans])
+        # Where in `timings` what a plan takes beyond its steps is.
+        extra = [1 + (remembered.index(plan) if plan.remembered else 0) for plan in plans]
         self._extra = tf.constant(extra)
-        kind = [self._sizes.index(plan.batch_size) for plan in self._plans]
-        self._kinds = tf.constant(kind)
 
     def seconds(self) -> tf.Tensor:
         """[k] seconds of a step under each plan; infinite as long as they are not known."""
@@ -58,7 +53,7 @@ class StepCosts(tf.Module):
         middle = tf.maximum(tf.minimum(counts, _TIMINGS) - 1, 0) // 2
         medians = tf.gather(times, middle, batch_dims=1)
         scoring = tf.where(self._drawn, tf.gather(medians, self._extra) / self._batches, 0.0)
-        return tf.gather(medians, self._kinds) + scoring
+        return medians[0] + scoring
 
     def asked(self, now: tf.Tensor) -> None:
         """Take the time: the group that comes is asked for now.
@@ -85,12 +80,10 @@ class StepCosts(tf.Module):
 
     def _record(self, plan: tf.Tensor, elapsed: tf.Tensor) -> None:
         batches, drawn = tf.gather(self._batches, plan), tf.gather(self._drawn, plan)
-        kind = tf.gather(self._kinds, plan)
         step = elapsed / batches
-        own = tf.gather(self._own_step(), kind)
-        # Without a step's own time there is nothing to compare with.
-        scoring = tf.maximum(elapsed - batches * own, 0.0)
-        row = tf.where(drawn, tf.gather(self._extra, plan), kind)
+        # Without a uniform step's time there is nothing to compare with.
+        scoring = tf.maximum(elapsed - batches * self.seconds()[0], 0.0)
+        row = tf.where(drawn, tf.gather(self._extra, plan), 0)
         place = tf.gather(self.counts, row) % _TIMINGS
         value = tf.where(drawn, scoring, step)
         tf.cond(
@@ -98,11 +91,6 @@ class StepCosts(tf.Module):
             lambda: self._write(row, place, value),
             lambda: None,
         )
-
-    def _own_step(self) -> tf.Tensor:
-        """[m] seconds of a uniform step of each batch size."""
-        uniform = [self._plans.index(Plan(size)) for size in self._sizes]
-        return tf.gather(self.seconds(), uniform)
 
     def _write(self, row, place, value) -> None:
         self.timings.scatter_nd_update([tf.stack([row, place])], [value])

@@ -1,0 +1,228 @@
+"""The fresh way: score examples by the net as it is, smooth, draw, gather, weight.
+
+One way for whoever draws: the pipeline from a pre-sample of its stream, and the training step from
+one that is handed to it whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_importance import compat, proposals
+
+
+class Group(NamedTuple):
+    """A pre-sample, or batches of it stacked: nests of [B, …] or [k, b, …].
+
+    Attributes:
+        inputs, labels: nests.
+        weights: what the loss is weighted by: a user's sample weights times `importance`.
+        importance: the part of them that sampling has multiplied into them, 1 unless drawn.
+    """
+
+    inputs: Any
+    labels: Any
+    weights: tf.Tensor
+    importance: tf.Tensor
+
+    @property
+    def size(self) -> tf.Tensor:
+        """Number of examples."""
+        return tf.shape(self.importance)[0]
+
+
+def group_of(elements: tuple) -> Group:
+    """A batch of (x, y) or (x, y, sample_weight) as a group."""
+    size = tf.shape(tf.nest.flatten(elements[0])[0])[0]
+    weights = tf.cast(elements[2], tf.float32) if len(elements) == 3 else tf.ones([size])
+    return Group(elements[0], elements[1], weights, tf.ones([size]))
+
+
+def of_static_size(group: Group, size: int) -> Group:
+    """The same with its number of examples written down."""
+    return tf.nest.map_structure(
+        lambda part: tf.ensure_shape(part, [size, *part.shape[1:]]), group
+    )
+
+
+def whole(group: Group, batch_size: int) -> Group:
+    """Lines 12–13 of Algorithm 1: B/b uniform batches."""
+
+    def cut(part: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(part, tf.concat([[-1, batch_size], tf.shape(part)[1:]], axis=0))
+
+    return tf.nest.map_structure(cut, group)
+
+
+def short(group: Group, batch_size: int, means: bool) -> Group:
+    """The uniform batches of a group of any size, the last one filled up.
+
+    Examples of weight 0 fill it; the others' weights are scaled by b/(their number), so that the
+    batch's weighted mean is the mean over those that are there.
+
+    Args:
+        group: of any number of examples. batch_size: b.
+        means: whether the loss is a mean over the batch; else nothing is scaled.
+    """
+    size = group.size
+    count = -(-size // batch_size)
+    positions = tf.range(count * batch_size)
+    filled = _gathered(group, tf.minimum(positions, size - 1))
+    rest = size - (count - 1) * batch_size
+    scale = tf.cast(batch_size / rest, tf.float32) if means else 1.0
+    in_last = positions >= (count - 1) * batch_size
+    factor = tf.where(positions < size, tf.where(in_last, scale, 1.0), 0.0)
+    return whole(_reweighted(filled, factor), batch_size)
+
+
+class Scored(NamedTuple):
+    """A pre-sample's fresh scores.
+
+    Attributes:
+        scores: [B] Ĝ.
+        proposal: [B] g ∝ worth + c mean(worth), worth = |w| Ĝ and w the weights that the examples
+            come with; uniform where the scores are unusable.
+        usable: scalar bool.
+    """
+
+    scores: tf.Tensor
+    proposal: tf.Tensor
+    usable: tf.Tensor
+
+
+class Fresh(NamedTuple):
+    """How batches are drawn by fresh scores (Katharopoulos & Fleuret 2018, lines 6–9).
+
+    Attributes:
+        score: (x, y) -> [B]; two that compare equal score alike.
+        smoothing: c ≥ 0.
+        resample: of `proposals`.
+        batch_size: b.
+    """
+
+    score: Callable[..., tf.Tensor]
+    smoothing: float
+    resample: proposals.Resampling
+    batch_size: int
+
+    def scored(self, presample: Group) -> Scored:
+        """Score a pre-sample."""
+        scores = self.score(presample.inputs, presample.labels)
+        worth = scores * tf.abs(presample.weights)
+        usable = proposals.usable(worth)
+        smooth = proposals.smooth(worth, self.smoothing * tf.reduce_mean(worth))
+        return Scored(scores, proposals.normalize(tf.where(usable, smooth, 0.0)), usable)
+
+    def positions(self, proposal: tf.Tensor, seed: tf.Tensor, draws: int = 1) -> proposals.Draw:
+        """Draw R batches of b: [R, b] each.
+
+        All R b examples are drawn at once, so that systematic draws of several batches do not
+        repeat each other, and dealt out in turns: batch j gets the draws j, j + R, j + 2R, …, which
+        for systematic ones are systematic again. The batches then leave in random order, which
+        makes each of them unbiased by itself.
+
+        Args:
+            proposal: [B] g. seed: [2] integers. draws: R.
+        """
+        draw = self.resample(proposal, draws * self.batch_size, seed)
+        if draws == 1:
+            return proposals.Draw(*(part[tf.newaxis] for part in draw))
+        order = tf.random.experimental.stateless_shuffle(tf.range(draws), seed)
+        in_turns = [tf.transpose(tf.reshape(part, [self.batch_size, draws])) for part in draw]
+        return proposals.Draw(*(tf.gather(part, order) for part in in_turns))
+
+    def drawn(
+        self, presample: Group, proposal: tf.Tensor, seed: tf.Tensor, draws: int = 1
+    ) -> tuple[Group, tf.Tensor]:
+        """R batches of b from a pre-sample, weighted, and their places in it: [R, b, …] each."""
+        positions, weights = self.positions(proposal, seed, draws)
+        return _reweighted(_gathered(presample, positions), weights), positions
+
+
+def _gathered(nest, positions: tf.Tensor):
+    return tf.nest.map_structure(lambda part: tf.gather(part, positions), nest)
+
+
+def _reweighted(group: Group, factor: tf.Tensor) -> Group:
+    return group._replace(weights=group.weights * factor, importance=group.importance * factor)
+
+
+# Scorers ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A scorer of a model, as a function of (x, y)."""
+
+    scorer: Callable[[Any, Any, Any], tf.Tensor]
+    model: keras.Model
+
+    def __call__(self, inputs, labels) -> tf.Tensor:
+        return tf.cast(self.scorer(self.model, inputs, labels), tf.float32)
+
+
+def check_model(model: Any) -> None:
+    """Refuse a model whose examples have no scores.
+
+    Raises:
+        TypeError: it is not an ISModel. ValueError: it is not compiled with a loss.
+    """
+    if not isinstance(model, keras.Model) or not hasattr(model, "objective"):
+        raise TypeError(
+            f"model must be a tfi.ISModel; got {model!r}. Wrap the net: "
+            "model = tfi.ISModel(net); model.compile(...)."
+        )
+    if model.objective.loss is None:
+        raise ValueError(
+            f"model {model.name!r} is not compiled with a loss, so its examples have no scores; "
+            "call model.compile(optimizer=..., loss=...) first."
+        )
+
+
+def check(score: Any, jit_compile: bool | str) -> None:
+    """Refuse what `compiled` cannot take.
+
+    Raises:
+        TypeError: score is not callable. ValueError: jit_compile is out of range.
+    """
+    if not callable(score):
+        raise TypeError(f"scorer must be a callable (model, x, y) -> [B]; got {score!r}.")
+    if jit_compile not in (True, False, "auto"):
+        raise ValueError(f"jit_compile must be True, False or 'auto'; got {jit_compile!r}.")
+
+
+def compiled(score: Score, spec: tuple, presample_size: int, jit_compile: bool | str) -> Callable:
+    """The scorer as a function of [B, …] nests, traced once, run where the weights are."""
+    model = score.model
+    device = compat.device(model)
+    accelerated = "GPU" in device or "TPU" in device
+    function = tf.function(
+        score, autograph=False, jit_compile=accelerated if jit_compile == "auto" else jit_compile
+    )
+    batched = tf.nest.map_structure(
+        lambda leaf: tf.TensorSpec([presample_size, *leaf.shape], leaf.dtype), spec[:2]
+    )
+    try:
+        scores = function.get_concrete_function(*batched).structured_outputs
+    except (TypeError, ValueError, KeyError, tf.errors.InvalidArgumentError) as error:
+        raise ValueError(
+            f"scorer {score.scorer!r} and the compiled loss {model.objective.loss!r} cannot be "
+            f"computed for each example of the dataset, inputs {spec[0]}, labels {spec[1]}: {error}"
+        ) from error
+    if not scores.shape.is_compatible_with([presample_size]):
+        raise ValueError(
+            f"scorer {score.scorer!r} must return one score for each example, shape "
+            f"[{presample_size}]; got shape {scores.shape}."
+        )
+
+    def scored(inputs, labels):
+        # XLA cannot read weights that live on another device than the pipeline's.
+        with tf.device(device if accelerated else None):
+            return function(inputs, labels)
+
+    return scored

@@ -1,0 +1,51 @@
+"""Samplers that follow a training: told when it begins, after each step, and when it ends."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from tf_importance.samplers.base import Sampler
+
+
+class Maintenance(keras.callbacks.Callback):
+    """Lets a sampler do after each step what is not part of a step.
+
+    `ISModel.fit` adds it by itself.
+
+    Args:
+        sampler: that follows the training.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__()
+        self._sampler = sampler
+        self._updates = 0
+        self._batch = -1
+
+    def on_train_begin(self, logs=None) -> None:
+        self._updates = int(self._sampler.steps.numpy())
+        self._sampler.begin()
+        self._sampler.maintain(self._updates, self.model)
+
+    def on_epoch_begin(self, epoch, logs=None) -> None:
+        self._batch = -1
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        # More than one at a time under steps_per_execution.
+        self._updates += batch - self._batch
+        self._batch = batch
+        self._sampler.maintain(self._updates, self.model)
+
+    def on_train_end(self, logs=None) -> None:
+        self._sampler.end()
+
+
+def with_maintenance(callbacks, sampler: Sampler):
+    """The callbacks of a `fit`, with a sampler's `Maintenance` before all others."""
+    maintenance = Maintenance(sampler)
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        # Behind those that are there: a list of callbacks cannot be added to in front.
+        callbacks.append(maintenance)
+        return callbacks
+    return [maintenance, *tf.nest.flatten(callbacks or [])]

@@ -1,0 +1,61 @@
+"""A sampler around another one."""
+
+from __future__ import annotations
+
+from tf_importance.draws import Draws, Seen
+from tf_importance.samplers.base import Gather, Sampler
+
+
+class Over(Sampler):
+    """Draws by a sampler that has the memory, and shares all of its state.
+
+    Args:
+        memory: any sampler that learns between blocks.
+    Raises:
+        TypeError: memory is no sampler.
+        ValueError: it follows the training, or draws by another sampler itself.
+    """
+
+    def __init__(self, memory: Sampler) -> None:
+        if not isinstance(memory, Sampler):
+            raise TypeError(f"a sampler of tfi.samplers is needed to draw by; got {memory!r}.")
+        if memory.follows_training or isinstance(memory, Over):
+            raise ValueError(
+                f"{type(self).__name__} works over a sampler with a memory of its own; got a "
+                f"{type(memory).__name__}."
+            )
+        super().__init__()
+        self.memory = memory
+        self.num_examples = memory.num_examples
+        self.may_draw_ahead, self.has_limits = memory.may_draw_ahead, memory.has_limits
+        self.journal, self.gain = memory.journal, memory.gain
+        self.seed, self.position, self.datasets = memory.seed, memory.position, memory.datasets
+        self._model = lambda: memory._model()
+
+    def build(self, num_examples: int) -> None:
+        self.memory.build(num_examples)
+        super().build(num_examples)
+
+    def bind(self, model) -> None:
+        self.memory.bind(model)
+
+    def attach(self, gather: Gather) -> None:
+        self.memory.attach(gather)
+
+    def tend(self) -> None:
+        self.memory.tend()
+
+    def end(self) -> None:
+        self.memory.end()
+
+    def check_batch_size(self, batch_size: int) -> None:
+        self.memory.check_batch_size(self.row_size(batch_size))
+
+    def largest_block(self, batch_size: int) -> int:
+        return self.memory.largest_block(self.row_size(batch_size))
+
+    def learn(self, draws: Draws, seen: Seen) -> None:
+        self.memory.learn(draws, seen)
+
+    def logs(self):
+        return self.memory.logs()

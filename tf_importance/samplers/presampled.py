@@ -1,0 +1,74 @@
+"""Memory and fresh scores together: pre-samples that a sampler draws, rescored by the step."""
+
+from __future__ import annotations
+
+from tf_importance import fresh, proposals
+from tf_importance.arguments import positive_integer
+from tf_importance.draws import Draws
+from tf_importance.marks import Drawing
+from tf_importance.samplers.base import Sampler
+from tf_importance.samplers.over import Over
+from tf_importance.samplers.uniform import Uniform
+
+
+class Fresh(Over):
+    """Draw B examples by a memory's p; the step scores them as the net is now, and draws b of them.
+
+    g_j ∝ w_j Ĝ_j + c mean(w Ĝ), w_j = 1/(n p_j), and the weights multiply: w_j/(B g_j), unbiased
+    still. All B scores go back to the memory. A pre-sample of a uniform sampler gains at most B/b
+    of a uniform batch; one that a memory has chosen can gain more.
+
+    Args:
+        presample_size: B, at least b.
+        over: the sampler that draws the pre-samples; `Uniform` by default.
+        smoothing: c ≥ 0: no weight of the second draw exceeds (1 + c)/c.
+        resampling: of the second draw, as in `importance_sample`.
+        scorer: `(model, x, y) -> [B]`; by default the model's.
+    Raises:
+        TypeError, ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        presample_size: int,
+        over: Sampler | None = None,
+        *,
+        smoothing: float = 0.2,
+        resampling: str | proposals.Resampling = "systematic",
+        scorer=None,
+    ) -> None:
+        self.presample_size = positive_integer("presample_size", presample_size)
+        self.smoothing = proposals.checked_smoothing(smoothing, 0.0)
+        self.resample = proposals.resampling_of(resampling)
+        # In a function: a tf.Module takes what it holds for a part of its checkpoints.
+        self.scorer = lambda: scorer
+        super().__init__(Uniform() if over is None else over)
+
+    def row_size(self, batch_size: int) -> int:
+        if self.presample_size < batch_size:
+            raise ValueError(
+                "presample_size must be at least batch_size; got "
+                f"{self.presample_size} and {batch_size}."
+            )
+        return self.presample_size
+
+    def sizes(self, batch_size: int) -> list[int]:
+        return [self.row_size(batch_size)]
+
+    def plan(self, batches: int, size: int, seed=None) -> Draws:
+        return self.memory.plan(batches, self.row_size(size), seed)
+
+    def drawing(self, batch_size: int) -> Drawing:
+        return Drawing(
+            model=self.model,
+            loss=self.model.objective.loss,
+            sampler=self.memory,
+            fresh=self.way(self.model, batch_size),
+            row_size=self.row_size(batch_size),
+        )
+
+    def way(self, model, batch_size: int) -> fresh.Fresh:
+        """How the step draws b from a pre-sample."""
+        scorer = self.scorer()
+        score = fresh.Score(model.scorer if scorer is None else scorer, model)
+        return fresh.Fresh(score, self.smoothing, self.resample, batch_size)

@@ -1,0 +1,355 @@
+"""What one training step does beside Keras's own: it draws where it is asked to, weights, and sees.
+
+    weights ← those of the batch, times what a sampler's limits scale its losses by
+    Keras's own weighted step
+    τ ← the bias-corrected average of √mean(w Ĝ²) / mean(w Ĝ)
+    one row into the sampler's journal
+
+All of it reads the forward pass that Keras's step makes anyhow. Nothing is learned or decided here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_importance import compat, draws, fresh, gain, layers, losses, proposals, robust, variance
+from tf_importance.scorers import base, forward, last_layer
+from tf_importance.scorers.upper_bound import of_a_pass
+
+_current: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
+
+
+def current() -> Step | None:
+    """The step that is being made, None between steps."""
+    return _current.get()
+
+
+class Monitors(NamedTuple):
+    """What the steps of an epoch have seen, and the memory of τ's average, which no epoch ends.
+
+    Attributes:
+        ess: Σ 1/τ² over the steps. steps: how many had usable scores.
+        max_weight: the largest. unusable: pre-samples whose scores were none, in the steps.
+        memory: a^k after k steps of τ's average.
+    """
+
+    ess: tf.Tensor
+    steps: tf.Tensor
+    max_weight: tf.Tensor
+    unusable: tf.Tensor
+    memory: tf.Tensor
+
+
+class Step:
+    """One training step of an ISModel, while TensorFlow traces it.
+
+    Args:
+        model: the ISModel.
+        data: a batch as the dataset has it.
+        drawing: how the dataset is drawn (`marks.Drawing`), None for a plain one.
+        class_weighted: whether Keras multiplies class weights into the weights.
+    """
+
+    def __init__(self, model, data, drawing, class_weighted: bool = False) -> None:
+        self.model, self.drawing = model, drawing
+        self.presample: fresh.Scored | None = None
+        self.is_group: tf.Tensor | None = None
+        if draws.is_group(data):
+            data = self._drawn(data)
+        self.data, told = draws.split(data)
+        if told is not None and told.indices is not None and model.sampler is None:
+            raise ValueError(
+                f"the dataset is one of history_sample, and model {model.name!r} is compiled "
+                "without its sampler, which would learn nothing; give "
+                "model.compile(…, sampler=sampler)."
+            )
+        self.told = told
+        _, self.labels, weights = keras.utils.unpack_x_y_sample_weight(self.data)
+        by_example = isinstance(weights, tf.Tensor) and weights.shape.rank == 1
+        self.weights: tf.Tensor | None = weights if by_example else None
+        remembered = told is not None and told.indices is not None
+        self.is_drawn = drawing is not None or remembered
+        self.has_scale = (
+            class_weighted
+            or (drawing is not None and drawing.sample_weighted)
+            or (told is not None and told.importance is not None)
+        )
+        self.mean_weight = self._mean_weight()
+        self.scores: tf.Tensor | None = None
+        self.passed: forward.Forward | None = None
+
+    def __call__(self, keras_step: Callable[[Any], dict]) -> dict[str, Any]:
+        """Make Keras's step on the batch, and see what there is to see. Returns the logs."""
+        gain_of_batch = self._advance()
+        with self._in_force(), layers.importance_weights(self._of_statistics()):
+            with forward.recorded() as passes:
+                logs = keras_step(self.data)
+        seen = self._seen(passes)
+        if gain_of_batch is not None:
+            seen["gain"] = gain_of_batch
+        return {**logs, **seen}
+
+    @contextlib.contextmanager
+    def _in_force(self) -> Iterator[None]:
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    # Before Keras's step --------------------------------------------------------------------
+
+    def _drawn(self, data: tuple) -> tuple:
+        """A batch of b from a group of B; one that has b already as it is."""
+        way = self.drawing.fresh if self.drawing is not None else None
+        if way is None:
+            raise ValueError(
+                "the steps are to score the examples of this dataset, and nothing says how: fit "
+                f"model {self.model.name!r} on the dataset itself, or on what tf.data made of it."
+            )
+        inputs, labels, told = data
+        told = dict(told)
+        seed, weights = told.pop("seed")[0], told["weight"]
+        group = fresh.Group((inputs, told), labels, weights, told.get("importance", weights))
+
+        def drawn():
+            scored = way.scored(group._replace(inputs=inputs))
+            batches, _ = way.drawn(group, scored.proposal, seed)
+            return tf.nest.map_structure(lambda part: part[0], batches), scored
+
+        def as_it_is():
+            cut = tf.nest.map_structure(lambda part: part[: way.batch_size], group)
+            # As many scores as there are, though they are b here: XLA compiles both ways for
+            # each size.
+            nothing = tf.zeros_like(weights)
+            return cut, fresh.Scored(nothing, nothing, tf.constant(True))
+
+        self.is_group = tf.shape(weights)[0] > way.batch_size
+        if (weights.shape[0] or 0) > way.batch_size:
+            self.is_group = tf.constant(True)
+            batch, self.presample = drawn()
+        else:
+            batch, self.presample = tf.cond(self.is_group, drawn, as_it_is)
+        batch = tf.nest.map_structure(
+            lambda part: tf.ensure_shape(part, [way.batch_size, *part.shape[1:]]), batch
+        )
+        inputs, of_batch = batch.inputs
+        of_batch = {**of_batch, "weight": batch.weights}
+        if "importance" in told:
+            of_batch["importance"] = batch.importance
+        if "gain" in told:
+            of_batch["gain"] = tf.where(self.presample.usable, of_batch["gain"], 1.0)
+        return inputs, batch.labels, of_batch
+
+    def _advance(self) -> tf.Tensor | None:
+        """Begin a step of a learning rate that follows the gain; the gain of the batch."""
+        told, schedule = self.told, self.model.schedule
+        ratio = None
+        if told is not None and told.gain is not None:
+            ratio = tf.reduce_mean(told.gain)
+        if schedule is not None:
+            schedule.advance(1.0 if ratio is None else ratio)
+        return ratio
+
+    def _mean_weight(self) -> tf.Tensor | None:
+        """E|w| where it is not 1, by a bias-corrected average as τ's, this batch included."""
+        if not (self.is_drawn and self.has_scale) or self.weights is None:
+            return None
+        memory = Monitors(*tf.unstack(compat.value(self.model.monitors))).memory
+        mean = compat.value(self.model.mean_weight)
+        batch = tf.reduce_mean(tf.abs(tf.cast(self.weights, tf.float32)))
+        mean += self._share(memory * self.model.tau_decay) * (batch - mean)
+        self.model.mean_weight.assign(mean)
+        return mean
+
+    def _of_statistics(self) -> tf.Tensor | None:
+        """Weights of expectation 1, for batch normalization and metrics; None for plain batches."""
+        if not self.is_drawn or self.mean_weight is None:
+            return self.weights if self.is_drawn else None
+        return tf.math.divide_no_nan(self.weights, self.mean_weight)
+
+    # Between the forward and the backward pass ----------------------------------------------
+
+    def weights_of_loss(self, inputs, labels, outputs, weights: tf.Tensor):
+        """What the losses are weighted by: [b], or a nest of [b, 1, …] like the outputs.
+
+        Args:
+            inputs, labels, outputs: nests of [b, …].
+            weights: [b] as Keras has them, class weights included.
+        """
+        self.passed = forward.latest()
+        weights = self._written_down(inputs, labels, weights)
+        objective = self.model.objective
+        mean_weight = None
+        if self.is_drawn:
+            mean_weight = tf.constant(1.0) if self.mean_weight is None else self.mean_weight
+        return losses.weights_if_scorable(objective, labels, outputs, weights, mean_weight)
+
+    def _written_down(self, inputs, labels, weights: tf.Tensor) -> tf.Tensor:
+        """One row in the sampler's journal; the weights, scaled where the sampler limits scores."""
+        told, passed = self.told, self.passed
+        if told is None or told.row is None or passed is None:
+            return weights
+        scores = tf.stop_gradient(self._own_scores(inputs, labels, passed))
+        drawn, factors = told.weight, None
+        if told.importance is not None:
+            drawn = told.importance
+            factors = tf.abs(tf.math.divide_no_nan(told.weight, drawn))
+            scores *= factors
+        if told.limit is not None:
+            scales = tf.stop_gradient(robust.limited(scores, told.limit))
+            weights *= tf.cast(scales, weights.dtype)
+            factors = scales if factors is None else factors * scales
+        squares = self._squares(labels, passed, tf.cast(weights, tf.float32))
+        of_each = squares.per_example if factors is None else squares.per_example * factors**2
+        uniform = drawn * of_each
+        moments = [tf.reduce_mean(uniform), tf.reduce_mean(drawn * uniform), squares.batch]
+        self.model.sampler.journal.write(told.row[0], self._of_row(scores), tf.stack(moments))
+        return weights
+
+    def _of_row(self, scores: tf.Tensor) -> tf.Tensor:
+        """The scores of a row: the batch's, or those of the pre-sample that it was drawn from."""
+        if self.presample is None:
+            return scores
+        width, of_all = self.drawing.row_size, self.presample.scores
+        scores = tf.cond(self.is_group, lambda: of_all, lambda: scores)
+        return tf.ensure_shape(tf.pad(scores, [[0, width - tf.shape(scores)[0]]]), [width])
+
+    def _own_scores(self, inputs, labels, passed: forward.Forward) -> tf.Tensor:
+        """[b] by the model's scorer; once, where it reads the step's pass."""
+        model = self.model
+        if isinstance(model.scorer, base.OutputScorer):
+            return self._scores_of_pass(labels, passed)
+        # A pass of its own, which must not be taken for the step's.
+        with forward.recorded():
+            return tf.cast(model.scorer(model, inputs, labels), tf.float32)
+
+    def _scores_of_pass(self, labels, passed: forward.Forward) -> tf.Tensor:
+        if self.scores is None:
+            scorer = of_a_pass(self.model.scorer)
+            scores = scorer.from_forward(self.model.objective, labels, passed)
+            self.scores = tf.stop_gradient(scores)
+        return self.scores
+
+    def _squares(self, labels, passed: forward.Forward, weights) -> last_layer.GradientSquares:
+        return last_layer.gradient_squares(
+            self.model.net, self.model.objective, labels, passed, weights
+        )
+
+    # After Keras's step ---------------------------------------------------------------------
+
+    def _seen(self, passes: list[forward.Forward]) -> dict[str, tf.Tensor]:
+        """τ and the monitors, brought up to date; what they say, for the logs."""
+        model = self.model
+        tau = compat.value(model.tau)
+        monitors = Monitors(*tf.unstack(compat.value(model.monitors)))
+        if self.presample is not None:
+            unusable = tf.cast(~self.presample.usable, tf.float32)
+            monitors = monitors._replace(unusable=monitors.unusable + unusable)
+        if model.objective.loss is not None and passes:
+            try:
+                scores = self._scores_of_pass(self.labels, passes[-1])
+                self._measure(passes[-1], scores)
+            except losses.Unscorable:
+                # Keras trains on such a loss; importance sampling was refused at its start.
+                if self.is_drawn:
+                    raise
+            else:
+                tau, monitors = self._updated(tau, monitors, scores)
+                model.tau.assign(tau)
+        model.monitors.assign(tf.stack(monitors))
+        return self._logs(tau, monitors)
+
+    def _estimate(self, scores: tf.Tensor) -> tf.Tensor:
+        """τ of this batch, NaN where its scores are unusable.
+
+        Of drawn batches with weights the importance-weighted estimate; else that of the scores as
+        they are, times a user's weights.
+        """
+        scale = 1.0
+        sizes = tf.ones_like(scores)
+        if self.weights is not None:
+            sizes = tf.abs(tf.cast(self.weights, scores.dtype))
+        if not self.is_drawn:
+            scores, sizes = scores * sizes, tf.ones_like(scores)
+        elif self.mean_weight is not None:
+            scale = self.mean_weight
+        estimate = variance.estimated_batch_increase(scores, sizes, scale)
+        known = proposals.usable(scores) & tf.math.is_finite(estimate) & (estimate > 0)
+        return tf.where(known, estimate, float("nan"))
+
+    def _updated(
+        self, tau: tf.Tensor, monitors: Monitors, scores: tf.Tensor
+    ) -> tuple[tf.Tensor, Monitors]:
+        """τ ← τ + (1−a)/(1−a^k) (estimate − τ), step k; unusable scores leave it alone."""
+        estimate = self._estimate(scores)
+        known = tf.math.is_finite(estimate)
+        memory = tf.where(known, monitors.memory * self.model.tau_decay, monitors.memory)
+        tau = tf.where(known, tau + self._share(memory) * (estimate - tau), tau)
+        # Small drawn batches can estimate a τ below 1, which no population has.
+        fraction = tf.where(known, 1 / tf.maximum(estimate, 1.0) ** 2, 0.0)
+        largest = 1.0 if self.weights is None else tf.reduce_max(self.weights)
+        return tau, Monitors(
+            ess=monitors.ess + fraction,
+            steps=monitors.steps + tf.cast(known, tf.float32),
+            max_weight=tf.maximum(monitors.max_weight, tf.cast(largest, tf.float32)),
+            unusable=monitors.unusable,
+            memory=memory,
+        )
+
+    def _share(self, memory: tf.Tensor) -> tf.Tensor:
+        """How much the newest value counts in a bias-corrected average; memory is a^k."""
+        return (1 - self.model.tau_decay) / (1 - memory)
+
+    def _measure(self, passed: forward.Forward, scores: tf.Tensor) -> None:
+        """Take this batch up in the averages of the gain's moments, where somebody asks."""
+        meter = self.drawing.meter if self.drawing is not None else None
+        if meter is None or self.weights is None:
+            return
+        told, weights = self.told, tf.cast(self.weights, tf.float32)
+        importance = weights
+        if told is not None and told.importance is not None:
+            importance = tf.cast(told.importance, tf.float32)
+        memory = told.memory if told is not None and told.memory is not None else 1.0
+
+        def moments(mean_score) -> gain.Moments:
+            sample_weights = tf.abs(tf.math.divide_no_nan(weights, importance))
+            squares = self._squares(self.labels, passed, weights)
+            return gain.batch_moments(
+                sample_weights * scores,
+                sample_weights**2 * squares.per_example,
+                importance,
+                squares.batch,
+                meter.sampling,
+                mean_score(importance * sample_weights * scores),
+                memory,
+            )
+
+        meter.measure(self.model.optimizer.iterations, importance, moments)
+
+    def _logs(self, tau: tf.Tensor, monitors: Monitors) -> dict[str, tf.Tensor]:
+        # The pipeline counts a batch before it hands it over: read the counts after that.
+        batch = [part for part in tf.nest.flatten(self.data) if part is not None]
+        with tf.control_dependencies(batch):
+            counts = tf.identity(compat.value(self.model.counts))
+        drawn, uniform, fallbacks = tf.unstack(counts)
+        logs = {
+            "tau": tau,
+            "ess": tf.math.divide_no_nan(monitors.ess, monitors.steps),
+            "importance": tf.math.divide_no_nan(drawn, drawn + uniform),
+            "max_weight": monitors.max_weight,
+            "fallbacks": fallbacks + monitors.unusable,
+        }
+        if self.model.sampler is not None:
+            logs |= self.model.sampler.logs()
+        return logs
+
+
+def _first(batches: fresh.Group) -> fresh.Group:
+    return tf.nest.map_structure(lambda part: part[0], batches)

@@ -1,0 +1,361 @@
+"""The stream form: a `tf.data` transform that scores pre-samples, draws from them and weights.
+
+Algorithm 1 of Katharopoulos & Fleuret 2018.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_importance import (
+    compat,
+    element_specs,
+    fresh,
+    losses,
+    marks,
+    plans,
+    proposals,
+    scorers,
+    switches,
+)
+
+
+def importance_sample(
+    model: keras.Model,
+    batch_size: int = 32,
+    presample_size: int | str | None = None,
+    *,
+    switch: switches.Switch | None = None,
+    tau_threshold: float | str | None = None,
+    draws_per_presample: int = 1,
+    smoothing: float | None = None,
+    score_in: str | None = None,
+    scorer: scorers.Scorer | None = None,
+    resampling: str | proposals.Resampling | None = None,
+    seed: int | None = None,
+    jit_compile: bool | str = "auto",
+) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """Batch, score, resample and weight: `dataset.apply(tfi.importance_sample(model))`.
+
+    Takes an unbatched dataset of `(x, y)` or `(x, y, sample_weight)`, any nests of dense
+    tensors, sample_weight a scalar. Emits batches `(x, y, weight)` of static size b.
+
+    Examples are taken in groups of B. For each group the switch is asked once, and
+
+    * draws: the group is scored by the model as it is at that moment, b examples are drawn with
+      replacement, g_i ∝ s_i Ĝ_i, and one batch leaves with weights s_i/(B g_i), s the user's
+      sample weights. The mean of weighted gradients is unbiased for any scores.
+    * or does not: the group leaves as B/b uniform batches with weights s. Nothing is scored.
+
+    Scores that cannot be normalized (all zero, negative, NaN or infinite) make their group
+    leave uniformly; the training logs count them. The last group of a finite dataset may be
+    shorter than B and leaves uniformly too, every example once. Its last batch is filled up
+    to b with examples of weight 0, and the others' weights are scaled by b/(their number), so
+    that the batch's weighted mean is the mean over those that are there (not scaled for a loss
+    that is summed).
+
+    The pipeline reads the model's live weights. Without a seed it works one batch ahead of
+    the training step, so scores may be a step or two old: that costs a little variance and no
+    bias. Under a learning rate that follows the gain only examples are made ready ahead, and scores
+    are those of the very step: old ones would destabilize training. With a seed nothing runs
+    ahead, and a run repeats exactly (but for Keras 3 with
+    steps_per_execution above 1, which fetches batches ahead of the steps: there it warns; and
+    for a `Gain` switch that measures its costs).
+
+    Where the model's learning rate follows the gain (`tfi.schedules.GainAdapted`), or the switch
+    is a `Gain`, batches are `(x, y, {"weight", "gain"})`, [b] each; gain is the ratio r that is
+    predicted for the batch. With sample weights there is "importance" too, the weights without
+    them. The training step measures the moments of which r is made.
+
+    Args:
+        model: a compiled ISModel; an unbuilt net is built from the dataset's element_spec.
+        batch_size: b.
+        presample_size: B, a multiple of b; 4b by default. "auto", with a `Gain` switch, takes
+            groups of 12b and chooses by measured gain and cost whether to draw from them in
+            pre-samples of 12b, 6b, 4b, 3b or 2b.
+        switch: of `tfi.switches`; by default the paper's, `Tau("guaranteed")`.
+        tau_threshold: short for `switch=Tau(tau_threshold)`; or "always", "never".
+        draws_per_presample: R, batches drawn from one scoring. The later ones are trained on
+            with scores R − 1 steps old, which a learning rate that follows the gain may not
+            bear; all of one pre-sample share its sampling error.
+        smoothing: c ≥ 0. Examples are drawn by g_i ∝ Ĝ_i + c mean(Ĝ), so that no weight exceeds
+            (1 + c)/c, whatever a score that is a few steps old has missed. 0 by default, as in
+            the paper; with a `Gain` switch 0.2.
+        score_in: "pipeline", where scoring overlaps with the training step before; or "step": the
+            pre-samples that are to be drawn from are handed to the training step whole, which
+            scores them, draws a batch and trains in one compiled function. The step's scores are
+            its own, and what is read ahead needs none. With the same seed both draw the same
+            (but for a step that XLA compiles, whose random generators are others). By default
+            the step where the learning rate follows the gain, on one replica, for one batch of
+            b from each pre-sample; else the pipeline.
+        scorer: `(model, x, y) -> [B]`; by default the model's.
+        resampling: "multinomial" (independent draws, as in the papers), "systematic" (less
+            variance; the default of a `Gain` switch), or a function
+            `(proposal, size, seed) -> Draw`.
+        seed: makes the draws repeatable.
+        jit_compile: compile the scorer by XLA; "auto" does so on GPU and TPU.
+    Returns:
+        A function for `Dataset.apply`.
+    Raises:
+        TypeError: model is not an ISModel, switch is none.
+        ValueError: an argument or, when applied, the dataset does not fit; see the message.
+    """
+    fresh.check_model(model)
+    switch = _switch(switch, tau_threshold)
+    measured = isinstance(switch, switches.Gain)
+    menu = plans.menu(batch_size, presample_size, draws_per_presample, measured)
+    resample = proposals.resampling_of(resampling or ("systematic" if measured else "multinomial"))
+    smoothing = proposals.checked_smoothing(smoothing, 0.2 if measured else 0.0)
+    with_gain = measured or model.follows_gain
+    meter = model.meter_of(menu.sampling(smoothing)) if with_gain else None
+    setting = switches.Setting(
+        model, menu.group_size, menu.plans, resample is proposals.systematic, meter
+    )
+    switch.open(setting)
+    fresh.check(model.scorer if scorer is None else scorer, jit_compile)
+    score = fresh.Score(model.scorer if scorer is None else scorer, model)
+    in_step = _in_step(score_in, menu, model, with_gain)
+    _warn(model, switch, seed)
+
+    def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        spec = element_specs.checked(model, dataset)
+        element_specs.build(model, spec, lambda: next(iter(dataset.batch(1)))[0])
+        drawing = marks.Drawing(
+            model=model,
+            loss=model.objective.loss,
+            sample_weighted=len(spec) == 3,
+            switch=switch,
+            meter=meter,
+            fresh=fresh.Fresh(score, smoothing, resample, setting.batch_size) if in_step else None,
+        )
+        model.adopt(drawing)
+        # The step compiles the scorer itself; that it can be is found out here all the same.
+        sizes = {setting.group_size} if in_step else setting.presample_sizes
+        scored = {size: fresh.compiled(score, spec, size, jit_compile) for size in sizes}
+        ways = {
+            size: fresh.Fresh(score, smoothing, resample, setting.batch_size)
+            for size, score in scored.items()
+        }
+        batches = _Groups(setting, switch, ways, drawing).batches(dataset, seed)
+        # Scores must be of the very step where the learning rate follows the gain.
+        ahead = seed is None and (in_step or not with_gain)
+        batches = batches.prefetch(1) if ahead else batches
+        return marks.put(batches.with_options(compat.data_options(ahead)), drawing)
+
+    return transform
+
+
+class _Groups:
+    """From groups of examples to batches `(x, y, weight)`, or `(x, y, {"weight", …})`.
+
+    Args:
+        setting: what is decided on. switch: opened.
+        ways: by B, how to draw from a pre-sample.
+        drawing: what is to be said of the batches.
+    """
+
+    def __init__(
+        self,
+        setting: switches.Setting,
+        switch: switches.Switch,
+        ways: dict[int, fresh.Fresh],
+        drawing: marks.Drawing,
+    ) -> None:
+        self._setting, self._switch, self._ways = setting, switch, ways
+        self._model = setting.model
+        self._sample_weighted = drawing.sample_weighted
+        self._with_gain = drawing.meter is not None
+        self._in_step = drawing.fresh is not None
+        self._means = not losses.only_sums(setting.model.objective)
+
+    def batches(self, dataset: tf.data.Dataset, seed: int | None) -> tf.data.Dataset:
+        """The batches of a dataset's groups.
+
+        Where a group holds several pre-samples each is scored when its turn has come.
+        """
+        seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+        # XLA draws by 32-bit seeds only.
+        seeds = seeds.map(lambda pair: tf.bitcast(tf.cast(pair, tf.uint32), tf.int32))
+        together = tf.data.Dataset.zip((dataset.batch(self._setting.group_size), seeds))
+        if seed is None:
+            # The next group is read while the batches of the last one are trained on.
+            together = together.prefetch(1)
+        if max(self._turns()) == 1:
+            return together.map(_as_it_stands(self._at_once)).unbatch()
+        return together.flat_map(_as_it_stands(self._one_after_another)).unbatch()
+
+    def _turns(self) -> list[int]:
+        """How many pre-samples of a group are scored here under each plan, one after another."""
+        if self._in_step:
+            return [1 for _ in self._setting.plans]
+        size = self._setting.group_size
+        return [size // (choice.presample_size or size) for choice in self._setting.plans]
+
+    def _at_once(self, elements, seed):
+        group, plan, gain_ratio = self._decided(elements)
+        return self._stack(group, plan, gain_ratio, seed, 0)
+
+    def _one_after_another(self, elements, seed) -> tf.data.Dataset:
+        group, plan, gain_ratio = self._decided(elements)
+        # A short group has no plan, and leaves at once.
+        count = tf.gather([1, *self._turns()], plan + 1)
+        return tf.data.Dataset.range(tf.cast(count, tf.int64)).map(
+            _as_it_stands(
+                lambda turn: self._stack(group, plan, gain_ratio, seed, tf.cast(turn, tf.int32))
+            )
+        )
+
+    def _decided(self, elements) -> tuple[fresh.Group, tf.Tensor, tf.Tensor]:
+        """A group, the index of its plan, −1 for a short one, and its r."""
+        group = fresh.group_of(elements)
+        is_short = group.size < self._setting.group_size
+        plan, gain_ratio = tf.cond(is_short, self._interrupted, self._chosen)
+        return group, plan, gain_ratio
+
+    def _interrupted(self) -> tuple[tf.Tensor, tf.Tensor]:
+        self._switch.interrupted()
+        return tf.constant(-1), tf.constant(1.0)
+
+    def _chosen(self) -> tuple[tf.Tensor, tf.Tensor]:
+        # Asked once per group: all its batches stem from the same decision.
+        plan = self._switch.choose(self._setting)
+        return plan, self._setting.gain_of(plan) if self._with_gain else tf.constant(1.0)
+
+    def _stack(self, group: fresh.Group, plan, gain_ratio, seed, turn):
+        _, *choices = self._setting.plans
+
+        def drawn(choice: plans.Plan, full: fresh.Group):
+            if self._in_step:
+                return self._handed_over(full, choice, gain_ratio, seed)
+            return self._scored(full, choice, gain_ratio, seed, turn)
+
+        def of_choice(full: fresh.Group):
+            ways = [lambda choice=choice: drawn(choice, full) for choice in choices]
+            return tf.switch_case(plan - 1, ways) if len(ways) > 1 else ways[0]()
+
+        def of_full():
+            full = fresh.of_static_size(group, self._setting.group_size)
+            return tf.cond(
+                plan > 0, lambda: of_choice(full), lambda: self._whole(full, gain_ratio, seed)
+            )
+
+        stacked = tf.cond(plan < 0, lambda: self._short(group, seed), of_full)
+        size = None if self._in_step else self._setting.batch_size
+        return tf.nest.map_structure(
+            lambda part: tf.ensure_shape(part, [None, size, *part.shape[2:]]), stacked
+        )
+
+    def _short(self, group: fresh.Group, seed):
+        batch_size = self._setting.batch_size
+        self._model.count(uniform=tf.cast(-(-group.size // batch_size), tf.float32))
+        return self._emitted(fresh.short(group, batch_size, self._means), 1.0, seed)
+
+    def _whole(self, group: fresh.Group, gain_ratio, seed):
+        batches = fresh.whole(group, self._setting.batch_size)
+        self._model.count(uniform=float(batches.importance.shape[0]))
+        return self._emitted(batches, gain_ratio, seed)
+
+    def _handed_over(self, group: fresh.Group, choice: plans.Plan, gain_ratio, seed):
+        """Pre-samples for the steps, which score and draw."""
+        presamples = fresh.whole(group, choice.presample_size)
+        self._model.count(drawn=float(presamples.importance.shape[0]))
+        return self._emitted(presamples, gain_ratio, seed)
+
+    def _scored(self, group: fresh.Group, choice: plans.Plan, gain_ratio, seed, turn):
+        size, way = choice.presample_size, self._ways[choice.presample_size]
+        start = turn * size
+        presample = tf.nest.map_structure(lambda part: part[start : start + size], group)
+        presample = fresh.of_static_size(presample, size)
+        scored = way.scored(presample)
+
+        def drawn():
+            self._model.count(drawn=float(choice.draws))
+            own_seed = seed + tf.stack([turn, 0])
+            batches, _ = way.drawn(presample, scored.proposal, own_seed, choice.draws)
+            return self._emitted(batches, gain_ratio, seed)
+
+        def all_of_it():
+            batches = fresh.whole(presample, self._setting.batch_size)
+            self._model.count(uniform=float(batches.importance.shape[0]), fallbacks=1.0)
+            return self._emitted(batches, 1.0, seed)
+
+        return tf.cond(scored.usable, drawn, all_of_it)
+
+    def _emitted(self, group: fresh.Group, gain_ratio: tf.Tensor | float, seed: tf.Tensor) -> tuple:
+        """What the training step gets, stacked.
+
+        Args:
+            group: batches or pre-samples. gain_ratio: r of all. seed: [2] of the group.
+        """
+        told = {"weight": group.weights}
+        shape = tf.shape(group.weights)
+        if self._with_gain:
+            told["gain"] = tf.fill(shape, gain_ratio)
+            if self._sample_weighted:
+                told["importance"] = group.importance
+        if self._in_step:
+            # For each example, so that batches have nothing without a batch axis; each pre-sample
+            # of the group has its own.
+            numbers = tf.range(shape[0], dtype=seed.dtype)
+            seeds = seed + tf.stack([numbers, tf.zeros_like(numbers)], axis=1)
+            told["seed"] = tf.broadcast_to(seeds[:, tf.newaxis], tf.concat([shape, [2]], axis=0))
+        return group.inputs, group.labels, told if len(told) > 1 else group.weights
+
+
+def _as_it_stands(function: Callable) -> Callable:
+    """Python that AutoGraph need not look at."""
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+def _switch(switch: Any, tau_threshold: float | str | None) -> switches.Switch:
+    if switch is None:
+        return switches.named(tau_threshold)
+    if tau_threshold is not None:
+        raise ValueError(
+            f"tau_threshold={tau_threshold!r} is short for a switch, and switch={switch!r} is one; "
+            "give either."
+        )
+    if not isinstance(switch, switches.Switch):
+        raise TypeError(f"switch must be one of tfi.switches; got {switch!r}.")
+    return switch
+
+
+def _in_step(score_in: str | None, menu: plans.Menu, model: Any, follows: bool) -> bool:
+    """Whether the training step scores.
+
+    Raises:
+        ValueError: score_in is unknown, or the step cannot do what is asked for.
+    """
+    if score_in not in (None, "pipeline", "step"):
+        raise ValueError(f"score_in must be 'pipeline' or 'step'; got {score_in!r}.")
+    single = all(plan.draws <= 1 for plan in menu.plans)
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if score_in is None:
+        return follows and single and replicas == 1
+    if score_in == "step" and not single:
+        raise ValueError(
+            "score_in='step' draws one batch of batch_size from a pre-sample; leave out "
+            "draws_per_presample, or score in the pipeline."
+        )
+    if score_in == "step" and replicas > 1:
+        raise ValueError(
+            "score_in='step' works on one replica, and the model is under a strategy of "
+            f"{replicas}: each would get a part of the pre-sample. Score in the pipeline."
+        )
+    return score_in == "step"
+
+
+def _warn(model: Any, switch: switches.Switch, seed: int | None) -> None:
+    if seed is not None and compat.fetches_ahead(model):
+        warnings.warn(
+            f"model {model.name!r} has steps_per_execution={model.steps_per_execution}, with "
+            "which Keras 3 fetches batches ahead of the steps: the draws are seeded, but what "
+            "they are drawn by is not. To repeat a run exactly, use steps_per_execution=1.",
+            stacklevel=3,
+        )
+    switches.warn_unless_followed(switch, model)

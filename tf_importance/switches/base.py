@@ -1,0 +1,145 @@
+"""What a switch decides on, and what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_importance import gain
+from tf_importance.meter import Meter
+from tf_importance.plans import Plan
+
+
+class Setting(NamedTuple):
+    """What a switch decides for.
+
+    Attributes:
+        model: an ISModel.
+        group_size: examples that are decided on at once, B where there is one.
+        plans: what may become of them; the first is uniform batches of b.
+        systematic: whether draws are systematic; else they are taken to be independent.
+        meter: of the gain, None where nobody asks for it.
+    """
+
+    model: Any
+    group_size: int
+    plans: tuple[Plan, ...]
+    systematic: bool
+    meter: Meter | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """b."""
+        return self.plans[0].batch_size
+
+    @property
+    def presample_sizes(self) -> set[int]:
+        """The distinct B of the plans that draw."""
+        return {plan.presample_size for plan in self.plans if plan.draws}
+
+    def gains(self, in_force: tf.Tensor) -> tf.Tensor:
+        """r of each plan over uniform batches of b: [k]; 1 as long as too little is known.
+
+        None is larger than the model's learning rate can follow.
+
+        Args:
+            in_force: index of the plan by which the latest batches were made.
+        """
+        return self._over_uniform(
+            in_force, lambda moments: tf.stack([self._square(moments, plan) for plan in self.plans])
+        )
+
+    def gain_of(self, plan: tf.Tensor) -> tf.Tensor:
+        """r of the plan that is taken; 1 for uniform batches of b, the first, by definition."""
+        return tf.cond(
+            plan > 0, lambda: tf.gather(self.gains(plan), plan), lambda: tf.constant(1.0)
+        )
+
+    def largest_gain_of_memory(self) -> tf.Tensor:
+        """r of batches of b that a memory would draw which knew all scores of the moment.
+
+        While uniform batches are in force; 1 as long as too little is known.
+        """
+
+        def of_all_scores(moments: gain.Moments) -> tf.Tensor:
+            perfect = moments._replace(square=moments.drawn_square)
+            return gain.uniform_square(perfect, self.batch_size)
+
+        return self._over_uniform(tf.constant(0), of_all_scores)
+
+    def _over_uniform(
+        self, in_force: tf.Tensor, squares: Callable[[gain.Moments], tf.Tensor]
+    ) -> tf.Tensor:
+        """r of what has E‖g‖² by these moments, over uniform batches of b."""
+        assert self.meter is not None, "nobody measures the gain"
+        moments, known = self.meter.moments()
+        moments = moments._replace(mean_square=self._mean_square(moments, in_force))
+        uniform = gain.uniform_square(moments, self.batch_size)
+        ratios = gain.gain_ratio(uniform, squares(moments))
+        return tf.minimum(tf.where(known, ratios, 1.0), self.model.largest_gain())
+
+    def _square(self, moments: gain.Moments, plan: Plan) -> tf.Tensor:
+        moments = _of_presamples(moments, plan)
+        if not plan.rescored:
+            return gain.uniform_square(moments, plan.batch_size)
+        rounding = self._rounding(moments, plan.rate)
+        return gain.drawn_square(moments, plan.batch_size, plan.rate, rounding)
+
+    def _rounding(self, moments: gain.Moments, rate: float) -> tf.Tensor:
+        if not self.systematic or self.meter is None:
+            return tf.constant(1.0)
+        return moments.rounding[self.meter.sampling.rates.index(rate)]
+
+    def _mean_square(self, moments: gain.Moments, in_force: tf.Tensor) -> tf.Tensor:
+        """A, of batches of the plan in force; never below 0."""
+
+        def seen_by(plan: Plan) -> tf.Tensor:
+            if not plan.rescored:
+                return moments.mean_square
+            rounding = self._rounding(moments, plan.batch_size / plan.presample_size)
+            return gain.corrected_mean_square(
+                _of_presamples(moments, plan), plan.batch_size, plan.presample_size, rounding
+            )
+
+        seen = tf.stack([seen_by(plan) for plan in self.plans])
+        return tf.maximum(tf.gather(seen, in_force), 0.0)
+
+
+def _of_presamples(moments: gain.Moments, plan: Plan) -> gain.Moments:
+    """With the second moment of the plan's pre-samples in the place of uniform ones' U."""
+    return moments._replace(square=moments.remembered) if plan.remembered else moments
+
+
+class Switch(tf.Module):
+    """Decides for each pre-sample what becomes of it. `open` comes first, once."""
+
+    def open(self, setting: Setting) -> None:
+        """Get to know what is to be decided on.
+
+        Raises:
+            ValueError: the switch cannot work with it, or is in use elsewhere.
+        """
+        del setting
+
+    def choose(self, setting: Setting) -> tf.Tensor:
+        """The index of a plan, int32; called in a graph, once for each pre-sample."""
+        raise NotImplementedError
+
+    def interrupted(self) -> None:
+        """Called instead where a group is too short to be decided on, as at the end of a pass."""
+
+
+class Always(Switch):
+    """Draw from every pre-sample."""
+
+    def choose(self, setting: Setting) -> tf.Tensor:
+        return tf.constant(1)
+
+
+class Never(Switch):
+    """Draw from none: uniform sampling, at its cost."""
+
+    def choose(self, setting: Setting) -> tf.Tensor:
+        return tf.constant(0)

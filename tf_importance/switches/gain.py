@@ -1,0 +1,219 @@
+"""A switch by the gain: draw while that is worth its cost, both measured in training."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_importance.plans import Plan
+from tf_importance.switches import costs
+from tf_importance.switches.base import Setting, Switch
+
+# Pre-samples in a row for which a cost is measured.
+_PROBES = 5
+# What is not in use is timed anew from these numbers of pre-samples on (a process gets faster in
+# its first seconds), and then before every so many.
+_REFRESH_AT = (64, 256)
+_REFRESH_EVERY = 1024
+# Of uniform batches' speed, what is worth a trial.
+_NEAR = 0.75
+
+
+class Gain(Switch):
+    """Draw while the predicted gain is worth its cost, both measured while training goes on.
+
+    The speed of a plan is r/seconds: r, the gain ratio, says how much further its step gets when
+    the learning rate follows it (see `tf_importance.gain`, and `tfi.schedules.GainAdapted`,
+    without which lower variance is not less time); seconds are those of a step under the plan on
+    this machine, reading and scoring examples included where they do not overlap with it. The
+    fastest plan is taken.
+
+    * It starts uniformly. The first 5 pre-samples warm up, the next 5 time uniform steps, then
+      5 scoring. What is not in use is timed anew for 5 pre-samples from the 64th and the 256th on,
+      and of every 1,024. That is all the scoring
+      there is while uniform sampling is faster: in the long run one pre-sample in 200. (In
+      `history_sample` 8 batches are decided on at once, in place of a pre-sample, and memory is
+      tried out now and then, more and more rarely.)
+    * A plan gives way when another is faster by the hysteresis, or when it falls below uniform
+      sampling. Nothing is decided before 25 steps have been measured, one in four of the uniform
+      ones.
+    * Its state is in a `tf.train.Checkpoint` of the model, and not in files of weights.
+    * With `step_seconds` and `scoring_seconds` nothing is timed, and runs repeat.
+
+    Args:
+        step_seconds: of a uniform step. Only the ratio to `scoring_seconds` counts.
+        scoring_seconds: of scoring a group (a pre-sample; of 12b with "auto"; 8 pre-samples of
+            `history_sample`), as far as steps have to wait for it.
+        hysteresis: h > 0; another plan must be faster by 1 + h to take over.
+    Attributes:
+        plan: variable, index of the plan in force.
+        speedup: variable, predicted speed of that plan over uniform batches of b.
+    Raises:
+        ValueError: only one of the seconds is given, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        step_seconds: float | None = None,
+        scoring_seconds: float | None = None,
+        hysteresis: float = 0.1,
+    ) -> None:
+        super().__init__(name="gain_switch")
+        self._by_hand = _by_hand(step_seconds, scoring_seconds)
+        if not hysteresis > 0:
+            raise ValueError(f"hysteresis must be positive; got {hysteresis}.")
+        self._hysteresis = hysteresis
+        self._opened_for: tuple[weakref.ref, int, tuple[Plan, ...]] | None = None
+        self.plan = tf.Variable(0, trainable=False, name="plan")
+        self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
+        self.presamples = tf.Variable(0, dtype=tf.int64, trainable=False, name="presamples")
+        self.held = tf.Variable(0, trainable=False, name="held")
+        self.costs: costs.StepCosts | None = None
+        # Of a pipeline that has something to checkpoint.
+        self.decisions: tf.Module | None = None
+
+    def open(self, setting: Setting) -> None:
+        # Not its id, which another model may have once this one is gone.
+        key = (weakref.ref(setting.model), setting.group_size, setting.plans)
+        if self._opened_for not in (None, key):
+            raise ValueError(
+                "a Gain switch measures one model and pipeline, and cannot serve another model or "
+                f"other sizes; make a new one. It is used for {self._opened_for[1:]}, and got "
+                f"{key[1:]}."
+            )
+        self._opened_for = key
+        if self._by_hand is None and self.costs is None:
+            self.costs = costs.StepCosts(setting.plans, setting.group_size)
+
+    def choose(self, setting: Setting) -> tf.Tensor:
+        number = self.presamples.assign_add(1) - 1
+        if self.costs is not None:
+            self.costs.asked(tf.timestamp())
+        current = tf.convert_to_tensor(self.plan)
+        speeds = setting.gains(current) / self._seconds(setting)
+        held = tf.convert_to_tensor(self.held)
+        best = tf.where(held > 0, current, self._best(speeds, current))
+        self.held.assign(tf.maximum(held - 1, 0))
+        self.plan.assign(best)
+        self.speedup.assign(tf.where(speeds[0] > 0, tf.gather(speeds, best) / speeds[0], 1.0))
+        if self.costs is None:
+            return best
+        plan = self._probed(setting, number, best)
+        self.costs.chosen(plan)
+        return plan
+
+    def hold(self, plan: int, groups: int) -> None:
+        """Try a plan out for the next groups, whatever is predicted of it."""
+        self.plan.assign(plan)
+        self.held.assign(groups)
+
+    def worth_a_trial(self, setting: Setting, plan: int, ratio: tf.Tensor) -> tf.Tensor:
+        """Whether a plan of this gain ratio may come to be faster than uniform batches of b.
+
+        A gain above the hysteresis, and three quarters of their speed: once the learning rate
+        follows it the mean gradient shrinks, noise weighs more, and the gain rises.
+        """
+        seconds = self._seconds(setting)
+        near = ratio * seconds[0] > _NEAR * seconds[plan]
+        return near & (ratio > 1 + self._hysteresis)
+
+    def interrupted(self) -> None:
+        if self.costs is not None:
+            self.costs.interrupted()
+
+    def times_uniform(self, plan: tf.Tensor) -> tf.Tensor:
+        """Whether the group that a plan was just chosen for is there to time uniform steps."""
+        if self.costs is None:
+            return tf.constant(False)
+        at_start = tf.equal((self.presamples - 1) // _PROBES, 1)
+        return tf.equal(plan, 0) & (at_start | tf.not_equal(self.plan, 0))
+
+    def _seconds(self, setting: Setting) -> tf.Tensor:
+        if self._by_hand is None:
+            assert self.costs is not None, "open comes first"
+            return self.costs.seconds()
+        step, scoring = self._by_hand
+        return tf.constant(
+            [
+                step + (scoring / plan.batches(setting.group_size) if plan.rescored else 0.0)
+                for plan in setting.plans
+            ],
+            tf.float32,
+        )
+
+    def _best(self, speeds: tf.Tensor, current: tf.Tensor) -> tf.Tensor:
+        """The fastest plan, or the current one while it is nearly that and no slower than b."""
+        speeds = tf.where(tf.math.is_finite(speeds), speeds, 0.0)
+        fastest = tf.argmax(speeds, output_type=tf.int32)
+        held = tf.gather(speeds, current)
+        stays = (held * (1 + self._hysteresis) >= tf.reduce_max(speeds)) & (held >= speeds[0])
+        return tf.where(stays, current, fastest)
+
+    def _probed(self, setting: Setting, number: tf.Tensor, best: tf.Tensor) -> tf.Tensor:
+        """The best plan, but for pre-samples that are there to be timed."""
+        first = _to_time_first(setting.plans)
+        turn = tf.cast(number // _PROBES, tf.int32)
+        starting = turn < len(first)
+        at_start = tf.gather(first, tf.minimum(turn, len(first) - 1))
+        others = _to_time_anew(setting.plans)
+        kinds = len(others[0])
+        refreshing = number % _REFRESH_EVERY >= _REFRESH_EVERY - _PROBES
+        turn = tf.cast(number // _REFRESH_EVERY, tf.int32) % kinds
+        for start in _REFRESH_AT:
+            since = tf.cast(number - start, tf.int32)
+            here = (since >= 0) & (since < kinds * _PROBES)
+            refreshing |= here
+            turn = tf.where(here, since // _PROBES, turn)
+        other = tf.gather_nd(others, [best, turn])
+        return tf.where(starting, at_start, tf.where(refreshing, other, best))
+
+
+def _by_hand(step: float | None, scoring: float | None) -> tuple[float, float] | None:
+    """Costs as a user gave them, None if they are to be measured."""
+    if step is None and scoring is None:
+        return None
+    if step is None or scoring is None:
+        raise ValueError(
+            "step_seconds and scoring_seconds are given together, or both are measured; got "
+            f"{step} and {scoring}."
+        )
+    if not (step > 0 and scoring >= 0):
+        raise ValueError(
+            "step_seconds must be positive and scoring_seconds not negative; got "
+            f"{step} and {scoring}."
+        )
+    return step, scoring
+
+
+def _to_time_anew(plans: Sequence[Plan]) -> list[list[int]]:
+    """For each plan in force, what is timed beside it in turns: what its prediction rests on.
+
+    For one that draws uniform steps, for these one that draws. Where a memory draws, all others.
+    """
+    if any(plan.remembered for plan in plans):
+        return [[i for i in range(len(plans)) if i != mine] for mine in range(len(plans))]
+    drawn = _to_time_first(plans)[2]
+    return [[0 if plan.draws else drawn] for plan in plans]
+
+
+def _to_time_first(plans: Sequence[Plan]) -> list[int]:
+    """Uniform steps, twice; then a plan that draws, or all that a memory draws."""
+    by_memory = [i for i, plan in enumerate(plans) if plan.remembered]
+    drawing = [i for i, plan in enumerate(plans) if plan.draws]
+    return [0, 0, *(by_memory or [drawing[len(drawing) // 2]])]
+
+
+def warn_unless_followed(switch: Switch | None, model: Any) -> None:
+    """Say so where a measured gain would not reach the learning rate."""
+    if isinstance(switch, Gain) and not model.follows_gain:
+        warnings.warn(
+            "a Gain switch counts on a learning rate that follows the gain: without that, lower "
+            "variance is not less time. Compile with optimizer=keras.optimizers.SGD("
+            "tfi.schedules.GainAdapted(learning_rate)), or any other optimizer.",
+            stacklevel=4,
+        )
