@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("tf_importance", "trainers", "reports", "benchmarks", "tests")
 
 
-def files() -> dict[str, Path]:
-    """Every Python file of the project by the name of its module."""
-    paths = (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
-    return {module_name(path.relative_to(ROOT)): path for path in paths}
+def files(root: Path = ROOT) -> dict[str, Path]:
+    """Every Python file of the project in root by the name of its module."""
+    paths = (path for package in PACKAGES for path in sorted((root / package).rglob("*.py")))
+    return {module_name(path.relative_to(root)): path for path in paths}
 
 
 def module_name(path: Path) -> str:

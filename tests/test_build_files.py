@@ -1,7 +1,9 @@
-"""The BUILD files say what the imports say: a target per module, its deps what it imports."""
+"""The BUILD files: every Python file has one target, and a target's deps are what it imports."""
 
-import ast
-from collections import Counter
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,122 +11,162 @@ import pytest
 
 from tests import imports
 
-PYTEST_MAIN = "tests.pytest_main"
 RULES = ("py_library", "py_binary", "py_test")
-
-FILES = imports.files()
+PROGRAM = 'if __name__ == "__main__":'
 
 
 class Target(NamedTuple):
-    """A py_library, py_binary or py_test."""
+    """A py_library, py_binary or py_test; its files by the names of their modules.
+
+    The main of a py_binary or py_test is not among them: a library has it, and Bazel wants it in
+    srcs once more.
+    """
 
     label: str
     rule: str
-    modules: tuple[str, ...]
+    large: bool
+    modules: frozenset[str]
+    main: str
     deps: frozenset[str]
 
 
-def targets(text: str, package: str) -> list[Target]:
-    """The Python targets of a BUILD file, whose syntax is Python's; package is its directory."""
-    calls = [node.value for node in ast.parse(text).body if isinstance(node, ast.Expr)]
-    rules = [call for call in calls if isinstance(call, ast.Call) and call.func.id in RULES]
-    return [_target(rule, package) for rule in rules]
+def targets(root: Path, package: str) -> list[Target]:
+    """Those of package/BUILD, a file in Python's syntax: run with rules that note their calls."""
+    folder, found = root / package, []
 
+    def matching(patterns) -> set[str]:
+        paths = {path for pattern in patterns for path in folder.glob(pattern)}
+        return {path.relative_to(folder).as_posix() for path in paths}
 
-def _target(rule: ast.Call, package: str) -> Target:
-    wanted = ("name", "srcs", "deps")
-    values = {k.arg: ast.literal_eval(k.value) for k in rule.keywords if k.arg in wanted}
-    sources = [absolute(label, package).removeprefix("//") for label in values["srcs"]]
-    modules = [imports.module_name(Path(source.replace(":", "/"))) for source in sources]
-    return Target(
-        absolute(values["name"], package),
-        rule.func.id,
-        tuple(module for module in modules if module != PYTEST_MAIN),
-        frozenset(absolute(label, package) for label in values.get("deps", [])),
-    )
+    def note(rule, name, srcs, main=None, deps=(), size=None, **_):
+        main = main or f"{name}.py"
+        sources = set(srcs) - ({main} if rule != "py_library" else set())
+        label, *labels = (absolute(label, package) for label in (name, *deps))
+        modules = frozenset(imports.module_name(Path(package, file)) for file in sources)
+        main = imports.module_name(Path(package, main))
+        found.append(Target(label, rule, size == "large", modules, main, frozenset(labels)))
+
+    names = {rule: partial(note, rule) for rule in RULES}
+    names |= dict.fromkeys(("package", "filegroup"), lambda **_: None)
+    names["glob"] = lambda include, exclude=(): sorted(matching(include) - matching(exclude))
+    exec((folder / "BUILD").read_text("utf-8"), names)
+    return found
 
 
 def absolute(label: str, package: str) -> str:
-    """`:a` and `a` → `//package:a`, `//b/c` → `//b/c:c`."""
+    """`:a` and `a` → `//package:a`, `//b` → `//b:b`."""
     if not label.startswith("//"):
         return f"//{package}:{label.removeprefix(':')}"
     return label if ":" in label else f"{label}:{label.rsplit('/', 1)[-1]}"
 
 
-def all_targets() -> list[Target]:
-    paths = [path for name in imports.PACKAGES for path in (imports.ROOT / name).rglob("BUILD")]
+def faults(root: Path) -> list[str]:
+    """What is wrong with a project's BUILD files, a line each."""
+    builds = sorted(root.glob("*/BUILD"))
+    found = [target for build in builds for target in targets(root, build.parent.name)]
+    files = imports.files(root)
+    nested = [build for name in imports.PACKAGES for build in root.glob(f"{name}/*/**/BUILD")]
     return [
-        target
-        for path in sorted(paths)
-        for target in targets(path.read_text("utf-8"), str(path.parent.relative_to(imports.ROOT)))
+        *(f"{build.parent.relative_to(root)}: its BUILD hides it from globs" for build in nested),
+        *wrong_files(found, files),
+        *wrong_deps(found, files),
     ]
 
 
-def needed(target: Target, owner: dict[str, str], imported: set[str]) -> set[str]:
-    """The deps that a target's imports ask for, and the conftest.py files that pytest reads."""
-    read = conftests(target.modules[0]) if target.rule == "py_test" else set()
-    return {owner[module] for module in imported | read if module in owner} - {target.label}
+def wrong_files(found: list[Target], files: dict[str, Path]) -> Iterator[str]:
+    """Tests not in one py_test, other files not in one py_library, programs without a py_binary."""
+    runs = {target.main for target in found if target.rule == "py_binary"}
+    for module, path in files.items():
+        rules = [target.rule for target in found if module in target.modules]
+        wanted = "py_test" if path.name.startswith("test_") else "py_library"
+        if rules != [wanted]:
+            yield f"{module}: in {rules}, not in one {wanted}"
+        # Those in tests/ are run by `python -m`, from the checkout, or by tests.
+        is_program = not module.startswith("tests.") and PROGRAM in path.read_text("utf-8")
+        if is_program and module not in runs:
+            yield f"{module}: no py_binary"
 
 
-def conftests(module: str) -> set[str]:
-    """a.b.c → a.conftest and a.b.conftest, be they there or not."""
-    parts = module.split(".")
-    return {".".join([*parts[:depth], "conftest"]) for depth in range(1, len(parts))}
+def wrong_deps(found: list[Target], files: dict[str, Path]) -> Iterator[str]:
+    """Deps imported and not declared, or declared and not imported, which large tests may have."""
+    owner = {module: target.label for target in found for module in target.modules}
+    for target in found:
+        used = {target.main}.union(*(imports.imports_of(m, files) for m in target.modules))
+        needed = {owner[module] for module in used if module in owner} - {target.label}
+        yield from (f"{target.label}: add {label}" for label in needed - target.deps)
+        if not target.large:
+            yield from (f"{target.label}: remove {label}" for label in target.deps - needed)
 
 
-def needs_a_target(module: str) -> bool:
-    """All but an __init__.py of at most a docstring: Bazel makes those itself."""
-    path = FILES[module]
-    body = ast.parse(path.read_text("utf-8")).body
-    docstring_only = len(body) <= 1 and all(isinstance(node, ast.Expr) for node in body)
-    return module != PYTEST_MAIN and not (path.name == "__init__.py" and docstring_only)
+def test_the_build_files_have_no_faults():
+    assert faults(imports.ROOT) == []
 
 
-TARGETS = all_targets()
-OWNER = {module: target.label for target in TARGETS for module in target.modules}
+# Controls: a small project without faults, and what changes to it bring.
 
-
-def test_every_file_has_one_target():
-    owned = Counter(module for target in TARGETS for module in target.modules)
-    wanted = Counter(module for module in FILES if needs_a_target(module))
-    assert {**(wanted - owned)} == {}, "have no target in their directory's BUILD"
-    assert {**(owned - wanted)} == {}, "have a target too much, or no file"
-
-
-def test_a_target_is_one_module_of_its_own_name():
-    for target in TARGETS:
-        (module,) = target.modules
-        assert target.label.rsplit(":", 1)[1] == module.rsplit(".", 1)[-1]
-
-
-def test_deps_are_the_imports():
-    wrong = {}
-    for target in TARGETS:
-        imported = set().union(*(imports.imports_of(module, FILES) for module in target.modules))
-        wanted = needed(target, OWNER, imported)
-        if target.deps != wanted:
-            wrong[target.label] = f"add {wanted - target.deps}, remove {target.deps - wanted}"
-    assert wrong == {}
-
-
-# Negative controls.
-
-BUILD = """
-py_library(name = "a", srcs = ["a.py"], deps = ["//tf_importance:compat"])
-py_test(name = "test_a", srcs = ["pytest_main.py", "test_a.py"], deps = [":a", ":conftest"])
+TRAINERS = """
+py_library(name = "trainers", srcs = glob(["**/*.py"]))
+[py_binary(name = name, srcs = [name + ".py"], deps = [":trainers"]) for name in ["compare"]]
 """
+TESTS = """
+package(default_visibility = ["//visibility:public"])
+py_library(name = "tests", srcs = glob(["**/*.py"], exclude = ["**/test_*.py"]))
+SMALL = {"test_compare": ["//trainers"], "nets/test_cnn": []}
+[
+    py_test(
+        name = name,
+        size = "small" if name in SMALL else "large",
+        srcs = ["pytest_main.py", name + ".py"],
+        main = "pytest_main.py",
+        deps = [":tests"] + SMALL.get(name, ["//trainers"]),
+    )
+    for name in ["test_compare", "nets/test_cnn", "test_large"]
+]
+"""
+PROJECT = {
+    "trainers/BUILD": TRAINERS,
+    "trainers/compare.py": f"from trainers.nets import cnn\n{PROGRAM}\n    cnn.compare()",
+    "trainers/nets/cnn.py": "import keras",
+    "tests/BUILD": TESTS,
+    "tests/pytest_main.py": f"import pytest\n{PROGRAM}\n    pytest.main()",
+    "tests/test_compare.py": "from trainers import compare",
+    "tests/nets/test_cnn.py": "import keras",
+    "tests/test_large.py": "import keras",
+}
 
 
-def test_missing_and_surplus_deps_are_caught():
-    losses, a, conftest = "//tf_importance:losses", "//tests:a", "//tests:conftest"
-    owner = {"tf_importance.losses": losses, "tests.a": a, "tests.conftest": conftest}
-    library, test = targets(BUILD, "tests")
-    assert library.modules == ("tests.a",)
-    assert needed(library, owner, {"tf_importance.losses", "keras"}) == {losses}
-    assert library.deps == {"//tf_importance:compat"}
-    assert test.modules == ("tests.test_a",)
-    assert needed(test, owner, {"tests.a"}) == test.deps == {a, conftest}
-    assert needed(test, owner, set()) != test.deps
+def faults_of(folder: Path, project: dict[str, str]) -> list[str]:
+    for name, text in project.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    return faults(folder)
+
+
+@pytest.mark.parametrize("more", [{}, {"trainers/data/digits.py": "from trainers import compare"}])
+def test_a_new_file_of_a_library_needs_no_line(tmp_path, more):
+    assert faults_of(tmp_path, PROJECT | more) == []
+
+
+@pytest.mark.parametrize(
+    "name, text, fault",
+    [
+        ("tests/BUILD", TESTS.replace('": ["//trainers"]', '": []'), "add //trainers:trainers"),
+        ("tests/BUILD", TESTS.replace("[]}", '["//trainers"]}'), "remove //trainers:trainers"),
+        ("tests/BUILD", TESTS.replace('[":tests"] +', ""), "add //tests:tests"),
+        ("tests/BUILD", TESTS.replace("**/test_*", "test_*"), "nets.test_cnn: in"),
+        ("tests/BUILD", TESTS.replace(', "nets/test_cnn", ', ", "), "nets.test_cnn: in []"),
+        ("tests/test_new.py", "", "tests.test_new: in []"),
+        ("trainers/test_new.py", "", "trainers.test_new: in ['py_library']"),
+        ("trainers/BUILD", TRAINERS.replace("**/", ""), "trainers.nets.cnn: in []"),
+        ("trainers/BUILD", TRAINERS.replace('"compare"', ""), "trainers.compare: no py_binary"),
+        ("trainers/new.py", f"{PROGRAM} pass", "trainers.new: no py_binary"),
+        ("trainers/nets/BUILD", "", "trainers/nets: its BUILD hides it"),
+    ],
+)
+def test_faults_are_found(tmp_path, name, text, fault):
+    found = faults_of(tmp_path, PROJECT | {name: text})
+    assert found and all(fault in line for line in found)
 
 
 @pytest.mark.parametrize(
