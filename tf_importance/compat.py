@@ -147,6 +147,8 @@ def matched(labels, predictions, dtype: str):
 
 def for_inner_axes(weights: tf.Tensor, rank: int) -> tf.Tensor:
     """Weights [b] as [b, 1, …], to be multiplied into values of a rank."""
+    if rank == 1:
+        return weights
     shape = tf.concat([tf.shape(weights), tf.ones([rank - 1], tf.int32)], axis=0)
     return tf.reshape(weights, shape)
 

@@ -63,17 +63,17 @@ class Journal(tf.Module):
 
     # The step -----------------------------------------------------------------------------
 
-    def write(self, number: tf.Tensor, scores: tf.Tensor, moments: tf.Tensor) -> None:
+    def write(self, number: tf.Tensor, scores: tf.Tensor, moments) -> None:
         """What the step on a batch saw.
 
         Args:
-            number: scalar int64. scores: [b]. moments: [3].
+            number: scalar int64. scores: [b]. moments: three scalars.
         """
         size = scores.shape[0]
         if size is None:
             size = tf.shape(scores, tf.int64)[0]
         kept, width = self.batches(size), size + _HEAD
-        row = tf.concat([_lap(number, kept)[tf.newaxis], moments, scores], axis=0)
+        row = tf.concat([tf.stack([_lap(number, kept), *moments]), scores], axis=0)
         places = number % kept * width + tf.range(width, dtype=tf.int64)
         self.rows.scatter_update(tf.IndexedSlices(row, places))
         self.trained.assign(number + 1)

@@ -18,7 +18,17 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_importance import compat, draws, fresh, gain, layers, losses, proposals, robust, variance
+from tf_importance import (
+    compat,
+    draws,
+    fresh,
+    gain,
+    layers,
+    losses,
+    processes,
+    robust,
+    variance,
+)
 from tf_importance.scorers import base, forward, last_layer
 from tf_importance.scorers.upper_bound import of_a_pass
 
@@ -81,19 +91,17 @@ class Step:
             or (told is not None and told.importance is not None)
         )
         self.mean_weight = self._mean_weight()
+        self.gain: tf.Tensor | None = None
         self.scores: tf.Tensor | None = None
         self.passed: forward.Forward | None = None
 
     def __call__(self, keras_step: Callable[[Any], dict]) -> dict[str, Any]:
         """Make Keras's step on the batch, and see what there is to see. Returns the logs."""
-        gain_of_batch = self._advance()
+        self.gain = self._advance()
         with self._in_force(), layers.importance_weights(self._of_statistics()):
             with forward.recorded() as passes:
                 logs = keras_step(self.data)
-        seen = self._seen(passes)
-        if gain_of_batch is not None:
-            seen["gain"] = gain_of_batch
-        return {**logs, **seen}
+        return {**logs, **self._seen(passes)}
 
     @contextlib.contextmanager
     def _in_force(self) -> Iterator[None]:
@@ -210,7 +218,7 @@ class Step:
         of_each = squares.per_example if factors is None else squares.per_example * factors**2
         uniform = drawn * of_each
         moments = [tf.reduce_mean(uniform), tf.reduce_mean(drawn * uniform), squares.batch]
-        self.model.sampler.journal.write(told.row[0], self._of_row(scores), tf.stack(moments))
+        self.model.sampler.journal.write(told.row[0], self._of_row(scores), moments)
         return weights
 
     def _of_row(self, scores: tf.Tensor) -> tf.Tensor:
@@ -272,17 +280,14 @@ class Step:
         Of drawn batches with weights the importance-weighted estimate; else that of the scores as
         they are, times a user's weights.
         """
-        scale = 1.0
-        sizes = tf.ones_like(scores)
-        if self.weights is not None:
-            sizes = tf.abs(tf.cast(self.weights, scores.dtype))
-        if not self.is_drawn:
-            scores, sizes = scores * sizes, tf.ones_like(scores)
-        elif self.mean_weight is not None:
-            scale = self.mean_weight
-        estimate = variance.estimated_batch_increase(scores, sizes, scale)
-        known = proposals.usable(scores) & tf.math.is_finite(estimate) & (estimate > 0)
-        return tf.where(known, estimate, float("nan"))
+        sizes = self.weights
+        if sizes is not None and (self.has_scale or not self.is_drawn):
+            sizes = tf.abs(sizes)
+        if sizes is not None and not self.is_drawn:
+            scores, sizes = scores * tf.cast(sizes, scores.dtype), None
+        estimate = variance.estimated_batch_increase(scores, sizes, self.mean_weight)
+        # Of scores that are all 0, or one of which is not finite, it is not finite.
+        return tf.where(tf.reduce_min(scores) >= 0, estimate, float("nan"))
 
     def _updated(
         self, tau: tf.Tensor, monitors: Monitors, scores: tf.Tensor
@@ -290,7 +295,7 @@ class Step:
         """τ ← τ + (1−a)/(1−a^k) (estimate − τ), step k; unusable scores leave it alone."""
         estimate = self._estimate(scores)
         known = tf.math.is_finite(estimate)
-        memory = tf.where(known, monitors.memory * self.model.tau_decay, monitors.memory)
+        memory = monitors.memory * tf.where(known, self.model.tau_decay, 1.0)
         tau = tf.where(known, tau + self._share(memory) * (estimate - tau), tau)
         # Small drawn batches can estimate a τ below 1, which no population has.
         fraction = tf.where(known, 1 / tf.maximum(estimate, 1.0) ** 2, 0.0)
@@ -348,7 +353,11 @@ class Step:
         }
         if self.model.sampler is not None:
             logs |= self.model.sampler.logs()
-        return logs
+        if self.gain is not None:
+            logs["gain"] = self.gain
+        if processes.are_several(self.model.distribute_strategy):
+            return logs
+        return compat.logs_of_a_replica(logs)
 
 
 def _first(batches: fresh.Group) -> fresh.Group:

@@ -25,6 +25,10 @@ from tf_importance import (
 )
 
 
+# Groups from one weighing of gain and cost to the next.
+_ASKED_EVERY = 8
+
+
 def importance_sample(
     model: keras.Model,
     batch_size: int = 32,
@@ -114,7 +118,7 @@ def importance_sample(
     with_gain = measured or model.follows_gain
     meter = model.meter_of(menu.sampling(smoothing)) if with_gain else None
     setting = switches.Setting(
-        model, menu.group_size, menu.plans, resample is proposals.systematic, meter
+        model, menu.group_size, menu.plans, resample is proposals.systematic, meter, _ASKED_EVERY
     )
     switch.open(setting)
     fresh.check(model.scorer if scorer is None else scorer, jit_compile)
@@ -178,6 +182,13 @@ class _Groups:
 
         Where a group holds several pre-samples each is scored when its turn has come.
         """
+        # A pipeline's graph is optimized anew for each iterator, which takes longer the more of it
+        # there is: no short group where the data have no end.
+        self._ends = dataset.cardinality() != tf.data.INFINITE_CARDINALITY
+        if isinstance(self._switch, switches.Never):
+            # Nothing is decided, so that a group need not be larger than a batch.
+            plain = dataset.batch(self._setting.batch_size)
+            return plain.map(_as_it_stands(self._uniform))
         seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
         # XLA draws by 32-bit seeds only.
         seeds = seeds.map(lambda pair: tf.bitcast(tf.cast(pair, tf.uint32), tf.int32))
@@ -188,6 +199,23 @@ class _Groups:
         if max(self._turns()) == 1:
             return together.map(_as_it_stands(self._at_once)).unbatch()
         return together.flat_map(_as_it_stands(self._one_after_another)).unbatch()
+
+    def _uniform(self, *elements):
+        """A batch as it comes; the last one filled up."""
+        group, size = fresh.group_of(elements), self._setting.batch_size
+        no_seed = tf.zeros([2], tf.int32)
+
+        def full():
+            self._model.count(uniform=1.0)
+            return self._emitted(group, 1.0, no_seed)
+
+        def short():
+            return tf.nest.map_structure(lambda part: part[0], self._short(group, no_seed))
+
+        batch = tf.cond(group.size < size, short, full) if self._ends else full()
+        return tf.nest.map_structure(
+            lambda part: tf.ensure_shape(part, [size, *part.shape[1:]]), batch
+        )
 
     def _turns(self) -> list[int]:
         """How many pre-samples of a group are scored here under each plan, one after another."""
@@ -213,18 +241,17 @@ class _Groups:
     def _decided(self, elements) -> tuple[fresh.Group, tf.Tensor, tf.Tensor]:
         """A group, the index of its plan, −1 for a short one, and its r."""
         group = fresh.group_of(elements)
+        if not self._ends:
+            return group, *self._switch.decided(self._setting)
         is_short = group.size < self._setting.group_size
-        plan, gain_ratio = tf.cond(is_short, self._interrupted, self._chosen)
+        plan, gain_ratio = tf.cond(
+            is_short, self._interrupted, lambda: self._switch.decided(self._setting)
+        )
         return group, plan, gain_ratio
 
     def _interrupted(self) -> tuple[tf.Tensor, tf.Tensor]:
         self._switch.interrupted()
         return tf.constant(-1), tf.constant(1.0)
-
-    def _chosen(self) -> tuple[tf.Tensor, tf.Tensor]:
-        # Asked once per group: all its batches stem from the same decision.
-        plan = self._switch.choose(self._setting)
-        return plan, self._setting.gain_of(plan) if self._with_gain else tf.constant(1.0)
 
     def _stack(self, group: fresh.Group, plan, gain_ratio, seed, turn):
         _, *choices = self._setting.plans
@@ -244,7 +271,10 @@ class _Groups:
                 plan > 0, lambda: of_choice(full), lambda: self._whole(full, gain_ratio, seed)
             )
 
-        stacked = tf.cond(plan < 0, lambda: self._short(group, seed), of_full)
+        if self._ends:
+            stacked = tf.cond(plan < 0, lambda: self._short(group, seed), of_full)
+        else:
+            stacked = of_full()
         size = None if self._in_step else self._setting.batch_size
         return tf.nest.map_structure(
             lambda part: tf.ensure_shape(part, [None, size, *part.shape[2:]]), stacked

@@ -26,7 +26,9 @@ def equivalent_batch_increase(proposal: tf.Tensor) -> tf.Tensor:
 
 
 def estimated_batch_increase(
-    scores: tf.Tensor, weights: tf.Tensor, mean_sample_weight: float | tf.Tensor = 1.0
+    scores: tf.Tensor,
+    weights: tf.Tensor | None = None,
+    mean_sample_weight: float | tf.Tensor | None = None,
 ) -> tf.Tensor:
     """τ of the population, estimated from drawn examples and their weights.
 
@@ -39,14 +41,16 @@ def estimated_batch_increase(
 
     Args:
         scores: [b] scores of the drawn examples.
-        weights: [b] their weights.
-        mean_sample_weight: E[s]; 1 without sample weights.
+        weights: [b] their weights; all 1 by default.
+        mean_sample_weight: E[s]; 1 by default.
     Returns:
         Scalar; not finite where the scores are unusable.
     """
-    scale = tf.cast(mean_sample_weight, scores.dtype)
-    second_moment = tf.reduce_mean(weights * scores**2)
-    return tf.sqrt(scale * second_moment) / tf.reduce_mean(weights * scores)
+    weighted = scores if weights is None else tf.cast(weights, scores.dtype) * scores
+    second_moment = tf.reduce_mean(weighted * scores)
+    if mean_sample_weight is not None:
+        second_moment *= tf.cast(mean_sample_weight, scores.dtype)
+    return tf.sqrt(second_moment) / tf.reduce_mean(weighted)
 
 
 def effective_sample_size(proposal: tf.Tensor) -> tf.Tensor:

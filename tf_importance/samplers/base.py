@@ -195,8 +195,7 @@ class Sampler(tf.Module):
 
     def logs(self) -> dict[str, tf.Tensor]:
         """Numbers for the training logs."""
-        late = tf.cast(self.journal.late, tf.float32)
-        return {"gain": tf.identity(self.gain.ratio), "late": late}
+        return {"late": tf.cast(self.journal.late, tf.float32)}
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise a ValueError for a batch size that the sampler cannot work with."""

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tf_importance import compat, losses
 from tf_importance.scorers import forward
-from tf_importance.scorers.upper_bound import closed_form_deltas, taped_deltas
+from tf_importance.scorers.upper_bound import closed_form_deltas, of_examples, taped_deltas
 
 _SUMS = ("BiasAdd", "Add", "AddV2")
 _PASSED_ON = ("Identity", "Cast")
@@ -71,9 +71,8 @@ def gradient_squares(
 
 
 def _of_output(net, preactivation, delta, weights) -> GradientSquares:
-    size = tf.shape(weights)[0]
-    delta = tf.reshape(delta, [size, -1])
-    weighted = delta * weights[:, tf.newaxis] / tf.cast(size, tf.float32)
+    delta = of_examples(delta, weights)
+    weighted = delta * (weights / tf.cast(tf.size(weights), tf.float32))[:, tf.newaxis]
     delta_squares = tf.reduce_sum(delta**2, axis=1)
     bias = tf.reduce_sum(tf.reduce_sum(weighted, axis=0) ** 2)
     dense = seen_dense(preactivation)

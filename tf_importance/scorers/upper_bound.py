@@ -32,13 +32,25 @@ def _upper_bound(objective: losses.Objective, labels, passed: forward.Forward) -
     deltas = closed_form_deltas(objective, labels, passed)
     if deltas is None:
         deltas = taped_deltas(objective, labels, passed)
-    # An inner axis may be folded into z's first one (TimeDistributed), never the outputs'.
-    size = tf.shape(tf.nest.flatten(passed.outputs)[0])[0]
-    squares = [tf.reduce_sum(tf.reshape(delta, [size, -1]) ** 2, axis=1) for delta in deltas]
-    return tf.sqrt(tf.add_n(squares))
+    outputs = tf.nest.flatten(passed.outputs)
+    squares = [tf.reduce_sum(of_examples(delta, outputs[0]) ** 2, axis=1) for delta in deltas]
+    return tf.sqrt(squares[0] if len(squares) == 1 else tf.add_n(squares))
 
 
 upper_bound = base.OutputScorer("upper_bound", _upper_bound)
+
+
+def of_examples(values: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+    """Values with all axes but that of the batch made one: [B, k].
+
+    An inner axis may be folded into z's first one (TimeDistributed), never the outputs'.
+
+    Args:
+        batch: a tensor whose first axis is the batch's.
+    """
+    if values.shape.rank == 2 and values.shape[0] == batch.shape[0] is not None:
+        return values
+    return tf.reshape(values, [tf.shape(batch)[0], -1])
 
 
 def of_a_pass(scorer: base.Scorer) -> base.OutputScorer:
@@ -113,7 +125,9 @@ def _softmax_crossentropy(term: losses.Term, head: forward.Head) -> tf.Tensor | 
     if _class_of(term.loss) is keras.losses.SparseCategoricalCrossentropy:
         if options["ignore_class"] is not None:
             return None
-        classes = tf.reshape(tf.cast(term.labels, tf.int64), tf.shape(z)[:-1])
+        classes = tf.cast(term.labels, tf.int64)
+        if classes.shape.rank != z.shape.rank - 1:
+            classes = tf.reshape(classes, tf.shape(z)[:-1])
         labels = tf.one_hot(classes, tf.shape(z)[-1], dtype=z.dtype)
     else:
         if term.labels.shape.rank != z.shape.rank:
@@ -123,7 +137,7 @@ def _softmax_crossentropy(term: losses.Term, head: forward.Head) -> tf.Tensor | 
         labels = labels * (1 - smoothing) + smoothing / tf.cast(tf.shape(z)[-1], z.dtype)
     # exp(log softmax): softmax by oneDNN takes 0.1 to 0.3 ms on a CPU, however small z is.
     probabilities = tf.exp(tf.nn.log_softmax(z))
-    return term.scale * (probabilities - labels) / _positions(z[..., 0])
+    return _scaled(term, probabilities - labels, z.shape[1:-1])
 
 
 def _sigmoid_crossentropy(term: losses.Term, head: forward.Head) -> tf.Tensor | None:
@@ -136,7 +150,7 @@ def _sigmoid_crossentropy(term: losses.Term, head: forward.Head) -> tf.Tensor | 
         return None
     z, smoothing = head.preactivation, options["label_smoothing"]
     labels = labels * (1 - smoothing) + smoothing / 2
-    return term.scale * (tf.sigmoid(z) - labels) / _positions(z)
+    return _scaled(term, tf.sigmoid(z) - labels, z.shape[1:])
 
 
 def _squared_error(term: losses.Term, head: forward.Head) -> tf.Tensor | None:
@@ -147,7 +161,7 @@ def _squared_error(term: losses.Term, head: forward.Head) -> tf.Tensor | None:
     if labels is None:
         return None
     z = head.preactivation
-    return term.scale * 2 * (z - labels) / _positions(z)
+    return _scaled(term, 2 * (z - labels), z.shape[1:])
 
 
 _CLOSED_FORMS: dict[type, Callable[[losses.Term, forward.Head], tf.Tensor | None]] = {
@@ -200,9 +214,14 @@ def _like(labels: tf.Tensor, z: tf.Tensor) -> tf.Tensor | None:
     return labels
 
 
-def _positions(values: tf.Tensor) -> tf.Tensor:
-    """Number of values of one example, over which Keras takes the mean."""
-    return tf.cast(tf.size(values) // tf.shape(values)[0], tf.float32)
+def _scaled(term: losses.Term, delta: tf.Tensor, inner: tf.TensorShape) -> tf.Tensor:
+    """∂L/∂z of a loss that is a mean over so many inner positions, times its weight."""
+    if inner.is_fully_defined():
+        factor = term.scale / inner.num_elements()
+        return delta if factor == 1 else factor * delta
+    axes = range(1, 1 + inner.rank)
+    positions = tf.reduce_prod(tf.gather(tf.shape(delta), list(axes)))
+    return term.scale * delta / tf.cast(positions, delta.dtype)
 
 
 def _in_float32(passed: forward.Forward) -> forward.Forward:

@@ -21,6 +21,7 @@ class Setting(NamedTuple):
         plans: what may become of them; the first is uniform batches of b.
         systematic: whether draws are systematic; else they are taken to be independent.
         meter: of the gain, None where nobody asks for it.
+        weighed_every: groups from one weighing of gain and cost to the next.
     """
 
     model: Any
@@ -28,6 +29,7 @@ class Setting(NamedTuple):
     plans: tuple[Plan, ...]
     systematic: bool
     meter: Meter | None = None
+    weighed_every: int = 1
 
     @property
     def batch_size(self) -> int:
@@ -126,6 +128,11 @@ class Switch(tf.Module):
     def choose(self, setting: Setting) -> tf.Tensor:
         """The index of a plan, int32; called in a graph, once for each pre-sample."""
         raise NotImplementedError
+
+    def decided(self, setting: Setting) -> tuple[tf.Tensor, tf.Tensor]:
+        """The index of a plan and its predicted gain; asked once for all batches of a group."""
+        plan = self.choose(setting)
+        return plan, tf.constant(1.0) if setting.meter is None else setting.gain_of(plan)
 
     def interrupted(self) -> None:
         """Called instead where a group is too short to be decided on, as at the end of a pass."""
