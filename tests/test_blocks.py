@@ -242,7 +242,7 @@ def test_rows_are_found_by_the_numbers_of_their_batches():
     kinds = tf.constant([4, 5, 6, 7])
     journal.put(Draws(tf.constant(indices, tf.int64), ones, 2 * ones, 3 * ones, ones, kinds))
     for number in (0, 2):
-        write(tf.constant(number, tf.int64), tf.fill([b], float(number)), tf.fill([3], 7.0))
+        write(tf.constant(number, tf.int64), tf.fill([b], float(number)), [7.0] * 3)
     draws, seen = journal.finished(tf.constant(4, tf.int64), b)
     np.testing.assert_array_equal(draws.indices, indices[[0, 2]])
     np.testing.assert_array_equal(draws.limits, np.full([2, b], 2.0))
@@ -258,12 +258,12 @@ def test_a_row_of_the_last_lap_is_not_taken_for_this_ones():
     journal = Journal()
     journal.forget(b)
     laps = journal.batches(b)
-    journal.write(tf.constant(3, tf.int64), tf.ones([b]), tf.zeros([3]))
+    journal.write(tf.constant(3, tf.int64), tf.ones([b]), [0.0] * 3)
     journal.planned.assign(laps + 4)
     journal.learned.assign(laps)
     assert len(journal.finished(tf.constant(laps + 4, tf.int64), b)[0].indices) == 0
     journal.learned.assign(laps)
-    journal.write(tf.constant(laps + 3, tf.int64), tf.ones([b]), tf.zeros([3]))
+    journal.write(tf.constant(laps + 3, tf.int64), tf.ones([b]), [0.0] * 3)
     assert len(journal.finished(tf.constant(laps + 4, tf.int64), b)[0].indices) == 1
 
 

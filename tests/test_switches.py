@@ -344,7 +344,8 @@ def test_measuring_scores_few_pre_samples_while_it_does_not_pay(monkeypatch, sco
     A gain cannot exceed B/b = 4, which is the cost of a step after scoring for 3.
     """
     rng = np.random.default_rng(0)
-    data = rng.normal(size=(512, 2)).astype(np.float32), rng.integers(4, size=512)
+    # Confident, and wrong for three of four: norms that differ.
+    data = (5 * rng.normal(size=(512, 2))).astype(np.float32), rng.integers(4, size=512)
     _, history = by(Clock(monkeypatch, 1.0, scoring), data, 4, 16, 1200, 1e-3)
     if scoring:
         assert history["importance"][0] == pytest.approx(15 / 1200, rel=0.01)

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_importance import samplers
+from tf_importance.draws import Draws
 from tf_importance.marks import Drawing
 
 # Bytes of examples that are gathered at once, about.
@@ -49,7 +50,7 @@ class Blocks:
         self._batch_size, self._block, self._length = batch_size, block, length
         self._drawing, self._sizes = drawing, sampler.sizes(batch_size)
         # Of examples in a row of the journal.
-        self._width = max(self._sizes)
+        self._width, self._differ = max(self._sizes), len(set(self._sizes)) > 1
         # One batch is ready and the next is being made while a step is not done.
         self._lag = max(block, 2) if lagging else 0
         examples = tf.nest.flatten(gather(tf.zeros([1], tf.int64)))
@@ -79,7 +80,7 @@ class Blocks:
     def _part(self, number: tf.Tensor) -> tuple[Any, Any, dict[str, tf.Tensor]]:
         """Some batches of a block, stacked: [k, b, …]."""
         read = tf.py_function(self._read, [number], [tf.int64, *(tf.float32,) * 4, tf.int64])
-        size = self._width if len(set(self._sizes)) == 1 else None
+        size = None if self._differ else self._width
         indices, weights, limits, gains, memory, rows = (
             tf.ensure_shape(part, [None, size]) for part in read
         )
@@ -120,23 +121,27 @@ class Blocks:
                 "one for training and one for validation; give each a sampler of its own."
             )
         assert self._next is not None, "an iteration starts with part 0"
-        if self._next >= int(sampler.draws):
-            self._plan()
-        first = self._next
-        left = int(sampler.draws) - first, self._length - self._place
-        end = first + min(self._at_once, *left)
-        if len(set(self._sizes)) > 1:
-            # Blocks begin anywhere, since one may have been dropped.
-            kinds = sampler.journal.plans(tf.range(first, end, dtype=tf.int64), self._width).kinds
-            sizes = [self._sizes[kind] for kind in kinds]
-            end = first + next((i for i, size in enumerate(sizes) if size != sizes[0]), len(sizes))
-        draws, rows = sampler.planned(first, end, self._width)
+        first, planned = self._next, None
+        if first >= int(sampler.draws):
+            planned = self._plan()
+        end = first + min(self._at_once, int(sampler.draws) - first, self._length - self._place)
+        if planned is None or end < first + self._block:
+            end = self._of_one_size(first, end)
+            planned = sampler.planned(first, end, self._width)
         self._place += end - first
         self._next = end
+        draws, rows = planned
+        size = self._sizes[int(draws.kinds[0])] if self._differ else self._width
         parts = [*draws.of_examples, rows]
-        if len(set(self._sizes)) > 1 and sizes[0] < self._width:
-            parts = [part[:, : sizes[0]] for part in parts]
-        return parts
+        return parts if size == self._width else [part[:, :size] for part in parts]
+
+    def _of_one_size(self, first: int, end: int) -> int:
+        """The end of the batches from the first on that have its size; blocks begin anywhere."""
+        if not self._differ:
+            return end
+        kinds = self._sampler.journal.plans(tf.range(first, end, dtype=tf.int64), self._width).kinds
+        sizes = [self._sizes[kind] for kind in kinds]
+        return first + next((i for i, size in enumerate(sizes) if size != sizes[0]), len(sizes))
 
     def _start(self) -> None:
         """A new iteration."""
@@ -160,12 +165,12 @@ class Blocks:
         sampler.position.assign_sub((sampler.draws - sampler.steps) * before)
         sampler.journal.forget(self._width)
 
-    def _plan(self) -> None:
+    def _plan(self) -> tuple[Draws, tf.Tensor]:
         sampler = self._sampler
         if not sampler.follows_training:
             self._learn(int(sampler.draws) - self._lag, self._width)
         sampler.tend()
-        sampler.put_plan(self._block, self._batch_size, self._seed)
+        return sampler.put_plan(self._block, self._batch_size, self._seed)
 
     def _learn(self, end: int, batch_size: int) -> None:
         """Take up what was seen before batch number `end`."""

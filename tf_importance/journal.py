@@ -80,8 +80,8 @@ class Journal(tf.Module):
 
     # The pipeline -------------------------------------------------------------------------
 
-    def put(self, draws: Draws) -> None:
-        """The next block that was planned, [K, b]."""
+    def put(self, draws: Draws) -> tf.Tensor:
+        """The next block that was planned, [K, b]; the numbers of its batches."""
         count, size = draws.indices.shape
         first = tf.convert_to_tensor(self.planned)
         numbers = first + tf.range(count, dtype=tf.int64)
@@ -90,6 +90,7 @@ class Journal(tf.Module):
             ring.scatter_update(tf.IndexedSlices(tf.reshape(values, [-1]), places))
         self.kinds.scatter_update(tf.IndexedSlices(draws.kinds, numbers % self.batches(size)))
         self.planned.assign(first + count)
+        return numbers
 
     def forget(self, batch_size: int) -> None:
         """Begin anew behind the last batch that was trained on, with batches of b."""

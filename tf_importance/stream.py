@@ -24,7 +24,6 @@ from tf_importance import (
     switches,
 )
 
-
 # Groups from one weighing of gain and cost to the next.
 _ASKED_EVERY = 8
 

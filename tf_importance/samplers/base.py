@@ -284,10 +284,10 @@ class Sampler(tf.Module):
         """What is planned of batches first … end − 1, and their numbers: [M, b] each."""
         return self._compiled("planned")(tf.range(first, end, dtype=tf.int64), batch_size)
 
-    def put_plan(self, batches: int, size: int, seed: int | None) -> None:
-        """Plan a block, and write it to the journal."""
+    def put_plan(self, batches: int, size: int, seed: int | None) -> tuple[Draws, tf.Tensor]:
+        """Plan a block, and write it to the journal; what it is, as `planned` has it."""
         seed = tf.identity(self.seed) if seed is None else tf.constant(seed, tf.int64)
-        self._compiled("put_plan")(batches, size, seed)
+        return self._compiled("put_plan")(batches, size, seed)
 
     def take_up(self, end: int, batch_size: int) -> None:
         """Learn what the steps on batches before `end` saw."""
@@ -297,8 +297,10 @@ class Sampler(tf.Module):
         rows = tf.repeat(numbers[:, tf.newaxis], batch_size, axis=1)
         return self.journal.plans(numbers, batch_size), rows
 
-    def _put_plan(self, batches: int, size: int, seed: tf.Tensor) -> None:
-        self.journal.put(self.plan(batches, size, seed))
+    def _put_plan(self, batches: int, size: int, seed: tf.Tensor) -> tuple[Draws, tf.Tensor]:
+        draws = self.plan(batches, size, seed)
+        numbers = self.journal.put(draws)
+        return draws, tf.repeat(numbers[:, tf.newaxis], draws.indices.shape[1], axis=1)
 
     def _take_up_finished(self, end: tf.Tensor, batch_size: int) -> None:
         draws, seen = self.journal.finished(end, batch_size)
