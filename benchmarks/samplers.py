@@ -1,10 +1,12 @@
-"""What a draw and its feedback cost, as ratios: python -m benchmarks.samplers
+"""What planning and learning cost, as ratios: python -m benchmarks.samplers
 
 In one process and interleaved, b = 128 from n = 10⁴ … 10⁷ examples in memory:
 
-(a) draw and update of `Proportional` and `RAIS`, against `numpy.random.choice(p=…)` with the same
-    update, and against cpprb's prioritized buffer (PyPI) and Reverb where they are installed.
-(b) growth: the exponent g of time ∝ n^g between the smallest and the largest n.
+(a) `plan` and `learn` of a default block by `Proportional` and `RAIS`, for each example of it;
+    against a draw by `numpy.random.choice(p=…)` with an update of as many, and against cpprb's
+    prioritized buffer (PyPI) and Reverb where they are installed. Bytes of a sampler's state per
+    example.
+(b) growth: the cost at the largest n over that at the smallest, and the exponent g of time ∝ n^g.
 (c) RAIS: seconds of a training of c and d, and of the copy by which the new tree takes effect.
 (d) overhead: a step of fit on batches that RAIS draws / on batches that `Uniform` draws, and on
     batches of an ordinary dataset, c and d being trained meanwhile; on the smallest CNN of
@@ -28,6 +30,7 @@ from absl import app, flags
 import tf_importance as tfi
 from benchmarks import command, measure
 from benchmarks.nets import small_cnn
+from tf_importance.draws import Seen
 from tf_importance.samplers import Visit, sum_tree
 from trainers import nets
 
@@ -43,16 +46,23 @@ flags.DEFINE_string("out", "runs/benchmarks/samplers.json", "Where the result go
 
 
 def ours(sampler: tfi.samplers.Sampler) -> Callable[[], object]:
-    """A draw and the update by its scores, as one graph."""
+    """A block that is planned, and what its steps saw that is learned, as one graph."""
     b = FLAGS.batch_size
-    scores = tf.random.uniform([b], 0.1, 1.0)
+    block = sampler.largest_block(b)
+    seen = Seen(tf.random.uniform([block, b], 0.1, 1.0), tf.ones([block, 3]))
 
     @tf.function(autograph=False)
-    def draw_and_update():
-        indices, weights = sampler.draw(b, 0)
-        return sampler.update(Visit(indices, weights, scores))
+    def plan_and_learn():
+        draws = sampler.plan(block, b, 0)
+        sampler.journal.planned.assign_add(block)
+        sampler.learn(draws, seen)
+        return draws.weights
 
-    return draw_and_update
+    EXAMPLES[sampler.num_examples, type(sampler).__name__.lower()] = block * b
+    BYTES[type(sampler).__name__.lower()] = (
+        sum(v.dtype.size * v.shape.num_elements() for v in sampler.variables) / sampler.num_examples
+    )
+    return plan_and_learn
 
 
 def proportional(n: int) -> Callable[[], object]:
@@ -124,6 +134,10 @@ def reverb(n: int) -> Callable[[], object] | None:
     return draw_and_update
 
 
+# Of one call, where it is not b; and of a sampler's state, for each example of the largest n.
+EXAMPLES: dict[tuple[int, str], int] = {}
+BYTES: dict[str, float] = {}
+
 SAMPLERS = {
     "proportional": proportional,
     "rais": rais,
@@ -146,11 +160,16 @@ def costs() -> dict:
         }
         rounds = measure.interleaved(variants, FLAGS.rounds, print)
         for name in variants:
-            seconds[name][size] = statistics.median(one[name] for one in rounds)
+            examples = EXAMPLES.get((size, name), FLAGS.batch_size)
+            seconds[name][size] = statistics.median(one[name] for one in rounds) / examples
     return {
         name: {
-            "milliseconds": {size: round(1e3 * value, 4) for size, value in found.items()},
+            "microseconds_per_example": {
+                size: round(1e6 * value, 4) for size, value in found.items()
+            },
+            "growth": round(found[max(found)] / found[min(found)], 3),
             "growth_exponent": _exponent(found),
+            "bytes_per_example": round(BYTES[name], 1) if name in BYTES else None,
             "speedup_over_numpy": {
                 size: round(seconds["numpy_choice"][size] / value, 2)
                 for size, value in found.items()
@@ -252,7 +271,7 @@ def main(_) -> None:
     )
     result: dict = {"batch_size": FLAGS.batch_size}
     if FLAGS.sizes:
-        result |= {"draw_and_update": costs(), "training_of_c_and_d": trainings()}
+        result |= {"plan_and_learn": costs(), "training_of_c_and_d": trainings()}
     result["overhead"] = {net: overhead(net) for net in FLAGS.nets}
     print(result)
     measure.write(FLAGS.out, result)

@@ -25,6 +25,11 @@ KINDS = {
     "rais": lambda: tfi.samplers.RAIS(training_set_size=128),
 }
 REMEMBER = ["proportional", "rank_based", "rais"]
+# RAIS has all that the others have, and more.
+RAIS_FIRST = [
+    "rais",
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("proportional", "rank_based")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +76,7 @@ class Seen(keras.callbacks.Callback):
 # Blocks -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", REMEMBER)
+@pytest.mark.parametrize("kind", RAIS_FIRST)
 def test_a_seeded_run_repeats_however_far_up_to_a_block_the_reader_is_ahead(kind, data):
     first = trained(data, kind, 2, 60)
     assert_same(first, trained(data, kind, 2, 60, lambda batches: batches.prefetch(1)))
@@ -169,7 +174,7 @@ def test_many_steps_in_one_call_lose_no_visit(data):
     assert int(model.sampler.steps) == 220 and int(model.sampler.journal.late) == 0
 
 
-@pytest.mark.parametrize("kind", REMEMBER)
+@pytest.mark.parametrize("kind", RAIS_FIRST)
 @pytest.mark.parametrize("stop", [40, 41, 65])
 def test_resumed_in_the_midst_of_a_block_it_goes_on_bit_for_bit(kind, stop, data, tmp_path):
     whole = trained(data, kind, 2, 90)
@@ -295,7 +300,7 @@ def test_many_visits_are_taken_together_as_few_are():
 # fit by a sampler ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RAIS_FIRST)
 def test_fit_takes_arrays_and_draws_from_them(kind, data):
     model = compiled(KINDS[kind]())
     history = model.fit(*data, batch_size=b, epochs=12, verbose=0, validation_split=0.25).history

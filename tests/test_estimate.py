@@ -52,9 +52,7 @@ def exact(model, data) -> tuple[reference.Moments, np.ndarray, np.ndarray]:
 
 def test_the_numbers_are_those_of_all_gradients(trained, data):
     """All examples in four chunks: U, Q and τ to a few percent, A by its unbiased estimate."""
-    found = tfi.estimate_gain(
-        trained, dataset(data), batch_sizes=[16], examples=N, print_fn=None
-    )
+    found = tfi.estimate_gain(trained, dataset(data), batch_sizes=[16], examples=N)
     moments, scores, smooth = exact(trained, data)
     assert found.examples == N
     tau = np.sqrt((scores**2).mean()) / scores.mean()
@@ -73,13 +71,11 @@ def test_the_numbers_are_those_of_all_gradients(trained, data):
         assert prediction.speedup == pytest.approx(prediction.gain / prediction.cost)
 
 
-def test_it_prints_a_table_and_recommends(trained, data):
-    lines = []
-    found = tfi.estimate_gain(
-        trained, dataset(data), batch_sizes=[8, 16], examples=512, print_fn=lines.append
-    )
-    (table,) = lines
-    assert table == str(found) and table.endswith(found.recommendation)
+def test_it_reads_as_a_table_and_recommends(trained, data, capsys):
+    found = tfi.estimate_gain(trained, dataset(data), batch_sizes=[8, 16], examples=512)
+    assert capsys.readouterr().out == "", "printing is the caller's"
+    table = str(found)
+    assert table.endswith(found.recommendation)
     assert len(found.predictions) == 6 and found.best in found.predictions
     assert "noise scale" in table and f"{found.best.gain:.2f}" in table
     worthwhile = found._replace(predictions=(found.best._replace(gain=3.0, cost=1.5),))
@@ -100,7 +96,7 @@ def test_the_model_stays_as_it_is(data):
     model.compile(keras.optimizers.SGD(0.1), loss)
     model.fit(*data, batch_size=64, verbose=0)
     before = [np.array(tf.convert_to_tensor(value)) for value in model.variables]
-    tfi.estimate_gain(model, dataset(data), batch_sizes=[8], examples=256, print_fn=None)
+    tfi.estimate_gain(model, dataset(data), batch_sizes=[8], examples=256)
     for one, other in zip(before, model.variables):
         np.testing.assert_array_equal(one, np.array(tf.convert_to_tensor(other)))
 

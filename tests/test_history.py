@@ -118,6 +118,7 @@ def test_killed_and_resumed_mid_epoch_it_goes_on_bit_for_bit(name, stop, blobs, 
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_runs_of_a_seed_repeat_and_of_others_not(blobs):
     weights = []
     for seed in (1, 1, 2):

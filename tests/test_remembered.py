@@ -61,6 +61,7 @@ def test_it_trains_and_uses_memory_where_that_pays(presample_size, points):
     assert model.sampler.uncertainty_set.numpy().any()
 
 
+@pytest.mark.slow
 def test_equal_norms_are_trained_on_uniformly(points):
     """The guard: ±1 regression of a constant; memory costs 1 ms in 1,000 and is not used."""
     net = keras.Sequential([keras.Input((2,)), L.Dense(1, kernel_initializer="zeros")])
@@ -158,6 +159,7 @@ def test_what_a_trial_has_shown_to_pay_stays(points, monkeypatch):
     assert seen[61:] == "U" * 6 + "L" * 6 + "M" * 5
 
 
+@pytest.mark.slow
 def test_memory_that_cannot_pay_is_told_nothing(points):
     switch = switches.Gain(step_seconds=1.0, scoring_seconds=1.0)
     switch.worth_a_trial = lambda setting, plan, ratio: tf.constant(False)
@@ -244,7 +246,9 @@ def test_all_that_is_not_in_use_is_timed_anew(points):
     assert timed(0, range(2042, 2049)) == [0] + [2] * 5 + [0]
 
 
-@pytest.mark.parametrize("plan", [1, 2], ids=["memory", "rescored"])
+@pytest.mark.parametrize(
+    "plan", [pytest.param(1, marks=pytest.mark.slow), 2], ids=["memory", "rescored"]
+)
 def test_what_memory_is_told_of_what_it_has_drawn(plan, points):
     model = compiled(1e-6)
     train = batches(model, points, forced(switches.Gain(), plan))

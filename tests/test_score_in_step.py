@@ -59,7 +59,7 @@ def test_the_same_seeds_give_the_same_draws(how, jit_compile, blobs):
         if given.get("switch") == "gain":
             given["switch"] = switches.Gain(step_seconds=1.0, scoring_seconds=1e-6, hysteresis=0.01)
             given["rate"] = tfi.schedules.GainAdapted(0.3)
-        steps = 90 if "rate" not in given else 150
+        steps = 90 if "rate" not in given else 200
         found.append(run(blobs, score_in, jit_compile=jit_compile, steps=steps, **given))
     (model, logs), (other, others) = found
     if jit_compile:

@@ -97,11 +97,10 @@ def estimate_gain(
     batch_sizes: Sequence[int] = (32, 128),
     examples: int = 4096,
     smoothing: float = 0.2,
-    print_fn: Callable[[str], None] | None = print,
 ) -> GainEstimate:
     """Would importance sampling train this net faster on this data, as far as it is now?
 
-        tfi.estimate_gain(model, dataset)
+        print(tfi.estimate_gain(model, dataset))
 
     Measures the moments of the gain (`tf_importance.gain`) over some examples, in the space of
     the last layer's weights as training does, and how long forward and backward passes take
@@ -116,9 +115,8 @@ def estimate_gain(
         batch_sizes: the b to predict for.
         examples: how many to measure, at most; in chunks of 256.
         smoothing: c, as in `importance_sample`.
-        print_fn: gets the table; None for silence.
     Returns:
-        A `GainEstimate`.
+        A `GainEstimate`, which prints as a table.
     Raises:
         TypeError, ValueError: model or dataset do not fit, as for `importance_sample`; fewer than
             256 examples.
@@ -151,16 +149,13 @@ def estimate_gain(
         _prediction(moments, rates, plan, cost) for plan, cost in zip(menu, costs)
     )
     noise = tf.math.divide_no_nan(moments.square - moments.mean_square, moments.mean_square)
-    result = GainEstimate(
+    return GainEstimate(
         examples=len(found) * _CHUNK,
         tau=tau,
         effective_sample_size=1 / tau**2,
         noise_scale=float(noise) if float(moments.mean_square) > 0 else float("inf"),
         predictions=predictions,
     )
-    if print_fn is not None:
-        print_fn(str(result))
-    return result
 
 
 def _menu(batch_size: int) -> list[plans.Plan]:

@@ -122,7 +122,7 @@ def importance_sample(
     switch.open(setting)
     fresh.check(model.scorer if scorer is None else scorer, jit_compile)
     score = fresh.Score(model.scorer if scorer is None else scorer, model)
-    in_step = _in_step(score_in, menu, model, with_gain)
+    in_step = _in_step(score_in, menu, model, with_gain) and not isinstance(switch, switches.Never)
     _warn(model, switch, seed)
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:

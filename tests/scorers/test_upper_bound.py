@@ -191,6 +191,45 @@ def test_watching_leaves_the_net_as_it_was():
     assert [layer.activation for layer in model.net.layers] == before
 
 
+CLOSED_LOSS = "sparse_categorical_crossentropy"
+
+
+class Fixed(L.Layer):
+    """A layer whose activation cannot be set; or, where that is asked for, must not be."""
+
+    def __init__(self, error=AttributeError):
+        super().__init__()
+        self._error = error
+
+    @property
+    def activation(self):
+        return keras.activations.softmax
+
+    @activation.setter
+    def activation(self, value):
+        raise self._error("activation is what it is")
+
+    def call(self, inputs):
+        return self.activation(inputs)
+
+
+def test_an_activation_that_cannot_be_set_is_read_off_the_graph():
+    model = model_of(keras.Input((5,)), L.Dense(6, "relu"), L.Dense(4), Fixed(), loss=CLOSED_LOSS)
+    bare = tfi.ISModel(keras.Sequential([*model.net.layers[:-1], L.Softmax()]))
+    bare.compile("sgd", CLOSED_LOSS)
+    scores = tf.function(tfi.scorers.upper_bound, autograph=False)
+    np.testing.assert_allclose(scores(model, X, SPARSE), scores(bare, X, SPARSE), rtol=1e-5)
+
+
+def test_no_net_is_left_patched_when_something_raises():
+    model = model_of(keras.Input((5,)), L.Dense(6, "relu"), L.Dense(4), Fixed(), loss=CLOSED_LOSS)
+    model.net.layers[-1]._error = RuntimeError
+    with pytest.raises(RuntimeError, match="is what it is"):
+        tfi.scorers.upper_bound(model, X, SPARSE)
+    assert model.net.layers[0].activation is keras.activations.relu
+
+
+
 @pytest.mark.parametrize("activation", [None, "softmax"])
 def test_sequence_outputs_join_in_one_norm(activation):
     loss = K.SparseCategoricalCrossentropy(from_logits=activation is None)

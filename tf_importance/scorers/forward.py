@@ -177,8 +177,8 @@ class _Watched:
     def activations_of(self, net: keras.Model) -> Iterator[dict[Hashable, _Noted]]:
         seen: dict[Hashable, _Noted] = {}
         token = _seen.set(seen)
-        self._enter(net)
         try:
+            self._enter(net)
             yield seen
         finally:
             self._leave(net)
@@ -188,10 +188,13 @@ class _Watched:
         with self._lock:
             self._watchers[id(net)] = self._watchers.get(id(net), 0) + 1
             if self._watchers[id(net)] == 1:
-                layers = _activated_layers(net)
-                self._originals[id(net)] = [(layer, layer.activation) for layer in layers]
-                for layer in layers:
-                    layer.activation = _noting(layer.activation)
+                replaced = self._originals[id(net)] = []
+                for layer in _activated_layers(net):
+                    original = layer.activation
+                    # One that cannot be set may still be read off the graph.
+                    with contextlib.suppress(AttributeError):
+                        layer.activation = _noting(original)
+                        replaced.append((layer, original))
 
     def _leave(self, net: keras.Model) -> None:
         with self._lock:

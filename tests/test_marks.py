@@ -1,0 +1,204 @@
+"""Several datasets, several models: each trains as it was asked to, or is refused before a step."""
+
+import copy
+import pickle
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tf_importance import marks
+
+L = keras.layers
+N, b, B = 256, 8, 32
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+WEIGHTS = np.linspace(0.2, 3, N).astype(np.float32)
+
+
+@pytest.fixture
+def points(blobs):
+    return tuple(part[:N] for part in blobs)
+
+
+def compiled(rate=0.1, loss=LOSS, sampler=None, normalized=False) -> tfi.ISModel:
+    keras.utils.set_random_seed(3)
+    middle = [tfi.layers.BatchNormalization()] if normalized else []
+    net = keras.Sequential([keras.Input((2,)), L.Dense(8, "tanh"), *middle, L.Dense(4)])
+    model = tfi.ISModel(net)
+    model.compile(keras.optimizers.SGD(rate), loss, metrics=["accuracy"], sampler=sampler)
+    return model
+
+
+def stream(model, points, *weights, batch_size=b, presample_size=B, **how) -> tf.data.Dataset:
+    how = {"tau_threshold": "always", "seed": 1, **how}
+    draw = tfi.importance_sample(model, batch_size, presample_size, **how)
+    return tf.data.Dataset.from_tensor_slices((*points, *weights)).repeat().apply(draw)
+
+
+def plain(_, points) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((*points, WEIGHTS)).repeat().batch(b)
+
+
+def of_gain(model, points) -> tf.data.Dataset:
+    switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=0.1)
+    return stream(model, points, tau_threshold=None, switch=switch)
+
+
+KINDS = {
+    "always": stream,
+    "weighted": lambda model, points: stream(model, points, WEIGHTS),
+    "larger": lambda model, points: stream(model, points, batch_size=16, presample_size=64),
+    "in step": lambda model, points: stream(model, points, score_in="step"),
+    "in step, smoothed": lambda model, points: stream(
+        model, points, score_in="step", smoothing=1.0, resampling="systematic"
+    ),
+    "never": lambda model, points: stream(model, points, tau_threshold="never"),
+    "plain, weighted": plain,
+}
+
+
+def trained(model, dataset):
+    logs = model.fit(dataset, steps_per_epoch=20, verbose=0).history
+    return logs, model.net.get_weights()
+
+
+QUICK = ("in step", "plain, weighted", "weighted")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
+def test_a_dataset_trains_alike_whichever_others_were_made(kind, points):
+    """Made before it, and behind it; each with batch normalization, which tells weights apart."""
+    alone = compiled(normalized=True)
+    truth = trained(alone, KINDS[kind](alone, points))
+    model = compiled(normalized=True)
+    before = [KINDS[other](model, points) for other in KINDS if other < kind]
+    dataset = KINDS[kind](model, points)
+    behind = [KINDS[other](model, points) for other in KINDS if other > kind]
+    logs, weights = trained(model, dataset)
+    assert len(before) + len(behind) == len(KINDS) - 1
+    for name, values in truth[0].items():
+        # What the pipelines read ahead of the steps is counted, and without a seed nothing is.
+        np.testing.assert_allclose(logs[name], values, rtol=1e-6, err_msg=name)
+    for mine, theirs in zip(weights, truth[1]):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_one_after_another_they_train_as_each_alone(points):
+    """Never beside Gain, and back: the gain belongs to the dataset."""
+    model = compiled(tfi.schedules.GainAdapted(0.1))
+    drawn = of_gain(model, points)
+    uniform = stream(model, points, tau_threshold="never")
+    for _ in range(2):
+        assert trained(model, uniform)[0]["importance"] == [0.0]
+        model.fit(drawn, steps_per_epoch=150, verbose=0)
+    assert trained(model, drawn)[0]["importance"][0] > 0.5
+
+
+def test_a_mark_is_found_behind_what_was_applied(points):
+    model = compiled()
+    dataset = stream(model, points)
+    mark = marks.found(dataset)
+    behind = dataset.map(lambda x, y, w: (x + 0.0, y, w)).prefetch(2).take(9).cache()
+    assert marks.found(behind) is mark and mark.model is model
+    assert marks.found(plain(model, points)) is None and marks.found(points) is None
+
+
+def test_a_dataset_of_another_model_is_refused(points):
+    one, other = compiled(), compiled()
+    with pytest.raises(ValueError, match="scored by model 'importance.*fit on model"):
+        other.fit(stream(one, points), steps_per_epoch=1, verbose=0)
+
+
+def test_a_dataset_from_before_another_compile_is_refused_where_that_matters(points):
+    model = compiled()
+    dataset = stream(model, points)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    trained(model, dataset)
+    model.compile(keras.optimizers.SGD(tfi.schedules.GainAdapted(0.1)), LOSS)
+    with pytest.raises(ValueError, match="follows the gain since the dataset was made"):
+        model.fit(dataset, steps_per_epoch=1, verbose=0)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
+    with pytest.raises(ValueError, match="another loss since the dataset was made"):
+        model.fit(dataset, steps_per_epoch=1, verbose=0)
+
+
+# Samplers that are composed of others -----------------------------------------------------
+
+
+def switched(fresh=True, **how) -> tfi.samplers.Switched:
+    rais = tfi.samplers.RAIS(training_set_size=64)
+    rescored = [tfi.samplers.Fresh(24, over=rais)] if fresh else []
+    switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=0.3)
+    return tfi.samplers.Switched([tfi.samplers.Uniform(), rais, *rescored], by=switch, **how)
+
+
+@pytest.mark.parametrize("fresh", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_switched_draws_what_fit_gets(fresh, points):
+    model = compiled(tfi.schedules.GainAdapted(0.5), sampler=switched(fresh))
+    logs = model.fit(*points, batch_size=b, epochs=20, verbose=0).history
+    assert logs["importance"][0] == 0 and max(logs["importance"]) > 0.5
+    assert logs["gain"][-1] > 1 and logs["loss"][-1] < 0.7 * logs["loss"][0]
+    assert int(model.sampler.memory.steps) == 20 * N // b
+    assert model.sampler.memory.uncertainty_set.numpy().any()
+
+
+def test_fresh_over_a_sampler_draws_what_fit_gets(points):
+    rais = tfi.samplers.RAIS(training_set_size=64)
+    model = compiled(sampler=tfi.samplers.Fresh(24, over=rais))
+    logs = model.fit(*points, batch_size=b, epochs=10, verbose=0).history
+    assert logs["max_weight"][-1] > 1.5 and logs["loss"][-1] < 0.7 * logs["loss"][0]
+    assert int(rais.recent.count) > 9 * 3 * N, "all 24 of a pre-sample are told"
+
+
+@pytest.mark.slow
+def test_long_and_short_forms_are_the_same_run(points):
+    runs = []
+    for composed in (True, False):
+        rais = tfi.samplers.RAIS(training_set_size=64)
+        switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=0.3)
+        if composed:
+            members = [tfi.samplers.Uniform(), rais, tfi.samplers.Fresh(24, over=rais)]
+            sampler = tfi.samplers.Switched(members, by=switch)
+            model = compiled(tfi.schedules.GainAdapted(0.5), sampler=sampler)
+            batches = tfi.history_sample(points, sampler, b, seed=5)
+        else:
+            model = compiled(tfi.schedules.GainAdapted(0.5), sampler=rais)
+            batches = tfi.history_sample(
+                points, rais, b, presample_size=24, switch=switch, model=model, seed=5
+            )
+        runs.append(model.fit(batches.repeat(), steps_per_epoch=300, verbose=0).history)
+    assert runs[0] == runs[1] and runs[0]["importance"][0] > 0.1
+
+
+def test_a_composed_sampler_is_copied_with_its_state(points):
+    sampler = tfi.samplers.Fresh(24, over=tfi.samplers.Proportional())
+    compiled(sampler=sampler).fit(*points, batch_size=b, epochs=2, verbose=0)
+    for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        assert other.memory is not sampler.memory and other.journal is other.memory.journal
+        for mine, theirs in zip(sampler.variables, other.variables):
+            np.testing.assert_array_equal(mine, theirs)
+        compiled(sampler=other).fit(*points, batch_size=b, verbose=0)
+
+
+def test_what_does_not_compose_is_refused(points):
+    rais, uniform = tfi.samplers.RAIS(), tfi.samplers.Uniform()
+    switch = tfi.switches.Gain()
+    for members in ([rais], [uniform], [uniform, rais, rais], [rais, uniform]):
+        with pytest.raises((TypeError, ValueError), match="Uniform|only tfi.samplers.RAIS"):
+            tfi.samplers.Switched(members, by=switch)
+    with pytest.raises(TypeError, match="must be a tfi.switches.Gain; got"):
+        tfi.samplers.Switched([uniform, rais], by=tfi.switches.Tau())
+    with pytest.raises(ValueError, match="the same object"):
+        other = tfi.samplers.Fresh(24, over=tfi.samplers.RAIS())
+        tfi.samplers.Switched([uniform, rais, other], by=switch)
+    with pytest.raises(ValueError, match="a memory of its own; got a Fresh"):
+        tfi.samplers.Fresh(24, over=tfi.samplers.Fresh(24))
+    with pytest.raises(ValueError, match="belongs to none"):
+        tfi.history_sample(points, tfi.samplers.Fresh(24), b)
+    with pytest.raises(ValueError, match="at least batch_size; got 4 and 8"):
+        compiled(sampler=tfi.samplers.Fresh(4)).fit(*points, batch_size=b, verbose=0)
