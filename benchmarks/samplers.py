@@ -48,7 +48,7 @@ flags.DEFINE_string("out", "runs/benchmarks/samplers.json", "Where the result go
 def ours(sampler: tfi.samplers.Sampler) -> Callable[[], object]:
     """A block that is planned, and what its steps saw that is learned, as one graph."""
     b = FLAGS.batch_size
-    block = sampler.largest_block(b)
+    block = sampler.default_block(b)
     seen = Seen(tf.random.uniform([block, b], 0.1, 1.0), tf.ones([block, 3]))
 
     @tf.function(autograph=False)

@@ -103,15 +103,18 @@ def test_reading_without_a_step_never_hangs_and_is_said(kind, data):
 
 def test_the_default_block_is_a_sixteenth_of_the_data_and_fits():
     large = tfi.samplers.Uniform(10**6)
-    assert large.largest_block(32) == 32 and large.largest_block(2_000) == 2
-    assert tfi.samplers.Uniform(1_024).largest_block(32) == 2
-    assert tfi.samplers.Uniform(100).largest_block(32) == 1
-    assert tfi.samplers.RAIS(10**6, training_set_size=1_000).largest_block(32) == 15
+    assert large.default_block(32) == 32 and large.default_block(2_000) == 2
+    assert tfi.samplers.Uniform(1_024).default_block(32) == 2
+    assert tfi.samplers.Uniform(100).default_block(32) == 1
+    assert tfi.samplers.RAIS(10**6, training_set_size=1_000).default_block(32) == 15
 
 
 def test_a_block_that_is_too_large_is_refused(data):
-    with pytest.raises(ValueError, match="blocks of 2 batches of 8 at most; got block=3"):
-        tfi.history_sample(data, tfi.samplers.Uniform(), b, block=3)
+    with pytest.raises(ValueError, match="blocks of 341 batches of 8 at most; got block=342"):
+        tfi.history_sample(data, tfi.samplers.Uniform(), b, block=342)
+    with pytest.raises(ValueError, match="blocks of 8 batches of 8 at most; got block=9"):
+        sampler = tfi.samplers.RAIS(training_set_size=128)
+        tfi.history_sample(data, sampler, b, block=9)
 
 
 @pytest.mark.parametrize("seed", [None, 1])

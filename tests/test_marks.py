@@ -175,14 +175,19 @@ def test_long_and_short_forms_are_the_same_run(points):
     assert runs[0] == runs[1] and runs[0]["importance"][0] > 0.1
 
 
-def test_a_composed_sampler_is_copied_with_its_state(points):
+@pytest.mark.parametrize("kind", ["fresh", pytest.param("switched", marks=pytest.mark.slow)])
+def test_a_composed_sampler_is_copied_with_its_state(kind, points):
+    rate = tfi.schedules.GainAdapted(0.1)
     sampler = tfi.samplers.Fresh(24, over=tfi.samplers.Proportional())
-    compiled(sampler=sampler).fit(*points, batch_size=b, epochs=2, verbose=0)
+    if kind == "switched":
+        sampler = switched()
+    compiled(rate, sampler=sampler).fit(*points, batch_size=b, epochs=2, verbose=0)
     for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
         assert other.memory is not sampler.memory and other.journal is other.memory.journal
         for mine, theirs in zip(sampler.variables, other.variables):
             np.testing.assert_array_equal(mine, theirs)
-        compiled(sampler=other).fit(*points, batch_size=b, verbose=0)
+        rate = tfi.schedules.GainAdapted(0.1)
+        compiled(rate, sampler=other).fit(*points, batch_size=b, verbose=0)
 
 
 def test_what_does_not_compose_is_refused(points):

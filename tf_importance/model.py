@@ -195,6 +195,8 @@ class ISModel(keras.Model):
         return fitting.fit(self, super().fit, given)
 
     def make_train_function(self, force=False):
+        if not self._in_fit:
+            self._refuse_several()
         if self.train_function is None or force:
             super().make_train_function(force)
             compat.make_train_function_direct(self)
@@ -255,7 +257,8 @@ class ISModel(keras.Model):
         """
         self._drawings[id(drawing)] = drawing
         self._warn_of_batch_normalization()
-        self._expect(drawing, False)
+        if not self._in_fit:
+            self._expect(drawing, False)
 
     @contextlib.contextmanager
     def fitting(self, drawing: marks.Drawing | None, class_weighted: bool) -> Iterator[None]:
@@ -271,10 +274,6 @@ class ISModel(keras.Model):
             yield
         finally:
             compat.untracked(self, "_in_fit", False)
-            others = [other for other in self._drawings.values() if other != drawing]
-            if others or class_weighted:
-                # What comes now may be another's.
-                self.train_function = None
 
     @property
     def expected(self) -> marks.Drawing | None:
@@ -291,17 +290,21 @@ class ISModel(keras.Model):
 
     def _refuse_several(self) -> None:
         """A batch (x, y, weight) does not say whose it is."""
-        if len(self._drawings) > 1:
+        if self._differ():
             # Datasets that nobody has any more may wait for this.
             gc.collect()
-        different = list(self._drawings.values())
-        if any(other != different[0] for other in different[1:]):
+        if self._differ():
             raise ValueError(
                 f"model {self.name!r} has datasets that are drawn in different ways, and a batch "
                 "does not say from which it is. Train on them by fit, or keep one of them only."
             )
-        if different:
-            self._expect(different[0], False)
+        for drawing in self._drawings.values():
+            self._expect(drawing, False)
+
+    def _differ(self) -> bool:
+        """Whether two of the datasets that there are are drawn in different ways."""
+        first, *others = [*self._drawings.values()] or [None]
+        return any(other != first for other in others)
 
     def meter_of(self, sampling: gain.Sampling) -> Meter:
         """What averages the moments of this model's gradients for a way of drawing."""

@@ -76,7 +76,7 @@ def history_sample(
         sampler: of `tfi.samplers`, for as many examples as the source has.
         batch_size: b.
         block: K, batches that are planned at once. By default as many as have a sixteenth of the
-            examples, 32 at most; under a switch 8 at most.
+            examples, 32 at most; larger ones are drawn by older scores. Under a switch 1, 2, 4, 8.
         presample_size: B ≥ b; None for no fresh scores.
         switch: decides whether to use memory; for a sampler that tells the probability of any
             example, which is `RAIS`. By default it is always used.
@@ -105,8 +105,9 @@ def history_sample(
     sampler.check_batch_size(batch_size)
     sampler.attach(gather)
     largest = sampler.largest_block(batch_size)
-    block = largest if block is None else arguments.positive_integer("block", block)
-    if block > largest:
+    if block is None:
+        block = sampler.default_block(batch_size)
+    if arguments.positive_integer("block", block) > largest:
         raise ValueError(
             f"{type(sampler).__name__} for {size} examples plans blocks of {largest} batches of "
             f"{batch_size} at most; got block={block}."

@@ -18,7 +18,7 @@ from tf_importance.samplers.gain import GainEstimator
 
 # Rows of a source by their indices [b]: (x, y), nests of [b, …].
 Gather = Callable[[tf.Tensor], tuple[Any, Any]]
-# A block is no larger than this share of the data, and of so many batches at most.
+# By default a block is no larger than this share of the data, and of so many batches at most.
 _OF_THE_DATA = 1 / 16
 _LARGEST_BLOCK = 32
 
@@ -213,10 +213,14 @@ class Sampler(tf.Module):
         del batch_size
         return Drawing(sampler=self)
 
+    def default_block(self, batch_size: int) -> int:
+        """K where nobody asks for another: of a sixteenth of the data, and 32 batches at most."""
+        of_data = int(_OF_THE_DATA * self.num_examples) // self.row_size(batch_size)
+        return max(1, min(of_data, _LARGEST_BLOCK, self.largest_block(batch_size)))
+
     def largest_block(self, batch_size: int) -> int:
-        """K, at most: by default a block is a sixteenth of the data, and 32 batches."""
-        of_data = int(_OF_THE_DATA * self.num_examples) // batch_size
-        return max(1, min(of_data, _LARGEST_BLOCK, self.journal.batches(batch_size) // 2))
+        """K at most: two blocks have room in the journal."""
+        return max(1, self.journal.batches(batch_size) // 2)
 
     # For all samplers ---------------------------------------------------------------------
 

@@ -130,10 +130,12 @@ class Switched(Over):
                 f"batches of 2 at least; got {batch_size}."
             )
 
-    def largest_block(self, batch_size: int) -> int:
+    def default_block(self, batch_size: int) -> int:
         # A divisor of the batches that are decided on at once.
-        largest = min(super().largest_block(batch_size), AT_ONCE)
-        return 1 << (largest.bit_length() - 1)
+        return 1 << (super().default_block(batch_size).bit_length() - 1)
+
+    def largest_block(self, batch_size: int) -> int:
+        return min(super().largest_block(batch_size), AT_ONCE)
 
     def drawing(self, batch_size: int) -> Drawing:
         model, setting = self.model, self.setting(batch_size)

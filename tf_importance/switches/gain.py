@@ -79,6 +79,10 @@ class Gain(Switch):
         # Of a pipeline that has something to checkpoint.
         self.decisions: tf.Module | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: all but the model, since it may serve another one."""
+        return {**self.__dict__, "_opened_for": None}
+
     def open(self, setting: Setting) -> None:
         # Not its id, which another model may have once this one is gone.
         key = (weakref.ref(setting.model), setting.group_size, setting.plans)
