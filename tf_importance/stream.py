@@ -122,7 +122,8 @@ def importance_sample(
     switch.open(setting)
     fresh.check(model.scorer if scorer is None else scorer, jit_compile)
     score = fresh.Score(model.scorer if scorer is None else scorer, model)
-    in_step = _in_step(score_in, menu, model, with_gain) and not isinstance(switch, switches.Never)
+    scores = not isinstance(switch, switches.Never)
+    in_step = _in_step(score_in, menu, model, with_gain) and scores
     _warn(model, switch, seed)
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -146,7 +147,7 @@ def importance_sample(
         }
         batches = _Groups(setting, switch, ways, drawing).batches(dataset, seed)
         # Scores must be of the very step where the learning rate follows the gain.
-        ahead = seed is None and (in_step or not with_gain)
+        ahead = seed is None and (in_step or not with_gain or not scores)
         batches = batches.prefetch(1) if ahead else batches
         return marks.put(batches.with_options(compat.data_options(ahead)), drawing)
 
