@@ -24,8 +24,8 @@ from tf_importance import (
     switches,
 )
 
-# Groups from one weighing of gain and cost to the next.
-_ASKED_EVERY = 8
+# Batches of examples from one weighing of gain and cost to the next.
+_WEIGHED_EVERY = 32
 
 
 def importance_sample(
@@ -117,7 +117,12 @@ def importance_sample(
     with_gain = measured or model.follows_gain
     meter = model.meter_of(menu.sampling(smoothing)) if with_gain else None
     setting = switches.Setting(
-        model, menu.group_size, menu.plans, resample is proposals.systematic, meter, _ASKED_EVERY
+        model,
+        menu.group_size,
+        menu.plans,
+        systematic=resample is proposals.systematic,
+        meter=meter,
+        weighed_every=max(1, _WEIGHED_EVERY * batch_size // menu.group_size),
     )
     switch.open(setting)
     fresh.check(model.scorer if scorer is None else scorer, jit_compile)

@@ -38,9 +38,10 @@ class Gain(Switch):
       there is while uniform sampling is faster: in the long run one pre-sample in 200. (In
       `history_sample` 8 batches are decided on at once, in place of a pre-sample, and memory is
       tried out now and then, more and more rarely.)
-    * Gain and cost are weighed for every 8 pre-samples. A plan gives way when another is faster by
-      the hysteresis, or when it falls below uniform sampling. Nothing is decided before 25 steps
-      have been measured, one in four of the uniform ones.
+    * Gain and cost are weighed for every 32 batches of examples (8 pre-samples of 4b; 8 batches of
+      `history_sample`). A plan gives way when another is faster by the hysteresis, or when it falls
+      below uniform sampling. Nothing is decided before 25 steps have been measured, one in four of
+      the uniform ones.
     * Its state is in a `tf.train.Checkpoint` of the model, and not in files of weights.
     * With `step_seconds` and `scoring_seconds` nothing is timed, and runs repeat.
 
