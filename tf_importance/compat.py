@@ -163,8 +163,10 @@ def data_options(ahead: bool) -> tf.data.Options:
     # Checkpoints of the model hold those variables already.
     chosen.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
     if not ahead:
-        # tf.data would prefetch by itself, and what the variables are when they are read is a race.
+        # tf.data would read ahead by itself, also for a map behind this that it makes parallel, and
+        # what the variables are when they are read is a race.
         chosen.experimental_optimization.inject_prefetch = False
+        chosen.experimental_optimization.map_parallelization = False
     return chosen
 
 

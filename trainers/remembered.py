@@ -77,11 +77,10 @@ def batches(
         settings: the trainer's flags. data: to draw from. model: compiled with its sampler.
         presample_size: B, None for no fresh scores. switch: None to use memory always.
     """
-    drawn_by = model.sampler
     seed = settings.seed if settings.repeatable else None
     drawn = tfi.history_sample(
         in_memory(data),
-        drawn_by,
+        model.sampler,
         settings.batch_size,
         presample_size=presample_size,
         switch=switch,
@@ -94,8 +93,7 @@ def batches(
 
     def augmented(images, labels, how):
         # By the number of the batch, so that a resumed run has the same changes.
-        made = drawn_by.draws if switch is None else switch.decisions.batches
-        number = tf.cast(made, tf.int32)
+        number = tf.cast(how["row"][0], tf.int32)
         seeds = tf.random.stateless_uniform(
             [tf.shape(images)[0], 2], [settings.seed, number], None, None, tf.int32
         )
