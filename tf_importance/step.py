@@ -93,7 +93,6 @@ class Step:
         self.mean_weight = self._mean_weight()
         self.gain: tf.Tensor | None = None
         self.scores: tf.Tensor | None = None
-        self.passed: forward.Forward | None = None
 
     def __call__(self, keras_step: Callable[[Any], dict]) -> dict[str, Any]:
         """Make Keras's step on the batch, and see what there is to see. Returns the logs."""
@@ -191,7 +190,6 @@ class Step:
             inputs, labels, outputs: nests of [b, …].
             weights: [b] as Keras has them, class weights included.
         """
-        self.passed = forward.latest()
         weights = self._written_down(inputs, labels, weights)
         objective = self.model.objective
         mean_weight = None
@@ -201,7 +199,7 @@ class Step:
 
     def _written_down(self, inputs, labels, weights: tf.Tensor) -> tf.Tensor:
         """One row in the sampler's journal; the weights, scaled where the sampler limits scores."""
-        told, passed = self.told, self.passed
+        told, passed = self.told, forward.latest()
         if told is None or told.row is None or passed is None:
             return weights
         scores = tf.stop_gradient(self._own_scores(inputs, labels, passed))
@@ -358,7 +356,3 @@ class Step:
         if processes.are_several(self.model.distribute_strategy):
             return logs
         return compat.logs_of_a_replica(logs)
-
-
-def _first(batches: fresh.Group) -> fresh.Group:
-    return tf.nest.map_structure(lambda part: part[0], batches)

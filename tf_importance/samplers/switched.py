@@ -186,13 +186,11 @@ class Switched(Over):
             return lambda: _widened(of(), width)
 
         ways = [
-            made(lambda: self._uniform(batches, size, size, seed, now.remember)),
-            made(lambda: self._by_memory(_MEMORY, batches, size, size, seed, informed)),
+            made(lambda: self._uniform(batches, size, seed, now.remember)),
+            made(lambda: self._by_memory(_MEMORY, batches, size, seed, informed)),
         ]
         if self.rescored is not None:
-            ways.append(
-                made(lambda: self._by_memory(_RESCORED, batches, width, size, seed, informed))
-            )
+            ways.append(made(lambda: self._by_memory(_RESCORED, batches, width, seed, informed)))
         draws = tf.switch_case(now.plan, ways)
         drawn = tf.equal(now.plan, _RESCORED) | (tf.equal(now.plan, _MEMORY) & informed)
         share = batches * tf.cast(drawn, tf.float32)
@@ -224,7 +222,7 @@ class Switched(Over):
             state, before.position, memory.term, promising, memory.informed()
         )
         tried, prolonged = trial.on_drawn(state, reached, tf.equal(switch.held, 0))
-        state = trial.Trial(*(tf.where(uniform, *pair) for pair in zip(learned, tried)))
+        state = trial.where(uniform, learned, tried)
         stretches = tf.where(uniform, granted, prolonged)
         groups = stretches * trial.stretch(memory.term, setting.batch_size, setting.group_size)
         tf.cond(stretches > 0, lambda: switch.hold(_MEMORY, groups), lambda: None)
@@ -232,7 +230,7 @@ class Switched(Over):
         plan = switch.choose(setting)
         given_up = trial.given_up(state, before.position, memory.term)
         dropped = drew & tf.equal(switch.plan, _UNIFORM)
-        state = trial.Trial(*(tf.where(dropped, *pair) for pair in zip(given_up, state)))
+        state = trial.where(dropped, given_up, state)
         kept.write(state)
         learns = tf.equal(plan, _UNIFORM) & state.learning & ~switch.times_uniform(plan)
         tf.cond(learns, switch.interrupted, lambda: None)
@@ -241,15 +239,13 @@ class Switched(Over):
 
     # Batches ------------------------------------------------------------------------------
 
-    def _uniform(self, batches: int, size: int, batch_size: int, seed, remember) -> Draws:
+    def _uniform(self, batches: int, size: int, seed, remember) -> Draws:
         indices = self._next(batches, size, seed)
-        memory = _mixed(self._weights_of(indices), _share_of_a_pass(batch_size, self.smoothing))
+        memory = _mixed(self._weights_of(indices), _of_a_pass(size, self.smoothing) / size)
         kind = tf.where(remember, _LEARNED, _UNIFORM)
         return self._draws(indices, tf.ones_like(memory), memory, kind)
 
-    def _by_memory(
-        self, kind: int, batches: int, size: int, batch_size: int, seed, informed
-    ) -> Draws:
+    def _by_memory(self, kind: int, batches: int, size: int, seed, informed) -> Draws:
         """By memory and a pass, with the mixture's weights; a pass where nothing is known."""
         passed = _of_a_pass(size, self.smoothing)
 
@@ -318,15 +314,8 @@ def _widened(draws: Draws, width: int) -> Draws:
 
 def _of_a_pass(size: int, smoothing: float) -> int:
     """How many of the examples that memory draws are those next in a pass instead."""
-    return max(round(_share(smoothing) * size), 1) if smoothing and size > 1 else 0
-
-
-def _share(smoothing: float) -> float:
-    return smoothing / (1 + smoothing)
-
-
-def _share_of_a_pass(size: int, smoothing: float) -> float:
-    return _of_a_pass(size, smoothing) / size
+    share = smoothing / (1 + smoothing)
+    return max(round(share * size), 1) if smoothing and size > 1 else 0
 
 
 def _mixed(weights: tf.Tensor, share: float) -> tf.Tensor:

@@ -41,6 +41,11 @@ class Setting(NamedTuple):
         """The distinct B of the plans that draw."""
         return {plan.presample_size for plan in self.plans if plan.draws}
 
+    @property
+    def _measured(self) -> Meter:
+        assert self.meter is not None, "nobody measures the gain"
+        return self.meter
+
     def gains(self, in_force: tf.Tensor) -> tf.Tensor:
         """r of each plan over uniform batches of b: [k]; 1 as long as too little is known.
 
@@ -75,8 +80,7 @@ class Setting(NamedTuple):
         self, in_force: tf.Tensor, squares: Callable[[gain.Moments], tf.Tensor]
     ) -> tf.Tensor:
         """r of what has E‖g‖² by these moments, over uniform batches of b."""
-        assert self.meter is not None, "nobody measures the gain"
-        moments, known = self.meter.moments()
+        moments, known = self._measured.moments()
         moments = moments._replace(mean_square=self._mean_square(moments, in_force))
         uniform = gain.uniform_square(moments, self.batch_size)
         ratios = gain.gain_ratio(uniform, squares(moments))
@@ -90,9 +94,9 @@ class Setting(NamedTuple):
         return gain.drawn_square(moments, plan.batch_size, plan.rate, rounding)
 
     def _rounding(self, moments: gain.Moments, rate: float) -> tf.Tensor:
-        if not self.systematic or self.meter is None:
+        if not self.systematic:
             return tf.constant(1.0)
-        return moments.rounding[self.meter.sampling.rates.index(rate)]
+        return moments.rounding[self._measured.sampling.rates.index(rate)]
 
     def _mean_square(self, moments: gain.Moments, in_force: tf.Tensor) -> tf.Tensor:
         """A, of batches of the plan in force; never below 0."""

@@ -81,7 +81,7 @@ def on_uniform(
     )
     tried = begun._replace(stretches=tf.constant(_LEAST_STRETCHES), reached=tf.constant(1.0))
     rested = given_up(begun, position, term)
-    after = _where(ends, _where(tries, tried, rested), begun)
+    after = where(ends, where(tries, tried, rested), begun)
     return after, tf.where(ends & tries, _LEAST_STRETCHES, 0)
 
 
@@ -113,5 +113,6 @@ def given_up(trial: Trial, position: tf.Tensor, term: int) -> Trial:
     )
 
 
-def _where(condition: tf.Tensor, one: Trial, other: Trial) -> Trial:
+def where(condition: tf.Tensor, one: Trial, other: Trial) -> Trial:
+    """One state where a scalar condition holds, else the other."""
     return Trial(*(tf.where(condition, *pair) for pair in zip(one, other)))
