@@ -126,22 +126,17 @@ class Blocks:
             planned = self._plan()
         end = first + min(self._at_once, int(sampler.draws) - first, self._length - self._place)
         if planned is None or end < first + self._block:
-            end = self._of_one_size(first, end)
             planned = sampler.planned(first, end, self._width)
+        draws, rows = planned
+        parts = [*draws.of_examples, rows]
+        if self._differ:
+            # Those from the first on that have its size; blocks begin anywhere.
+            sizes = [self._sizes[kind] for kind in draws.kinds.numpy()]
+            count = next((i for i, size in enumerate(sizes) if size != sizes[0]), len(sizes))
+            parts, end = [part[:count, : sizes[0]] for part in parts], first + count
         self._place += end - first
         self._next = end
-        draws, rows = planned
-        size = self._sizes[int(draws.kinds[0])] if self._differ else self._width
-        parts = [*draws.of_examples, rows]
-        return parts if size == self._width else [part[:, :size] for part in parts]
-
-    def _of_one_size(self, first: int, end: int) -> int:
-        """The end of the batches from the first on that have its size; blocks begin anywhere."""
-        if not self._differ:
-            return end
-        kinds = self._sampler.journal.plans(tf.range(first, end, dtype=tf.int64), self._width).kinds
-        sizes = [self._sizes[kind] for kind in kinds]
-        return first + next((i for i, size in enumerate(sizes) if size != sizes[0]), len(sizes))
+        return parts
 
     def _start(self) -> None:
         """A new iteration."""

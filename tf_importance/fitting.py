@@ -147,7 +147,7 @@ def by_sampler(sampler: samplers.Sampler, given: dict[str, Any]) -> dict[str, An
     """
     x = given["x"]
     validation = marks.found(given["validation_data"])
-    if validation is not None and _memory(validation.sampler) is _memory(sampler):
+    if validation is not None and _remember_together(validation.sampler, sampler):
         raise ValueError(
             f"validation_data is drawn by the {type(sampler).__name__} that the training draws by, "
             "and would take its examples; validate on the data as they are, validation_data=(x, y)."
@@ -178,7 +178,7 @@ def by_sampler(sampler: samplers.Sampler, given: dict[str, Any]) -> dict[str, An
 
 
 def _refuse_other(sampler: samplers.Sampler, drawing: samplers.Sampler | None) -> None:
-    if drawing is not None and _memory(drawing) is not _memory(sampler):
+    if drawing is not None and not _remember_together(drawing, sampler):
         raise ValueError(
             f"the dataset is drawn by one {type(drawing).__name__}, and the model is compiled with "
             f"another sampler, a {type(sampler).__name__}: the one that draws would never learn. "
@@ -186,9 +186,9 @@ def _refuse_other(sampler: samplers.Sampler, drawing: samplers.Sampler | None) -
         )
 
 
-def _memory(sampler: samplers.Sampler | None) -> Any:
-    """The sampler that remembers: itself, or the one that it draws by."""
-    return getattr(sampler, "memory", sampler)
+def _remember_together(one: samplers.Sampler | None, other: samplers.Sampler) -> bool:
+    """Whether two samplers are one, or one draws by the other: they share a journal."""
+    return one is not None and one.journal is other.journal
 
 
 def _source(sampler: samplers.Sampler, given: dict[str, Any]) -> Any:

@@ -78,11 +78,8 @@ def menu(
     """
     batch_size = arguments.positive_integer("batch_size", batch_size)
     draws = arguments.positive_integer("draws_per_presample", draws)
-    if measured and batch_size < 2:
-        raise ValueError(
-            "a Gain switch tells noise from the mean gradient by pairs of examples, and needs "
-            f"batches of 2 at least; got {batch_size}."
-        )
+    if measured:
+        _check_pairs(batch_size)
     if presample_size == "auto":
         if not measured:
             raise ValueError(
@@ -104,11 +101,22 @@ def remembered(batch_size: int, presample_size: int | None, batches: int) -> Men
     Args:
         batch_size: b. presample_size: B, None for no fresh scores.
         batches: that are decided on at once.
+    Raises:
+        ValueError: batches are of one example.
     """
+    _check_pairs(batch_size)
     drawn = [Plan(batch_size, 1, batch_size, remembered=True)]
     if presample_size is not None:
         drawn.append(Plan(batch_size, 1, presample_size, remembered=True))
     return Menu(batches * batch_size, (Plan(batch_size), *drawn))
+
+
+def _check_pairs(batch_size: int) -> None:
+    if batch_size < 2:
+        raise ValueError(
+            "a Gain switch tells noise from the mean gradient by pairs of examples, and needs "
+            f"batches of 2 at least; got {batch_size}."
+        )
 
 
 def _presample_size(value: int | str | None, batch_size: int, draws: int) -> int:

@@ -127,9 +127,11 @@ def importance_sample(
     switch.open(setting)
     fresh.check(model.scorer if scorer is None else scorer, jit_compile)
     score = fresh.Score(model.scorer if scorer is None else scorer, model)
-    scores = not isinstance(switch, switches.Never)
-    in_step = _in_step(score_in, menu, model, with_gain) and scores
+    in_step = _in_step(score_in, menu, model, with_gain) and switch.may_draw
     _warn(model, switch, seed)
+
+    def way(score: Callable) -> fresh.Fresh:
+        return fresh.Fresh(score, smoothing, resample, setting.batch_size)
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
         spec = element_specs.checked(model, dataset)
@@ -140,19 +142,15 @@ def importance_sample(
             sample_weighted=len(spec) == 3,
             switch=switch,
             meter=meter,
-            fresh=fresh.Fresh(score, smoothing, resample, setting.batch_size) if in_step else None,
+            fresh=way(score) if in_step else None,
         )
         model.adopt(drawing)
         # The step compiles the scorer itself; that it can be is found out here all the same.
         sizes = {setting.group_size} if in_step else setting.presample_sizes
-        scored = {size: fresh.compiled(score, spec, size, jit_compile) for size in sizes}
-        ways = {
-            size: fresh.Fresh(score, smoothing, resample, setting.batch_size)
-            for size, score in scored.items()
-        }
+        ways = {size: way(fresh.compiled(score, spec, size, jit_compile)) for size in sizes}
         batches = _Groups(setting, switch, ways, drawing).batches(dataset, seed)
         # Scores must be of the very step where the learning rate follows the gain.
-        ahead = seed is None and (in_step or not with_gain or not scores)
+        ahead = seed is None and (in_step or not with_gain or not switch.may_draw)
         batches = batches.prefetch(1) if ahead else batches
         return marks.put(batches.with_options(compat.data_options(ahead)), drawing)
 
@@ -190,7 +188,7 @@ class _Groups:
         # A pipeline's graph is optimized anew for each iterator, which takes longer the more of it
         # there is: no short group where the data have no end.
         self._ends = dataset.cardinality() != tf.data.INFINITE_CARDINALITY
-        if isinstance(self._switch, switches.Never):
+        if not self._switch.may_draw:
             # Nothing is decided, so that a group need not be larger than a batch.
             plain = dataset.batch(self._setting.batch_size)
             return plain.map(_as_it_stands(self._uniform))

@@ -122,14 +122,6 @@ class Switched(Over):
             )
         return [batch_size, batch_size, presample, batch_size]
 
-    def check_batch_size(self, batch_size: int) -> None:
-        super().check_batch_size(batch_size)
-        if batch_size < 2:
-            raise ValueError(
-                "a Gain switch tells noise from the mean gradient by pairs of examples, and needs "
-                f"batches of 2 at least; got {batch_size}."
-            )
-
     def default_block(self, batch_size: int) -> int:
         # A divisor of the batches that are decided on at once.
         return 1 << (super().default_block(batch_size).bit_length() - 1)

@@ -119,7 +119,13 @@ def _of_presamples(moments: gain.Moments, plan: Plan) -> gain.Moments:
 
 
 class Switch(tf.Module):
-    """Decides for each pre-sample what becomes of it. `open` comes first, once."""
+    """Decides for each pre-sample what becomes of it. `open` comes first, once.
+
+    Attributes:
+        may_draw: whether it can decide for anything but uniform batches.
+    """
+
+    may_draw = True
 
     def open(self, setting: Setting) -> None:
         """Get to know what is to be decided on.
@@ -151,6 +157,8 @@ class Always(Switch):
 
 class Never(Switch):
     """Draw from none: uniform sampling, at its cost."""
+
+    may_draw = False
 
     def choose(self, setting: Setting) -> tf.Tensor:
         return tf.constant(0)

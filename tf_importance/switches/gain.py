@@ -101,11 +101,8 @@ class Gain(Switch):
         number = self.presamples.assign_add(1) - 1
         if self.costs is not None:
             self.costs.asked(tf.timestamp())
-        if setting.weighed_every == 1:
-            self._weigh(setting)
-        else:
-            due = tf.equal(number % setting.weighed_every, 0)
-            tf.cond(due, lambda: self._weigh(setting), lambda: None)
+        due = tf.equal(number % setting.weighed_every, 0)
+        tf.cond(due, lambda: self._weigh(setting), lambda: None)
         best = tf.convert_to_tensor(self.plan)
         if self.costs is None:
             return best
