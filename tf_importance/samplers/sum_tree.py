@@ -108,7 +108,7 @@ class SumTree(tf.Module):
         # Between the last leaf and the end of its row there is room for wrong ones.
         tf.debugging.assert_less(nodes, tf.constant(self.size, tf.int64), "index out of range")
         self.levels[0].scatter_nd_update(_places(nodes), values)
-        self._add_up(nodes // FANOUT)
+        self._add_up(_distinct(nodes // FANOUT))
 
     def update_rows(self, rows: tf.Tensor, leaves: tf.Tensor) -> None:
         """Set the leaves 32 r … 32 r + 31 of each row r: many at a time, for less each.
@@ -122,12 +122,12 @@ class SumTree(tf.Module):
         self._add_up(rows, tf.reduce_sum(tf.cast(leaves, tf.float64), axis=1))
 
     def _add_up(self, rows: tf.Tensor, sums: tf.Tensor | None = None) -> None:
-        """Recompute the nodes above rows of leaves, of which the sums may be known."""
+        """Recompute the nodes above distinct rows of leaves, of which the sums may be known."""
         for level, parents in zip(self.levels, self.levels[1:]):
             if sums is None:
                 sums = tf.reduce_sum(tf.cast(tf.gather(level, rows), tf.float64), axis=1)
             parents.scatter_nd_update(_places(rows), sums)
-            rows, sums = rows // FANOUT, None
+            rows, sums = _distinct(rows // FANOUT), None
 
     def assign(self, levels: list[np.ndarray] | list[tf.Tensor]) -> None:
         """Set all leaves; `levels_of` makes the levels, in a thread if need be.
@@ -151,6 +151,11 @@ def _rows(values: np.ndarray) -> np.ndarray:
     missing = -len(values) % FANOUT
     padded = np.pad(values, [(0, missing), (0, 0)]) if missing else values
     return padded.reshape(-1, FANOUT, values.shape[1])
+
+
+def _distinct(rows: tf.Tensor) -> tf.Tensor:
+    """Each row once: to add up its 32 nodes takes longer than to find this out."""
+    return tf.unique(rows)[0]
 
 
 def _places(nodes: tf.Tensor) -> tf.Tensor:
