@@ -97,7 +97,8 @@ def run(case, through_the_transform, weights, n=N, learning_rate=0.1):
     net, (x, y), compiled = CASES[case]
     compiled = dict(compiled)
     compiled["optimizer"] = compiled.get("optimizer", lambda: keras.optimizers.SGD(learning_rate))()
-    compiled["metrics"] = [m() if isinstance(m, type) else m for m in compiled.get("metrics", [])]
+    if "metrics" in compiled:
+        compiled["metrics"] = [m() if isinstance(m, type) else m for m in compiled["metrics"]]
     net = net()
     net(x[:1])
     data = tf.nest.map_structure(lambda part: part[:n], (x, y, *weights))
