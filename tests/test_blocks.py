@@ -101,10 +101,10 @@ def test_reading_without_a_step_never_hangs_and_is_said(kind, data):
     assert len(said) == 1 and type(sampler).__name__ in said[0]
 
 
-def test_the_default_block_is_a_sixteenth_of_the_data_and_fits():
+def test_the_default_block_is_an_eighth_of_the_data_and_fits():
     large = tfi.samplers.Uniform(10**6)
     assert large.default_block(32) == 32 and large.default_block(2_000) == 2
-    assert tfi.samplers.Uniform(1_024).default_block(32) == 2
+    assert tfi.samplers.Uniform(1_024).default_block(32) == 4
     assert tfi.samplers.Uniform(100).default_block(32) == 1
     assert tfi.samplers.RAIS(10**6, training_set_size=1_000).default_block(32) == 15
 

@@ -38,7 +38,8 @@ class Group(NamedTuple):
 
 def group_of(elements: tuple) -> Group:
     """A batch of (x, y) or (x, y, sample_weight) as a group."""
-    size = tf.shape(tf.nest.flatten(elements[0])[0])[0]
+    first = tf.nest.flatten(elements[0])[0]
+    size = first.shape[0] or tf.shape(first)[0]
     weights = tf.cast(elements[2], tf.float32) if len(elements) == 3 else tf.ones([size])
     return Group(elements[0], elements[1], weights, tf.ones([size]))
 
@@ -54,6 +55,9 @@ def whole(group: Group, batch_size: int) -> Group:
     """Lines 12–13 of Algorithm 1: B/b uniform batches."""
 
     def cut(part: tf.Tensor) -> tf.Tensor:
+        inner = part.shape[1:]
+        if inner.is_fully_defined():
+            return tf.reshape(part, [-1, batch_size, *inner])
         return tf.reshape(part, tf.concat([[-1, batch_size], tf.shape(part)[1:]], axis=0))
 
     return tf.nest.map_structure(cut, group)

@@ -75,7 +75,7 @@ def history_sample(
             examples `(x, y)`, or `{"image": x, "label": y}` as TFDS has them, which Python reads.
         sampler: of `tfi.samplers`, for as many examples as the source has.
         batch_size: b.
-        block: K, batches that are planned at once. By default as many as have a sixteenth of the
+        block: K, batches that are planned at once. By default as many as have an eighth of the
             examples, 32 at most; larger ones are drawn by older scores. Under a switch 1, 2, 4, 8.
         presample_size: B ≥ b; None for no fresh scores.
         switch: decides whether to use memory; for a sampler that tells the probability of any

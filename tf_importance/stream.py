@@ -186,7 +186,7 @@ class _Groups:
         Where a group holds several pre-samples each is scored when its turn has come.
         """
         # A pipeline's graph is optimized anew for each iterator, which takes longer the more of it
-        # there is: no short group where the data have no end.
+        # there is: no short group where the data have no end, and sizes that are written down.
         self._ends = dataset.cardinality() != tf.data.INFINITE_CARDINALITY
         if not self._switch.may_draw:
             # Nothing is decided, so that a group need not be larger than a batch.
@@ -195,7 +195,8 @@ class _Groups:
         seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
         # XLA draws by 32-bit seeds only.
         seeds = seeds.map(lambda pair: tf.bitcast(tf.cast(pair, tf.uint32), tf.int32))
-        together = tf.data.Dataset.zip((dataset.batch(self._setting.group_size), seeds))
+        groups = dataset.batch(self._setting.group_size, drop_remainder=not self._ends)
+        together = tf.data.Dataset.zip((groups, seeds))
         if seed is None:
             # The next group is read while the batches of the last one are trained on.
             together = together.prefetch(1)
@@ -326,7 +327,8 @@ class _Groups:
             group: batches or pre-samples. gain_ratio: r of all. seed: [2] of the group.
         """
         told = {"weight": group.weights}
-        shape = tf.shape(group.weights)
+        known = group.weights.shape
+        shape = known if known.is_fully_defined() else tf.shape(group.weights)
         if self._with_gain:
             told["gain"] = tf.fill(shape, gain_ratio)
             if self._sample_weighted:
@@ -336,7 +338,7 @@ class _Groups:
             # of the group has its own.
             numbers = tf.range(shape[0], dtype=seed.dtype)
             seeds = seed + tf.stack([numbers, tf.zeros_like(numbers)], axis=1)
-            told["seed"] = tf.broadcast_to(seeds[:, tf.newaxis], tf.concat([shape, [2]], axis=0))
+            told["seed"] = tf.tile(seeds[:, tf.newaxis], [1, shape[1], 1])
         return group.inputs, group.labels, told if len(told) > 1 else group.weights
 
 

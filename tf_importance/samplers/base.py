@@ -19,7 +19,7 @@ from tf_importance.samplers.gain import GainEstimator
 # Rows of a source by their indices [b]: (x, y), nests of [b, …].
 Gather = Callable[[tf.Tensor], tuple[Any, Any]]
 # By default a block is no larger than this share of the data, and of so many batches at most.
-_OF_THE_DATA = 1 / 16
+_OF_THE_DATA = 1 / 8
 _LARGEST_BLOCK = 32
 
 
@@ -132,7 +132,8 @@ class Sampler(tf.Module):
         self.datasets: weakref.WeakSet = weakref.WeakSet()
         # Of a function: what a tf.Module holds as a dict becomes part of checkpoints.
         self._compiled = {
-            "planned": tf.function(self._planned, autograph=False),
+            # A part of a block has any length.
+            "planned": tf.function(self._planned, autograph=False, reduce_retracing=True),
             "put_plan": tf.function(self._put_plan, autograph=False),
             "take_up": tf.function(self._take_up_finished, autograph=False),
         }.__getitem__
@@ -214,7 +215,7 @@ class Sampler(tf.Module):
         return Drawing(sampler=self)
 
     def default_block(self, batch_size: int) -> int:
-        """K where nobody asks for another: of a sixteenth of the data, and 32 batches at most."""
+        """K where nobody asks for another: of an eighth of the data, and 32 batches at most."""
         of_data = int(_OF_THE_DATA * self.num_examples) // self.row_size(batch_size)
         return max(1, min(of_data, _LARGEST_BLOCK, self.largest_block(batch_size)))
 

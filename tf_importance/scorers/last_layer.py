@@ -74,15 +74,20 @@ def _of_output(net, preactivation, delta, weights) -> GradientSquares:
     delta = of_examples(delta, weights)
     weighted = delta * (weights / tf.cast(tf.size(weights), tf.float32))[:, tf.newaxis]
     delta_squares = tf.reduce_sum(delta**2, axis=1)
-    bias = tf.reduce_sum(tf.reduce_sum(weighted, axis=0) ** 2)
     dense = seen_dense(preactivation)
     if dense is None:
-        return GradientSquares(delta_squares, bias)
+        return GradientSquares(delta_squares, tf.reduce_sum(tf.reduce_sum(weighted, axis=0) ** 2))
     inputs = tf.cast(dense.inputs, tf.float32)
-    kernel = tf.linalg.matmul(inputs, weighted, transpose_a=True) + _penalty_gradient(net, dense)
-    one = 1.0 if dense.has_bias else 0.0
-    per_example = delta_squares * (tf.reduce_sum(inputs**2, axis=1) + one)
-    return GradientSquares(per_example, tf.reduce_sum(kernel**2) + one * bias)
+    # A bias is the weight of one more input, which is 1.
+    more = [[0, 0], [0, 1]] if dense.has_bias else None
+    if more is not None:
+        inputs = tf.pad(inputs, more, constant_values=1.0)
+    gradient = tf.linalg.matmul(inputs, weighted, transpose_a=True)
+    penalty = _penalty_gradient(net, dense)
+    if penalty is not None:
+        gradient += penalty if more is None else tf.pad(penalty, more[::-1])
+    per_example = delta_squares * tf.reduce_sum(inputs**2, axis=1)
+    return GradientSquares(per_example, tf.reduce_sum(gradient**2))
 
 
 def seen_dense(preactivation: tf.Tensor) -> Dense | None:
@@ -112,11 +117,11 @@ def _source(tensor: tf.Tensor) -> tf.Operation:
     return operation
 
 
-def _penalty_gradient(net, dense: Dense) -> tf.Tensor | float:
-    """The gradient of the kernel's own regularizer; 0 where it has none."""
+def _penalty_gradient(net, dense: Dense) -> tf.Tensor | None:
+    """The gradient of the kernel's own regularizer; None where it has none."""
     regularizer = _regularizer(net, dense.kernel)
     if regularizer is None:
-        return 0.0
+        return None
     kernel = tf.cast(dense.kernel, tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(kernel)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -71,6 +71,7 @@ class Gain(Switch):
             raise ValueError(f"hysteresis must be positive; got {hysteresis}.")
         self._hysteresis = hysteresis
         self._opened_for: tuple[weakref.ref, int, tuple[Plan, ...]] | None = None
+        self._weighing: Callable[[], Callable[[], tf.Tensor]] | None = None
         self.plan = tf.Variable(0, trainable=False, name="plan")
         self.gain = tf.Variable(1.0, trainable=False, name="gain")
         self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
@@ -82,7 +83,7 @@ class Gain(Switch):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: all but the model, since it may serve another one."""
-        return {**self.__dict__, "_opened_for": None}
+        return {**self.__dict__, "_opened_for": None, "_weighing": None}
 
     def open(self, setting: Setting) -> None:
         # Not its id, which another model may have once this one is gone.
@@ -94,6 +95,9 @@ class Gain(Switch):
                 f"{key[1:]}."
             )
         self._opened_for = key
+        weighing = tf.function(lambda: self._weigh(setting), autograph=False)
+        # Of a function: a tf.Module takes what it holds for a part of its checkpoints.
+        self._weighing = lambda: weighing
         if self._by_hand is None and self.costs is None:
             self.costs = costs.StepCosts(setting.plans, setting.group_size)
 
@@ -102,8 +106,15 @@ class Gain(Switch):
         if self.costs is not None:
             self.costs.asked(tf.timestamp())
         due = tf.equal(number % setting.weighed_every, 0)
-        tf.cond(due, lambda: self._weigh(setting), lambda: None)
-        best = tf.convert_to_tensor(self.plan)
+        # By Python, which calls a compiled function: as a part of the pipeline its graph would be
+        # optimized anew for each iterator, for as long as a dozen steps take.
+        weighed = tf.cond(
+            due,
+            lambda: tf.py_function(self._weighing(), [], tf.bool),
+            lambda: tf.constant(False),
+        )
+        with tf.control_dependencies([weighed]):
+            best = tf.identity(self.plan)
         if self.costs is None:
             return best
         plan = self._probed(setting, number, best)
@@ -116,8 +127,8 @@ class Gain(Switch):
         gain = tf.where(tf.equal(plan, self.plan), self.gain, 1.0)
         return plan, tf.where(plan > 0, gain, 1.0)
 
-    def _weigh(self, setting: Setting) -> None:
-        """Take the fastest plan by gain and cost as they are now."""
+    def _weigh(self, setting: Setting) -> tf.Tensor:
+        """Take the fastest plan by gain and cost as they are now; True."""
         current = tf.convert_to_tensor(self.plan)
         gains = setting.gains(current)
         speeds = gains / self._seconds(setting)
@@ -127,6 +138,7 @@ class Gain(Switch):
         self.plan.assign(best)
         self.gain.assign(tf.gather(gains, best))
         self.speedup.assign(tf.where(speeds[0] > 0, tf.gather(speeds, best) / speeds[0], 1.0))
+        return tf.constant(True)
 
     def hold(self, plan: int, groups: int) -> None:
         """Try a plan out for the next groups, whatever is predicted of it."""
