@@ -84,13 +84,13 @@ class Meter(tf.Module):
     def measure(
         self,
         number: tf.Tensor,
-        importance: tf.Tensor,
+        drawn: tf.Tensor,
         moments: Callable[[Callable[[tf.Tensor], tf.Tensor]], gain.Moments],
     ) -> None:
         """Take up a step's batch, where it is due; one that is not finite is left out.
 
         Args:
-            number: of the step. importance: [b] weights of sampling.
+            number: of the step. drawn: whether the batch is no uniform one, scalar bool.
             moments: of the batch, by a function from weighted scores [b] to mean(Ĝ) over the latest
                 steps, this one included.
         """
@@ -104,9 +104,7 @@ class Meter(tf.Module):
             known = tf.reduce_all(tf.math.is_finite(newest))
             return tf.where(known, state + _SMOOTHING * (newest - state), state)
 
-        self.averages.assign(
-            tf.cond(due | tf.reduce_any(importance != 1.0), updated, lambda: state)
-        )
+        self.averages.assign(tf.cond(due | drawn, updated, lambda: state))
 
     def _mean_score(self, before: Averages, weighted_scores: tf.Tensor) -> tf.Tensor:
         score = before.score / (1 + self.sampling.smoothing)

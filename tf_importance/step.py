@@ -143,9 +143,9 @@ class Step:
             batch, self.presample = drawn()
         else:
             batch, self.presample = tf.cond(self.is_group, drawn, as_it_is)
-        batch = tf.nest.map_structure(
-            lambda part: tf.ensure_shape(part, [way.batch_size, *part.shape[1:]]), batch
-        )
+        for part in tf.nest.flatten(batch):
+            # What is known of both ways costs the step nothing.
+            part.set_shape([way.batch_size, *part.shape[1:]])
         inputs, of_batch = batch.inputs
         of_batch = {**of_batch, "weight": batch.weights}
         if "importance" in told:
@@ -334,7 +334,8 @@ class Step:
                 memory,
             )
 
-        meter.measure(self.model.optimizer.iterations, importance, moments)
+        drawn = tf.reduce_any(importance != 1.0) if self.is_group is None else self.is_group
+        meter.measure(self.model.optimizer.iterations, drawn, moments)
 
     def _logs(self, tau: tf.Tensor, monitors: Monitors) -> dict[str, tf.Tensor]:
         # The pipeline counts a batch before it hands it over: read the counts after that.

@@ -123,6 +123,7 @@ def importance_sample(
         systematic=resample is proposals.systematic,
         meter=meter,
         weighed_every=max(1, _WEIGHED_EVERY * batch_size // menu.group_size),
+        in_pipeline=True,
     )
     switch.open(setting)
     fresh.check(model.scorer if scorer is None else scorer, jit_compile)
@@ -260,17 +261,17 @@ class _Groups:
     def _stack(self, group: fresh.Group, plan, gain_ratio, seed, turn):
         _, *choices = self._setting.plans
 
-        def drawn(choice: plans.Plan, full: fresh.Group):
-            if self._in_step:
-                return self._handed_over(full, choice, gain_ratio, seed)
-            return self._scored(full, choice, gain_ratio, seed, turn)
-
         def of_choice(full: fresh.Group):
-            ways = [lambda choice=choice: drawn(choice, full) for choice in choices]
+            ways = [
+                lambda choice=choice: self._scored(full, choice, gain_ratio, seed, turn)
+                for choice in choices
+            ]
             return tf.switch_case(plan - 1, ways) if len(ways) > 1 else ways[0]()
 
         def of_full():
             full = fresh.of_static_size(group, self._setting.group_size)
+            if self._in_step:
+                return self._handed_over(full, plan, gain_ratio, seed)
             return tf.cond(
                 plan > 0, lambda: of_choice(full), lambda: self._whole(full, gain_ratio, seed)
             )
@@ -294,11 +295,14 @@ class _Groups:
         self._model.count(uniform=float(batches.importance.shape[0]))
         return self._emitted(batches, gain_ratio, seed)
 
-    def _handed_over(self, group: fresh.Group, choice: plans.Plan, gain_ratio, seed):
-        """Pre-samples for the steps, which score and draw."""
-        presamples = fresh.whole(group, choice.presample_size)
-        self._model.count(drawn=float(presamples.importance.shape[0]))
-        return self._emitted(presamples, gain_ratio, seed)
+    def _handed_over(self, group: fresh.Group, plan: tf.Tensor, gain_ratio, seed):
+        """Batches for the steps, or pre-samples which they score and draw from: alike, but in size."""
+        sizes = [choice.presample_size or choice.batch_size for choice in self._setting.plans]
+        parts = fresh.whole(group, tf.gather(sizes, plan))
+        count = tf.cast(tf.shape(parts.importance)[0], tf.float32)
+        drawn = tf.where(plan > 0, count, 0.0)
+        self._model.count(drawn=drawn, uniform=count - drawn)
+        return self._emitted(parts, gain_ratio, seed)
 
     def _scored(self, group: fresh.Group, choice: plans.Plan, gain_ratio, seed, turn):
         size, way = choice.presample_size, self._ways[choice.presample_size]

@@ -22,6 +22,7 @@ class Setting(NamedTuple):
         systematic: whether draws are systematic; else they are taken to be independent.
         meter: of the gain, None where nobody asks for it.
         weighed_every: groups from one weighing of gain and cost to the next.
+        in_pipeline: whether the graph that asks is a pipeline's own.
     """
 
     model: Any
@@ -30,6 +31,7 @@ class Setting(NamedTuple):
     systematic: bool
     meter: Meter | None = None
     weighed_every: int = 1
+    in_pipeline: bool = False
 
     @property
     def batch_size(self) -> int:

@@ -103,29 +103,32 @@ class Gain(Switch):
 
     def choose(self, setting: Setting) -> tf.Tensor:
         number = self.presamples.assign_add(1) - 1
-        if self.costs is not None:
-            self.costs.asked(tf.timestamp())
         due = tf.equal(number % setting.weighed_every, 0)
-        # By Python, which calls a compiled function: as a part of the pipeline its graph would be
-        # optimized anew for each iterator, for as long as a dozen steps take.
-        weighed = tf.cond(
-            due,
-            lambda: tf.py_function(self._weighing(), [], tf.bool),
-            lambda: tf.constant(False),
-        )
-        with tf.control_dependencies([weighed]):
+
+        def weighed() -> tf.Tensor:
+            if not setting.in_pipeline:
+                return self._weigh(setting)
+            # By Python, which calls a compiled function: as a part of the pipeline its graph would
+            # be optimized anew for each iterator, for as long as a dozen steps take.
+            return tf.py_function(self._weighing(), [], tf.bool)
+
+        # TensorFlow does not see what Python writes.
+        with tf.control_dependencies([tf.cond(due, weighed, lambda: tf.constant(False))]):
             best = tf.identity(self.plan)
         if self.costs is None:
             return best
+        with tf.control_dependencies([best]):
+            self.costs.asked(tf.timestamp())
         plan = self._probed(setting, number, best)
         self.costs.chosen(plan)
         return plan
 
     def decided(self, setting: Setting) -> tuple[tf.Tensor, tf.Tensor]:
         plan = self.choose(setting)
+        with tf.control_dependencies([plan]):
+            in_force, gain = tf.identity(self.plan), tf.identity(self.gain)
         # While another plan is timed there is none but 1 that is known to be safe.
-        gain = tf.where(tf.equal(plan, self.plan), self.gain, 1.0)
-        return plan, tf.where(plan > 0, gain, 1.0)
+        return plan, tf.where(tf.equal(plan, in_force) & (plan > 0), gain, 1.0)
 
     def _weigh(self, setting: Setting) -> tf.Tensor:
         """Take the fastest plan by gain and cost as they are now; True."""
