@@ -11,6 +11,8 @@ In one process and interleaved, b = 128 from n = 10⁴ … 10⁷ examples in mem
 (d) overhead: a step of fit on batches that RAIS draws / on batches that `Uniform` draws, and on
     batches of an ordinary dataset, c and d being trained meanwhile; on the smallest CNN of
     `benchmarks.step_cost` and on the trainers' small one.
+(e) speed: steps a second of CPU time of `fit(x, y)` under a sampler over plain Keras's, on 10⁶ rows
+    of 20 numbers, an MLP of two layers.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -41,11 +44,26 @@ flags.DEFINE_integer("rounds", 7, "Rounds; each times every variant once.")
 flags.DEFINE_integer("calls", 50, "Draws and updates of one timing.")
 flags.DEFINE_integer("steps", 160, "Training steps of one timing of (d).")
 flags.DEFINE_integer("examples", 20_000, "Training examples of (d).")
+flags.DEFINE_integer("rows", 1_000_000, "Training examples of (e); 0 leaves it out.")
 flags.DEFINE_list("nets", ["smallest_cnn", "cnn"], "Nets of (d).")
 flags.DEFINE_string("out", "runs/benchmarks/samplers.json", "Where the result goes.")
 
 
-def ours(sampler: tfi.samplers.Sampler) -> Callable[[], object]:
+class Variant(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        call: draws, and takes up what was seen of the examples.
+        examples: of a call.
+        bytes: of a sampler's state, for each example of the data; None for others.
+    """
+
+    call: Callable[[], object]
+    examples: int
+    bytes: float | None = None
+
+
+def ours(sampler: tfi.samplers.Sampler) -> Variant:
     """A block that is planned, and what its steps saw that is learned, as one graph."""
     b = FLAGS.batch_size
     block = sampler.default_block(b)
@@ -58,19 +76,15 @@ def ours(sampler: tfi.samplers.Sampler) -> Callable[[], object]:
         sampler.learn(draws, seen)
         return draws.weights
 
-    EXAMPLES[sampler.num_examples, type(sampler).__name__.lower()] = block * b
-    BYTES[type(sampler).__name__.lower()] = (
-        sum(v.dtype.size * v.shape.num_elements() for v in sampler.variables) / sampler.num_examples
-    )
-    return plan_and_learn
+    state = sum(v.dtype.size * v.shape.num_elements() for v in sampler.variables)
+    return Variant(plan_and_learn, block * b, state / sampler.num_examples)
 
 
-def proportional(n: int) -> Callable[[], object]:
-    sampler = tfi.samplers.Proportional(n)
-    return ours(sampler)
+def proportional(n: int) -> Variant:
+    return ours(tfi.samplers.Proportional(n))
 
 
-def rais(n: int) -> Callable[[], object]:
+def rais(n: int) -> Variant:
     sampler = tfi.samplers.RAIS(n)
     # As after the training of c and d: the tree is full, and drawn from.
     rng = np.random.default_rng(0)
@@ -80,7 +94,7 @@ def rais(n: int) -> Callable[[], object]:
     return ours(sampler)
 
 
-def numpy_choice(n: int) -> Callable[[], object]:
+def numpy_choice(n: int) -> Variant:
     rng = np.random.default_rng(0)
     priorities = rng.random(n)
     b = FLAGS.batch_size
@@ -91,10 +105,10 @@ def numpy_choice(n: int) -> Callable[[], object]:
         priorities[indices] = rng.random(b)
         return 1 / (n * p[indices])
 
-    return draw_and_update
+    return Variant(draw_and_update, b)
 
 
-def cpprb(n: int) -> Callable[[], object] | None:
+def cpprb(n: int) -> Variant | None:
     if importlib.util.find_spec("cpprb") is None:
         return None
     module = importlib.import_module("cpprb")
@@ -110,10 +124,10 @@ def cpprb(n: int) -> Callable[[], object] | None:
         buffer.update_priorities(sample["indexes"], rng.random(b))
         return sample["weights"]
 
-    return draw_and_update
+    return Variant(draw_and_update, b)
 
 
-def reverb(n: int) -> Callable[[], object] | None:
+def reverb(n: int) -> Variant | None:
     if n > 1_000_000 or importlib.util.find_spec("reverb") is None:
         return None
     module = importlib.import_module("reverb")
@@ -131,12 +145,8 @@ def reverb(n: int) -> Callable[[], object] | None:
         client.mutate_priorities("t", {key: float(rng.random()) for key in keys})
         return server
 
-    return draw_and_update
+    return Variant(draw_and_update, b)
 
-
-# Of one call, where it is not b; and of a sampler's state, for each example of the largest n.
-EXAMPLES: dict[tuple[int, str], int] = {}
-BYTES: dict[str, float] = {}
 
 SAMPLERS = {
     "proportional": proportional,
@@ -150,18 +160,20 @@ SAMPLERS = {
 def costs() -> dict:
     """(a) and (b)."""
     seconds: dict[str, dict[int, float]] = {name: {} for name in SAMPLERS}
+    state: dict[str, float | None] = {}
     for size in map(int, FLAGS.sizes):
         print(f"== n = {size}")
         made = {name: make(size) for name, make in SAMPLERS.items()}
+        made = {name: one for name, one in made.items() if one is not None}
         variants = {
-            name: lambda call=call: measure.call_seconds(call, FLAGS.calls)
-            for name, call in made.items()
-            if call is not None
+            name: lambda call=one.call: measure.call_seconds(call, FLAGS.calls)
+            for name, one in made.items()
         }
         rounds = measure.interleaved(variants, FLAGS.rounds, print)
         for name in variants:
-            examples = EXAMPLES.get((size, name), FLAGS.batch_size)
-            seconds[name][size] = statistics.median(one[name] for one in rounds) / examples
+            middle = statistics.median(one[name] for one in rounds)
+            seconds[name][size] = middle / made[name].examples
+            state[name] = made[name].bytes
     return {
         name: {
             "microseconds_per_example": {
@@ -169,7 +181,7 @@ def costs() -> dict:
             },
             "growth": round(found[max(found)] / found[min(found)], 3),
             "growth_exponent": _exponent(found),
-            "bytes_per_example": round(BYTES[name], 1) if name in BYTES else None,
+            "bytes_per_example": state[name] and round(state[name], 1),
             "speedup_over_numpy": {
                 size: round(seconds["numpy_choice"][size] / value, 2)
                 for size, value in found.items()
@@ -260,6 +272,48 @@ def overhead(net: str) -> dict:
     }
 
 
+def speed() -> dict:
+    """(e)"""
+    print(f"== {FLAGS.rows} rows")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(FLAGS.rows, 20)).astype(np.float32)
+    y = (x[:, :5].sum(axis=1) > 0).astype(np.int32)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def fitted(sampler: tfi.samplers.Sampler | None) -> Callable[[], float]:
+        layers = keras.layers
+        model = keras.Sequential(
+            [keras.Input((20,)), layers.Dense(256, "relu"), layers.Dense(256, "relu")]
+        )
+        model.add(layers.Dense(2))
+        batches = {"x": x, "y": y, "batch_size": FLAGS.batch_size}
+        if sampler is not None:
+            model = tfi.ISModel(model)
+            model.compile(keras.optimizers.SGD(1e-2), loss, sampler=sampler)
+            batches = {"x": tfi.history_sample((x, y), sampler, FLAGS.batch_size).repeat()}
+        else:
+            model.compile(keras.optimizers.SGD(1e-2), loss)
+        model.fit(**batches, steps_per_epoch=FLAGS.steps, verbose=0)
+
+        def seconds() -> float:
+            start = time.process_time()
+            model.fit(**batches, steps_per_epoch=10 * FLAGS.steps, verbose=0)
+            return time.process_time() - start
+
+        return seconds
+
+    variants = {
+        "rais": fitted(tfi.samplers.RAIS()),
+        "proportional": fitted(tfi.samplers.Proportional()),
+        "keras": fitted(None),
+    }
+    rounds = measure.interleaved(variants, FLAGS.rounds, print)
+    return {
+        name: measure.summary([one["keras"] / one[name] for one in rounds])
+        for name in ("rais", "proportional")
+    }
+
+
 def main(_) -> None:
     command.shorten(
         sizes=["1000"],
@@ -268,11 +322,14 @@ def main(_) -> None:
         steps=3,
         examples=1000,
         nets=["smallest_cnn"],
+        rows=1000,
     )
     result: dict = {"batch_size": FLAGS.batch_size}
     if FLAGS.sizes:
         result |= {"plan_and_learn": costs(), "training_of_c_and_d": trainings()}
     result["overhead"] = {net: overhead(net) for net in FLAGS.nets}
+    if FLAGS.rows:
+        result["speed_over_keras"] = speed()
     print(result)
     measure.write(FLAGS.out, result)
     print(f"written to {FLAGS.out}")

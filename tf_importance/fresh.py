@@ -46,9 +46,12 @@ def group_of(elements: tuple) -> Group:
 
 def of_static_size(group: Group, size: int) -> Group:
     """The same with its number of examples written down."""
-    return tf.nest.map_structure(
-        lambda part: tf.ensure_shape(part, [size, *part.shape[1:]]), group
-    )
+
+    def sized(part: tf.Tensor) -> tf.Tensor:
+        known = part.shape[0] == size
+        return part if known else tf.ensure_shape(part, [size, *part.shape[1:]])
+
+    return tf.nest.map_structure(sized, group)
 
 
 def whole(group: Group, batch_size: int) -> Group:

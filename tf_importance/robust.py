@@ -177,8 +177,8 @@ def derivatives(parameters: np.ndarray, data: TrainingSet) -> tuple[np.ndarray, 
     residuals, uncertainties = _against(c, d, data)
     shares = residuals / uncertainties
     weights = data.weights / len(data.norms)
-    pulls = np.stack([2 * weights * shares, weights * shares * shares])
-    by_c, pulled = np.einsum("pj,jk->pk", pulls, data.features)
+    pulls = weights * shares
+    by_c, pulled = np.einsum("pj,jk->pk", np.stack([2 * pulls, pulls * shares]), data.features)
     # In one float32 product: its rounding changes the way and not the goal.
     roots = np.sqrt(2 * weights / uncertainties)
     scales = np.stack([roots, -shares * roots]).astype(np.float32)

@@ -142,7 +142,9 @@ class Step:
             self.is_group = tf.constant(True)
             batch, self.presample = drawn()
         else:
-            batch, self.presample = tf.cond(self.is_group, drawn, as_it_is)
+            batch, self.presample = tf.cond(
+                self.is_group, lambda: compat.apart(drawn), as_it_is
+            )
         for part in tf.nest.flatten(batch):
             # What is known of both ways costs the step nothing.
             part.set_shape([way.batch_size, *part.shape[1:]])

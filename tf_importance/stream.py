@@ -193,11 +193,9 @@ class _Groups:
             # Nothing is decided, so that a group need not be larger than a batch.
             plain = dataset.batch(self._setting.batch_size)
             return plain.map(_as_it_stands(self._uniform))
-        seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
-        # XLA draws by 32-bit seeds only.
-        seeds = seeds.map(lambda pair: tf.bitcast(tf.cast(pair, tf.uint32), tf.int32))
+        numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
         groups = dataset.batch(self._setting.group_size, drop_remainder=not self._ends)
-        together = tf.data.Dataset.zip((groups, seeds))
+        together = tf.data.Dataset.zip((groups, numbers))
         if seed is None:
             # The next group is read while the batches of the last one are trained on.
             together = together.prefetch(1)
@@ -229,12 +227,13 @@ class _Groups:
         size = self._setting.group_size
         return [size // (choice.presample_size or size) for choice in self._setting.plans]
 
-    def _at_once(self, elements, seed):
+    def _at_once(self, elements, number):
         group, plan, gain_ratio = self._decided(elements)
-        return self._stack(group, plan, gain_ratio, seed, 0)
+        return self._stack(group, plan, gain_ratio, _seed_of(number), 0)
 
-    def _one_after_another(self, elements, seed) -> tf.data.Dataset:
+    def _one_after_another(self, elements, number) -> tf.data.Dataset:
         group, plan, gain_ratio = self._decided(elements)
+        seed = _seed_of(number)
         # A short group has no plan, and leaves at once.
         count = tf.gather([1, *self._turns()], plan + 1)
         return tf.data.Dataset.range(tf.cast(count, tf.int64)).map(
@@ -281,9 +280,9 @@ class _Groups:
         else:
             stacked = of_full()
         size = None if self._in_step else self._setting.batch_size
-        return tf.nest.map_structure(
-            lambda part: tf.ensure_shape(part, [None, size, *part.shape[2:]]), stacked
-        )
+        for part in tf.nest.flatten(stacked):
+            part.set_shape([None, size, *part.shape[2:]])
+        return stacked
 
     def _short(self, group: fresh.Group, seed):
         batch_size = self._setting.batch_size
@@ -296,7 +295,7 @@ class _Groups:
         return self._emitted(batches, gain_ratio, seed)
 
     def _handed_over(self, group: fresh.Group, plan: tf.Tensor, gain_ratio, seed):
-        """Batches for the steps, or pre-samples which they score and draw from: alike, but in size."""
+        """For the steps: batches, or pre-samples that they draw from; they differ in size alone."""
         sizes = [choice.presample_size or choice.batch_size for choice in self._setting.plans]
         parts = fresh.whole(group, tf.gather(sizes, plan))
         count = tf.cast(tf.shape(parts.importance)[0], tf.float32)
@@ -344,6 +343,12 @@ class _Groups:
             seeds = seed + tf.stack([numbers, tf.zeros_like(numbers)], axis=1)
             told["seed"] = tf.tile(seeds[:, tf.newaxis], [1, shape[1], 1])
         return group.inputs, group.labels, told if len(told) > 1 else group.weights
+
+
+def _seed_of(number: tf.Tensor) -> tf.Tensor:
+    """[2] for the draws from a group, of its random number in 32 bits; XLA draws by no others."""
+    seed = tf.bitcast(tf.cast(number, tf.uint32), tf.int32)
+    return tf.stack([seed, tf.zeros_like(seed)])
 
 
 def _as_it_stands(function: Callable) -> Callable:

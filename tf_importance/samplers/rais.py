@@ -301,7 +301,8 @@ class RAIS(Sampler):
         if trained is not None:
             self.uncertainty_set.assign(trained.c_and_d)
             self.tree.assign(trained.levels)
-            visited = tf.constant(self.recent.indices_since(int(self.training_visits.numpy())))
+            visited = self.recent.indices_since(int(self.training_visits.numpy()))
+            visited = tf.constant(np.unique(visited))
             self.tree.update(visited, self._leaves(visited, trained.c_and_d))
         self.training_visits.assign(-1)
 
