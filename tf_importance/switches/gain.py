@@ -108,6 +108,7 @@ class Gain(Switch):
         def weighed() -> tf.Tensor:
             if not setting.in_pipeline:
                 return self._weigh(setting)
+            assert self._weighing is not None, "open comes first"
             # By Python, which calls a compiled function: as a part of the pipeline its graph would
             # be optimized anew for each iterator, for as long as a dozen steps take.
             return tf.py_function(self._weighing(), [], tf.bool)
