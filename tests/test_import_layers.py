@@ -11,6 +11,7 @@ from tests import imports
 ROOMS = (
     "arguments",
     "compat",
+    "schedules",
     "draws",
     "journal",
     "marks",
@@ -77,7 +78,6 @@ ROOMS = (
     "fitting",
     "step",
     "model",
-    "schedules",
     "variance_reduced.base",
     "variance_reduced.svrg",
     "variance_reduced",

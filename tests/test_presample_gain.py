@@ -30,7 +30,7 @@ def as_moments(exact: reference.Moments, rounding=()) -> gain.Moments:
 
 def drawn_of(scores, batch_size: int, draws: int, resample, seed) -> tfi.proposals.Draw:
     """Batches by scores [B]: positions and weights, [R, b] each."""
-    way = fresh.Fresh(None, 0.0, resample, batch_size)
+    way = fresh.Way(None, 0.0, resample, batch_size)
     return way.positions(tfi.proposals.normalize(scores), seed, draws)
 
 

@@ -67,25 +67,6 @@ def learning_rate(optimizer):
     return getattr(optimizer, name, None)
 
 
-def following_schedule(optimizer):
-    """The learning rate of an optimizer where it follows the gain (`tfi.schedules`), else None.
-
-    Raises:
-        ValueError: the optimizer makes one step of several.
-    """
-    schedule = learning_rate(optimizer)
-    if not hasattr(schedule, "advance"):
-        return None
-    accumulated = getattr(optimizer, "gradient_accumulation_steps", None) or 1
-    if accumulated > 1:
-        raise ValueError(
-            "a learning rate that follows the gain moves on with every step, and this "
-            f"optimizer makes one of {accumulated}; leave out gradient_accumulation_steps."
-        )
-    schedule.suit(optimizer)
-    return schedule
-
-
 def layers_named(*names: str) -> list[type]:
     """Keras's layers of these names, those that this version has."""
     return [getattr(keras.layers, name) for name in names if hasattr(keras.layers, name)]

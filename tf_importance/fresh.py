@@ -102,7 +102,7 @@ class Scored(NamedTuple):
     usable: tf.Tensor
 
 
-class Fresh(NamedTuple):
+class Way(NamedTuple):
     """How batches are drawn by fresh scores (Katharopoulos & Fleuret 2018, lines 6–9).
 
     Attributes:

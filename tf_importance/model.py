@@ -24,6 +24,7 @@ from tf_importance import (
     marks,
     processes,
     samplers,
+    schedules,
     scorers,
 )
 from tf_importance import step as steps
@@ -173,7 +174,7 @@ class ISModel(keras.Model):
         if sampler is not None:
             sampler.bind(self)
         compat.track(self, "sampler", sampler)
-        compat.track(self, "schedule", compat.following_schedule(self.optimizer))
+        compat.track(self, "schedule", schedules.followed_by(self.optimizer))
 
     def compile_from_config(self, config) -> None:
         """Compile as a saved model was; Keras does so only for its own `compile`."""

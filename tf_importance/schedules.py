@@ -138,6 +138,25 @@ _NORMALIZING = frozenset(
 )
 
 
+def followed_by(optimizer):
+    """The learning rate of an optimizer where it follows the gain, else None.
+
+    Raises:
+        ValueError: the optimizer makes one step of several.
+    """
+    schedule = compat.learning_rate(optimizer)
+    if not hasattr(schedule, "advance"):
+        return None
+    accumulated = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+    if accumulated > 1:
+        raise ValueError(
+            "a learning rate that follows the gain moves on with every step, and this "
+            f"optimizer makes one of {accumulated}; leave out gradient_accumulation_steps."
+        )
+    schedule.suit(optimizer)
+    return schedule
+
+
 def _normalizes(optimizer) -> bool:
     """Whether an optimizer, or the one that it wraps, divides by the size of its gradients."""
     kinds = type(compat.innermost(optimizer)).__mro__

@@ -30,7 +30,7 @@ from tf_importance import (
     variance,
 )
 from tf_importance.scorers import base, forward, last_layer
-from tf_importance.scorers.upper_bound import of_a_pass
+from tf_importance.scorers.upper_bound import of_a_pass, upper_bound
 
 _current: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
 
@@ -287,6 +287,8 @@ class Step:
             scores, sizes = scores * tf.cast(sizes, scores.dtype), None
         estimate = variance.estimated_batch_increase(scores, sizes, self.mean_weight)
         # Of scores that are all 0, or one of which is not finite, it is not finite.
+        if of_a_pass(self.model.scorer) is upper_bound:
+            return estimate  # Norms are not negative.
         return tf.where(tf.reduce_min(scores) >= 0, estimate, float("nan"))
 
     def _updated(

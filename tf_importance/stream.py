@@ -131,8 +131,8 @@ def importance_sample(
     in_step = _in_step(score_in, menu, model, with_gain) and switch.may_draw
     _warn(model, switch, seed)
 
-    def way(score: Callable) -> fresh.Fresh:
-        return fresh.Fresh(score, smoothing, resample, setting.batch_size)
+    def way(score: Callable) -> fresh.Way:
+        return fresh.Way(score, smoothing, resample, setting.batch_size)
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
         spec = element_specs.checked(model, dataset)
@@ -171,7 +171,7 @@ class _Groups:
         self,
         setting: switches.Setting,
         switch: switches.Switch,
-        ways: dict[int, fresh.Fresh],
+        ways: dict[int, fresh.Way],
         drawing: marks.Drawing,
     ) -> None:
         self._setting, self._switch, self._ways = setting, switch, ways

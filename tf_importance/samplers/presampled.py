@@ -67,8 +67,8 @@ class Fresh(Over):
             row_size=self.row_size(batch_size),
         )
 
-    def way(self, model, batch_size: int) -> fresh.Fresh:
+    def way(self, model, batch_size: int) -> fresh.Way:
         """How the step draws b from a pre-sample."""
         scorer = self.scorer()
         score = fresh.Score(model.scorer if scorer is None else scorer, model)
-        return fresh.Fresh(score, self.smoothing, self.resample, batch_size)
+        return fresh.Way(score, self.smoothing, self.resample, batch_size)
