@@ -15,6 +15,7 @@ ROOMS = (
     "draws",
     "journal",
     "marks",
+    "datasets",
     "proposals",
     "variance",
     "gain",

@@ -42,7 +42,7 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
             if sampler.follows_training:
                 given["callbacks"] = samplers.with_maintenance(given["callbacks"], sampler)
         _refuse_class_weight(given)
-        with model.fitting(drawing, given["class_weight"] is not None):
+        with model.datasets.fitting(drawing, given["class_weight"] is not None):
             if processes.are_several(model.distribute_strategy):
                 return _in_several_processes(model, given)
             return _in_epochs(model, keras_fit, given, drawing is not None)
@@ -62,7 +62,7 @@ def _drawing(model, x: Any) -> marks.Drawing | None:
     """
     if not isinstance(x, tf.data.Dataset):
         # A strategy's own dataset does not say what it is made of.
-        return model.expected if hasattr(x, "element_spec") else None
+        return model.datasets.expected[0] if hasattr(x, "element_spec") else None
     drawing = marks.found(x)
     if drawing is None or drawing.model is None:
         return drawing

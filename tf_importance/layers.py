@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import keras
@@ -209,6 +210,20 @@ def ordinary_batch_normalizations(net: keras.layers.Layer) -> list[keras.layers.
         and not isinstance(layer, BatchNormalization)
         and layer.trainable
     ]
+
+
+def warned_of_ordinary(net: keras.Model) -> bool:
+    """Warn of a net's ordinary batch normalization; whether there was any."""
+    found = ordinary_batch_normalizations(net)
+    if found:
+        names = ", ".join(layer.name for layer in found)
+        warnings.warn(
+            f"net {net.name!r} has ordinary batch normalization ({names}), which would learn the "
+            "statistics of the drawn examples instead of the data's. Convert it first, weights "
+            "kept: tfi.layers.weight_batch_normalization(net).",
+            stacklevel=4,
+        )
+    return bool(found)
 
 
 def weight_batch_normalization(net: keras.Model) -> keras.Model:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import inspect
-import warnings
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,12 +12,12 @@ import tensorflow as tf
 
 from tf_importance import (
     compat,
+    datasets,
     draws,
     fitting,
     gain,
     layers,
     losses,
-    marks,
     processes,
     samplers,
     schedules,
@@ -92,6 +88,7 @@ class ISModel(keras.Model):
         tau_decay: a in [0, 1), the decay of τ's average (a_τ in Algorithm 1).
     Attributes:
         tau: variable, the bias-corrected τ; 0 before the first step.
+        datasets: those that were made for it, and which of them its steps are on.
         sampler: the one it is compiled with, or None.
         schedule: its learning rate, where that follows the gain; else None.
     Raises:
@@ -130,16 +127,12 @@ class ISModel(keras.Model):
         # Batches that left a pipeline: drawn, uniform; and fallbacks.
         self.counts = self._state("counts", [3])
         self.monitors = self._state("monitors", [5], steps.Monitors(0.0, 0.0, 0.0, 0.0, memory=1.0))
-        self._warned = False
-        # How the batches of the coming steps are drawn, and whether Keras weights their classes;
-        # whether `fit` has said so; and how the datasets that there are would have it.
-        compat.untracked(self, "_expected", (None, False))
-        compat.untracked(self, "_in_fit", False)
-        compat.untracked(self, "_drawings", weakref.WeakValueDictionary())
+        compat.untracked(self, "datasets", datasets.Datasets(self))
         compat.untracked(self, "_meters", {})
         for name in ("sampler", "schedule"):
             compat.track(self, name, None)
-        self._warn_of_batch_normalization()
+        compat.untracked(self, "_warned", False)
+        self.warn_of_batch_normalization()
 
     def _state(self, name: str, shape: list[int], initial: float | tuple = 0.0):
         return self.add_weight(
@@ -196,8 +189,7 @@ class ISModel(keras.Model):
         return fitting.fit(self, super().fit, given)
 
     def make_train_function(self, force=False):
-        if not self._in_fit:
-            self._refuse_several()
+        self.datasets.refuse_several()
         if self.train_function is None or force:
             super().make_train_function(force)
             compat.make_train_function_direct(self)
@@ -209,9 +201,8 @@ class ISModel(keras.Model):
         Raises:
             ValueError: in a loop of one's own, where the model's datasets are drawn differently.
         """
-        if not self._in_fit:
-            self._refuse_several()
-        return steps.Step(self, data, *self._expected)(super().train_step)
+        self.datasets.refuse_several()
+        return steps.Step(self, data, *self.datasets.expected)(super().train_step)
 
     def test_step(self, data):
         """A Keras evaluation step; batches of `history_sample` count by their weights."""
@@ -250,63 +241,6 @@ class ISModel(keras.Model):
 
     # What datasets and samplers ask of it ---------------------------------------------------
 
-    def adopt(self, drawing: marks.Drawing) -> None:
-        """Know of a dataset that was made for this model; its steps are the next, unless in `fit`.
-
-        Args:
-            drawing: which lives as long as the dataset.
-        """
-        self._drawings[id(drawing)] = drawing
-        self._warn_of_batch_normalization()
-        if not self._in_fit:
-            self._expect(drawing, False)
-
-    @contextlib.contextmanager
-    def fitting(self, drawing: marks.Drawing | None, class_weighted: bool) -> Iterator[None]:
-        """Within this context all steps are on batches of one dataset.
-
-        Args:
-            drawing: None of a plain dataset.
-            class_weighted: whether Keras multiplies class weights into its weights.
-        """
-        self._expect(drawing, class_weighted)
-        compat.untracked(self, "_in_fit", True)
-        try:
-            yield
-        finally:
-            compat.untracked(self, "_in_fit", False)
-
-    @property
-    def expected(self) -> marks.Drawing | None:
-        """How the batches of the coming steps are drawn; None if they are plain."""
-        return self._expected[0]
-
-    def _expect(self, drawing: marks.Drawing | None, class_weighted: bool) -> None:
-        if (drawing, class_weighted) != self._expected:
-            compat.untracked(self, "_expected", (drawing, class_weighted))
-            self.train_function = None
-        for name in ("switch", "meter"):
-            if drawing is not None and getattr(drawing, name) is not None:
-                compat.track(self, name, getattr(drawing, name))
-
-    def _refuse_several(self) -> None:
-        """A batch (x, y, weight) does not say whose it is."""
-        if self._differ():
-            # Datasets that nobody has any more may wait for this.
-            gc.collect()
-        if self._differ():
-            raise ValueError(
-                f"model {self.name!r} has datasets that are drawn in different ways, and a batch "
-                "does not say from which it is. Train on them by fit, or keep one of them only."
-            )
-        for drawing in self._drawings.values():
-            self._expect(drawing, False)
-
-    def _differ(self) -> bool:
-        """Whether two of the datasets that there are are drawn in different ways."""
-        first, *others = [*self._drawings.values()] or [None]
-        return any(other != first for other in others)
-
     def meter_of(self, sampling: gain.Sampling) -> Meter:
         """What averages the moments of this model's gradients for a way of drawing."""
         if sampling not in self._meters:
@@ -321,6 +255,10 @@ class ISModel(keras.Model):
         """
         self.counts.assign_add(tf.stack([drawn, uniform, fallbacks]))
 
+    def warn_of_batch_normalization(self) -> None:
+        """Warn of ordinary layers once, as soon as the net has them."""
+        compat.untracked(self, "_warned", self._warned or layers.warned_of_ordinary(self.net))
+
     @property
     def follows_gain(self) -> bool:
         """Whether the learning rate is one that follows the gain (`tfi.schedules`)."""
@@ -329,19 +267,6 @@ class ISModel(keras.Model):
     def largest_gain(self) -> tf.Tensor:
         """The gain ratio that the learning rate can follow in the coming step."""
         return tf.constant(1e6) if self.schedule is None else self.schedule.largest_gain()
-
-    def _warn_of_batch_normalization(self) -> None:
-        found = layers.ordinary_batch_normalizations(self.net)
-        if found and not self._warned:
-            self._warned = True
-            names = ", ".join(layer.name for layer in found)
-            warnings.warn(
-                f"net {self.net.name!r} has ordinary batch normalization ({names}), which "
-                "would learn the statistics of the drawn examples instead of the data's. "
-                "Convert it first, weights kept: "
-                "tfi.layers.weight_batch_normalization(net).",
-                stacklevel=3,
-            )
 
     # Files --------------------------------------------------------------------------------
 

@@ -121,7 +121,7 @@ def history_sample(
             )
         _check_scorer(sampler, batch_size, drawing, gather, jit_compile)
     if drawing.model is not None:
-        drawing.model.adopt(drawing)
+        drawing.model.datasets.adopt(drawing)
     ahead = seed is None and sampler.may_draw_ahead
     planned = blocks.Blocks(
         sampler,

@@ -145,7 +145,7 @@ def importance_sample(
             meter=meter,
             fresh=way(score) if in_step else None,
         )
-        model.adopt(drawing)
+        model.datasets.adopt(drawing)
         # The step compiles the scorer itself; that it can be is found out here all the same.
         sizes = {setting.group_size} if in_step else setting.presample_sizes
         ways = {size: way(fresh.compiled(score, spec, size, jit_compile)) for size in sizes}
