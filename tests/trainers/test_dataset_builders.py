@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 from trainers import datasets
-from trainers.datasets import augmented, digits, mit67
+from trainers.datasets import augmented, digits, mit67, preparation
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -106,6 +106,19 @@ def test_augmented_copies_differ_have_their_labels_and_are_the_same_each_time(da
     # In an order of their own, since TFDS orders by key.
     tests = [_arrays(builder, "test")[0] for builder in (one, digits.Digits(data_dir=data_dir))]
     assert sorted(map(bytes, tests[0])) == sorted(map(bytes, tests[1]))
+
+
+def test_what_another_process_prepared_meanwhile_is_as_good(tmp_path, monkeypatch):
+    mine, theirs = (digits.Digits(data_dir=str(tmp_path)) for _ in range(2))
+
+    def too_late():
+        theirs.download_and_prepare()
+        raise FileExistsError("Destination already exists.")
+
+    monkeypatch.setattr(mine, "download_and_prepare", too_late)
+    preparation.prepare(mine)
+    assert mine.info.splits["train"].num_examples > 1000
+    assert len(_arrays(mine, "test")[0]) == mine.info.splits["test"].num_examples
 
 
 @pytest.mark.parametrize("builder", [augmented.Cifar10Augmented, augmented.Cifar100Augmented])

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core.download import download_manager
 
-from trainers.datasets import augmented, digits, mit67, permuted, rotated_mnist
+from trainers.datasets import augmented, digits, mit67, permuted, preparation, rotated_mnist
 
 _BUILDERS = {
     "digits": digits.Digits,
@@ -209,7 +209,7 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     logging.warning("Preparing %s in %s.", builder.name, builder.data_path)
     tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare()
+        preparation.prepare(builder)
     # Failures of requests and of urllib are OSErrors; TFDS asserts that manual files are there.
     except (
         AssertionError,

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from trainers import augmentation
+from trainers.datasets import preparation
 
 
 class Augmented(tfds.core.GeneratorBasedBuilder):
@@ -47,7 +48,7 @@ class Augmented(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         source = self._source()
-        source.download_and_prepare()
+        preparation.prepare(source)
         return {
             "train": self._generate_examples(source, "train", self.COPIES),
             "test": self._generate_examples(source, "test", 0),
