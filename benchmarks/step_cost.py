@@ -103,8 +103,8 @@ def ratios(make_net) -> dict:
     alone, passes = by_memory(make_net, switch=never())
     forgoing, forgone = by_memory(make_net, presample_size=B, switch=never())
     remembering, remembered = by_memory(make_net)
-    # Until n + 1.5|D| visits its batches are uniform.
-    remembering.fit(remembered, steps_per_epoch=6000 // b, verbose=0, shuffle=False)
+    # Until n + 1.5|D| visits are learned, two blocks later, its batches are uniform.
+    remembering.fit(remembered, steps_per_epoch=9000 // b, verbose=0, shuffle=False)
     assert remembering.sampler.uncertainty_set.numpy().any()
     presample = next(iter(data.batch(B)))[0]
     forward = tf.function(lambda: plain(presample, training=False))
