@@ -11,8 +11,8 @@ In one process and interleaved, b = 128 from n = 10⁴ … 10⁷ examples in mem
 (d) overhead: a step of fit on batches that RAIS draws / on batches that `Uniform` draws, and on
     batches of an ordinary dataset, c and d being trained meanwhile; on the smallest CNN of
     `benchmarks.step_cost` and on the trainers' small one.
-(e) speed: steps a second of CPU time of `fit(x, y)` under a sampler over plain Keras's, on 10⁶ rows
-    of 20 numbers, an MLP of two layers.
+(e) speed: steps a second of CPU time of `fit` on what a sampler draws over plain Keras's on the
+    arrays, 10⁶ rows of 20 numbers, an MLP of two layers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ flags.DEFINE_list("sizes", ["10000", "100000", "1000000", "10000000"], "Values o
 flags.DEFINE_integer("batch_size", 128, "b.")
 flags.DEFINE_integer("rounds", 7, "Rounds; each times every variant once.")
 flags.DEFINE_integer("calls", 50, "Draws and updates of one timing.")
-flags.DEFINE_integer("steps", 160, "Training steps of one timing of (d).")
+flags.DEFINE_integer("steps", 160, "Training steps of one timing of (d); ten times as many of (e).")
 flags.DEFINE_integer("examples", 20_000, "Training examples of (d).")
 flags.DEFINE_integer("rows", 1_000_000, "Training examples of (e); 0 leaves it out.")
 flags.DEFINE_list("nets", ["smallest_cnn", "cnn"], "Nets of (d).")

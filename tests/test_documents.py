@@ -25,12 +25,13 @@ REPLACED = re.compile(r"^<!-- run with (\S+) for (\S+) -->$", flags=re.MULTILINE
 
 # What Keras warns of whoever calls it: Keras 3 of its own default, for every tf.data.Dataset;
 # Keras 2 of how it draws a seed, and of callbacks (its own bar among them) that take longer than a
-# step, which on a busy machine is chance. And what one package deprecates of another: NumPy of how
-# Keras 3.12, the last for Python 3.10, converts its variables, Python 3.13 of how AutoGraph parses.
+# step, which on a busy machine is chance; NumPy 2 of how Keras 3.12, the last for Python 3.10,
+# converts its variables; Python 3.13 of how AutoGraph notes what it parses.
 NOT_OURS = re.compile(
     r"`shuffle=True` was passed|non-integer arguments to randrange\(\)"
     r"|^Callback method `\w+` is slow compared to the batch time"
-    r"|^DeprecationWarning: .*\(.*/site-packages/.*\)$"
+    r"|__array__ implementation doesn't accept a copy keyword.*/keras/src/backend/tensorflow/"
+    r"|__init__ got an unexpected keyword argument '___pyct_anno'.*/gast/"
 )
 
 

@@ -5,7 +5,6 @@ Everything in the library that depends on the version of Keras stands here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -133,18 +132,6 @@ def for_inner_axes(weights: tf.Tensor, rank: int) -> tf.Tensor:
         return weights
     shape = tf.concat([tf.shape(weights), tf.ones([rank - 1], tf.int32)], axis=0)
     return tf.reshape(weights, shape)
-
-
-def apart(function: Callable[[], Any]) -> Any:
-    """What a function returns, called as one operation where it is a part of a graph.
-
-    Of a branch of `tf.cond` that is not taken, TensorFlow visits all operations: many of them cost
-    as much as a few that run.
-    """
-    if tf.executing_eagerly():
-        return function()
-    called = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
-    return called()
 
 
 def data_options(ahead: bool) -> tf.data.Options:

@@ -36,10 +36,15 @@ class Group(NamedTuple):
         return tf.shape(self.importance)[0]
 
 
+def sizes(tensor: tf.Tensor) -> list[int | tf.Tensor]:
+    """Of each axis, as a number where it is known: a graph is the smaller for it."""
+    known = tensor.shape.as_list()
+    return [tf.shape(tensor)[axis] if size is None else size for axis, size in enumerate(known)]
+
+
 def group_of(elements: tuple) -> Group:
     """A batch of (x, y) or (x, y, sample_weight) as a group."""
-    first = tf.nest.flatten(elements[0])[0]
-    size = first.shape[0] or tf.shape(first)[0]
+    size = sizes(tf.nest.flatten(elements[0])[0])[0]
     weights = tf.cast(elements[2], tf.float32) if len(elements) == 3 else tf.ones([size])
     return Group(elements[0], elements[1], weights, tf.ones([size]))
 
@@ -58,10 +63,7 @@ def whole(group: Group, batch_size: int) -> Group:
     """Lines 12–13 of Algorithm 1: B/b uniform batches."""
 
     def cut(part: tf.Tensor) -> tf.Tensor:
-        inner = part.shape[1:]
-        if inner.is_fully_defined():
-            return tf.reshape(part, [-1, batch_size, *inner])
-        return tf.reshape(part, tf.concat([[-1, batch_size], tf.shape(part)[1:]], axis=0))
+        return tf.reshape(part, [-1, batch_size, *sizes(part)[1:]])
 
     return tf.nest.map_structure(cut, group)
 

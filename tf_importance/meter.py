@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_importance import compat, gain
+from tf_importance import gain, graphs
 
 # The newest step's share in the averages, as in RAIS.
 _SMOOTHING = 0.01
@@ -104,7 +104,7 @@ class Meter(tf.Module):
             known = tf.reduce_all(tf.math.is_finite(newest))
             return tf.where(known, state + _SMOOTHING * (newest - state), state)
 
-        self.averages.assign(tf.cond(due | drawn, lambda: compat.apart(updated), lambda: state))
+        self.averages.assign(tf.cond(due | drawn, lambda: graphs.apart(updated), lambda: state))
 
     def _mean_score(self, before: Averages, weighted_scores: tf.Tensor) -> tf.Tensor:
         score = before.score / (1 + self.sampling.smoothing)

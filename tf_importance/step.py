@@ -23,6 +23,7 @@ from tf_importance import (
     draws,
     fresh,
     gain,
+    graphs,
     layers,
     losses,
     processes,
@@ -143,7 +144,7 @@ class Step:
             batch, self.presample = drawn()
         else:
             batch, self.presample = tf.cond(
-                self.is_group, lambda: compat.apart(drawn), as_it_is
+                self.is_group, lambda: graphs.apart(drawn), as_it_is
             )
         for part in tf.nest.flatten(batch):
             # What is known of both ways costs the step nothing.

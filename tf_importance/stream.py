@@ -330,8 +330,7 @@ class _Groups:
             group: batches or pre-samples. gain_ratio: r of all. seed: [2] of the group.
         """
         told = {"weight": group.weights}
-        known = group.weights.shape
-        shape = known if known.is_fully_defined() else tf.shape(group.weights)
+        shape = fresh.sizes(group.weights)
         if self._with_gain:
             told["gain"] = tf.fill(shape, gain_ratio)
             if self._sample_weighted:

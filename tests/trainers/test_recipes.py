@@ -117,10 +117,10 @@ def test_configs_start_step_and_record(parser_of, config):
     path, model = trainer.train(settings)
     rows = _rows(path)
     assert [row["step"] for row in rows] == [0, 1, 2]
-    # Not its losses: those of a deep net after two steps, by moving statistics that have hardly
-    # moved, may be beyond any float.
-    assert {"train_loss", "test_error"} <= set(rows[-1])
     assert all(np.isfinite(weights).all() for weights in model.get_weights())
+    # After two steps ResNet-50's moving statistics have hardly moved, and its outputs by them may
+    # be beyond any float.
+    assert settings.net == "resnet50" or np.isfinite(rows[-1]["train_loss"])
     if settings.clip_norm:
         assert model.optimizer.global_clipnorm == settings.clip_norm
     if settings.sampling in tfi.scorers.BY_NAME and settings.switch == "tau":

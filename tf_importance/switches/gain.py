@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -71,7 +71,6 @@ class Gain(Switch):
             raise ValueError(f"hysteresis must be positive; got {hysteresis}.")
         self._hysteresis = hysteresis
         self._opened_for: tuple[weakref.ref, int, tuple[Plan, ...]] | None = None
-        self._weighing: Callable[[], Callable[[], tf.Tensor]] | None = None
         self.plan = tf.Variable(0, trainable=False, name="plan")
         self.gain = tf.Variable(1.0, trainable=False, name="gain")
         self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
@@ -83,7 +82,7 @@ class Gain(Switch):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: all but the model, since it may serve another one."""
-        return {**self.__dict__, "_opened_for": None, "_weighing": None}
+        return {**self.__dict__, "_opened_for": None}
 
     def open(self, setting: Setting) -> None:
         # Not its id, which another model may have once this one is gone.
@@ -95,9 +94,6 @@ class Gain(Switch):
                 f"{key[1:]}."
             )
         self._opened_for = key
-        weighing = tf.function(lambda: self._weigh(setting), autograph=False)
-        # Of a function: a tf.Module takes what it holds for a part of its checkpoints.
-        self._weighing = lambda: weighing
         if self._by_hand is None and self.costs is None:
             self.costs = costs.StepCosts(setting.plans, setting.group_size)
 
@@ -108,10 +104,10 @@ class Gain(Switch):
         def weighed() -> tf.Tensor:
             if not setting.in_pipeline:
                 return self._weigh(setting)
-            assert self._weighing is not None, "open comes first"
             # By Python, which calls a compiled function: as a part of the pipeline its graph would
             # be optimized anew for each iterator, for as long as a dozen steps take.
-            return tf.py_function(self._weighing(), [], tf.bool)
+            compiled = tf.function(lambda: self._weigh(setting), autograph=False)
+            return tf.py_function(compiled, [], tf.bool)
 
         # TensorFlow does not see what Python writes.
         with tf.control_dependencies([tf.cond(due, weighed, lambda: tf.constant(False))]):

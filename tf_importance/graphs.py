@@ -1,0 +1,20 @@
+"""How TensorFlow runs what stands in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+
+def apart(function: Callable[[], Any]) -> Any:
+    """What a function returns, called as one operation where it is a part of a graph.
+
+    Of a branch of `tf.cond` that is not taken, TensorFlow visits all operations: many of them cost
+    as much as a few that run.
+    """
+    if tf.executing_eagerly():
+        return function()
+    called = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+    return called()
