@@ -20,6 +20,8 @@ _SMALLEST_STEP = 1e-6
 _AT_THE_BOUND = 1e-9
 _EXCHANGES = 10
 _RIDGE = 1e-5
+# Multiplications in a product for which OpenBLAS wakes no other thread.
+_OF_ONE_THREAD = 1 << 18
 
 
 class UncertaintySet(NamedTuple):
@@ -179,14 +181,19 @@ def derivatives(parameters: np.ndarray, data: TrainingSet) -> tuple[np.ndarray, 
     weights = data.weights / len(data.norms)
     pulls = weights * shares
     by_c, pulled = np.einsum("pj,jk->pk", np.stack([2 * pulls, pulls * shares]), data.features)
-    # In one float32 product: its rounding changes the way and not the goal.
     roots = np.sqrt(2 * weights / uncertainties)
-    scales = np.stack([roots, -shares * roots]).astype(np.float32)
-    x = data.features.T.astype(np.float32) * scales[:, np.newaxis]
-    # By TensorFlow: the threads of NumPy's BLAS would wait for each other while steps go on.
-    x = tf.constant(x.reshape(len(parameters), -1).T.copy())
-    hessian = tf.linalg.matmul(x, x, transpose_a=True).numpy().astype(np.float64)
+    x = data.features.T * np.stack([roots, -shares * roots])[:, np.newaxis]
+    hessian = _squared(x.reshape(len(parameters), -1))
     return np.concatenate([by_c, data.mean_features - pulled]), hessian
+
+
+def _squared(x: np.ndarray) -> np.ndarray:
+    """x xᵀ of x [m, D]; by parts small enough for BLAS to do each in the thread that asks for it.
+
+    Its own threads would wait for each other while steps go on.
+    """
+    parts = len(x) * x.size // _OF_ONE_THREAD + 1
+    return sum(part @ part.T for part in np.array_split(x, parts, axis=1))
 
 
 def _against(c: np.ndarray, d: np.ndarray, data: TrainingSet) -> np.ndarray:

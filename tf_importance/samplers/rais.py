@@ -226,13 +226,13 @@ class RAIS(Sampler):
 
     def tend(self) -> None:
         """End and begin the trainings of c and d that are due by the visits until now."""
-        visits = int(self.recent.count.numpy())
-        begun = int(self.training_visits.numpy())
+        visits = int(self.recent.count)
+        begun = int(self.training_visits)
         if begun >= 0 and visits >= begun + self._half:
             self._install()
             begun = -1
         period = visits // self._training_set_size
-        if begun < 0 and period > int(self.period.numpy()):
+        if begun < 0 and period > int(self.period):
             self.period.assign(period)
             self._begin_training(visits, period)
 
@@ -258,7 +258,7 @@ class RAIS(Sampler):
 
     def _start(self) -> None:
         means = self.training_totals.numpy() / self.num_examples
-        end = int(self.training_visits.numpy())
+        end = int(self.training_visits)
         data = self.recent.before(end, self._training_set_size, means)
         c_and_d = self.uncertainty_set.numpy().astype(np.float64)
         start = robust.UncertaintySet(*c_and_d) if c_and_d.any() else None
@@ -301,9 +301,12 @@ class RAIS(Sampler):
         if trained is not None:
             self.uncertainty_set.assign(trained.c_and_d)
             self.tree.assign(trained.levels)
-            visited = self.recent.indices_since(int(self.training_visits.numpy()))
-            visited = tf.constant(np.unique(visited))
-            self.tree.update(visited, self._leaves(visited, trained.c_and_d))
+            visited = self.recent.indices_since(int(self.training_visits))
+            visited = np.unique(visited)
+            features = tf.gather(self.features, visited).numpy()
+            # TensorFlow's product prepares itself for each new number of rows, which takes longer.
+            leaves = np.einsum("bk,pk->bp", features, trained.c_and_d)
+            self.tree.update(tf.constant(visited), tf.constant(leaves))
         self.training_visits.assign(-1)
 
     def logs(self) -> dict[str, tf.Tensor]:
