@@ -60,6 +60,8 @@ ROOMS = (
     "stores.memory",
     "stores.redis",
     "stores",
+    "strata",
+    "keys",
     "samplers.state",
     "samplers.gain",
     "samplers.base",

@@ -56,6 +56,7 @@ SAMPLERS = {
     "proportional": lambda: tfi.samplers.Proportional(N, alpha=0.8),
     "rank_based": lambda: tfi.samplers.RankBased(N, 10.0, sort_every=1),
     "rais": lambda: tfi.samplers.RAIS(N, training_set_size=2 * N),
+    "stratified": lambda: tfi.samplers.Stratified(SCORES > 1.0),
     "oracle": oracle,
     "master": master,
 }
@@ -152,7 +153,7 @@ def test_larger_scores_are_drawn_more_often(name):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
-@pytest.mark.parametrize("name", REMEMBER)
+@pytest.mark.parametrize("name", [*REMEMBER, "stratified"])
 def test_a_bad_score_changes_nothing(name, bad):
     sampler, other = trained(name), trained(name)
     scales = visit(sampler, range(BATCH), np.full(BATCH, bad))
@@ -210,7 +211,7 @@ def test_a_restored_sampler_goes_on_alike(name, tmp_path):
             visit(each, indices, SCORES[indices] + 0.01 * number, number + 1, traced)
 
 
-@pytest.mark.parametrize("name", ["uniform", *REMEMBER])
+@pytest.mark.parametrize("name", ["uniform", "stratified", *REMEMBER])
 def test_equal_seeds_draw_alike_and_others_not(name):
     batches = [trained(name).draw(N, seed).indices.numpy() for seed in (1, 1, 2)]
     np.testing.assert_array_equal(batches[0], batches[1])

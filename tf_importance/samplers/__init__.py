@@ -7,6 +7,7 @@ from tf_importance.samplers.presampled import Fresh
 from tf_importance.samplers.proportional import Proportional
 from tf_importance.samplers.rais import RAIS
 from tf_importance.samplers.rank_based import RankBased, selection_pressure
+from tf_importance.samplers.stratified import Stratified
 from tf_importance.samplers.switched import Switched
 from tf_importance.samplers.uniform import Uniform
 
@@ -18,6 +19,7 @@ __all__ = [
     "RAIS",
     "RankBased",
     "Sampler",
+    "Stratified",
     "Switched",
     "Turn",
     "Uniform",

@@ -1,0 +1,255 @@
+"""Stratified sampling: strata as users give them, unbiased draws, what it composes with."""
+
+import copy
+import pickle
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tests.reference import strata as reference
+
+N = 400
+RNG = np.random.default_rng(0)
+Y = (np.arange(N) % 20 == 0).astype(np.int32)
+X = (RNG.normal(size=(N, 4)) + Y[:, None]).astype(np.float32)
+
+
+def model_of(sampler, units=1, **kwargs):
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(units)])
+    model = tfi.ISModel(net)
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, sampler=sampler, **kwargs)
+    return model
+
+
+def drawn(sampler, batches, size=16):
+    draw = tf.function(lambda: sampler.draw(size, 3), autograph=False)
+    parts = [draw() for _ in range(batches)]
+    return (np.stack([part[i].numpy() for part in parts]) for i in (0, 1))
+
+
+def attached(sampler, x=X, y=Y):
+    """The sampler as a dataset of these arrays makes it."""
+    sampler.build(len(x))
+    sampler.attach(lambda i: (tf.gather(x, i), tf.nest.map_structure(lambda p: tf.gather(p, i), y)))
+    return sampler
+
+
+@pytest.mark.parametrize("shares", [None, {1: 0.25}, {0: 0.5, 1: 0.5}])
+def test_fit_on_arrays_draws_each_stratum_by_its_share_and_weights_it_back(shares):
+    sampler = tfi.samplers.Stratified(shares=shares)
+    model = model_of(sampler)
+    batches = tfi.history_sample((X, Y[:, None]), sampler, 16, seed=1)
+    model.fit(batches, epochs=2, verbose=0)
+    share = float(sampler.shares[1])
+    if shares:
+        assert share == pytest.approx(shares[1])
+    positives, weights = [], []
+    for _, y, told in batches:
+        positives.append(float(tf.reduce_mean(tf.cast(y, tf.float32))))
+        weights.append(np.where(y[:, 0] == 1, told["weight"], np.nan))
+    if shares:
+        assert np.mean(positives) == pytest.approx(share, abs=0.02)
+        np.testing.assert_allclose(np.nanmax(weights), 0.05 / share, rtol=1e-5)
+    assert 0.1 < share < 0.6
+
+
+def test_fit_takes_arrays_and_logs_the_share_of_the_rarest():
+    model = model_of(tfi.samplers.Stratified())
+    history = model.fit(X, Y[:, None], batch_size=16, epochs=3, verbose=0).history
+    assert len(history["rare_share"]) == 3 and 0.05 < history["rare_share"][-1] < 0.7
+    assert history["max_weight"][-1] > 1
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["alone", "then scored"])
+def test_weighted_means_are_unbiased(over):
+    sampler = tfi.samplers.Stratified(num_examples=N, shares={1: 0.4})
+    model_of(sampler)
+    sampler = tfi.samplers.Fresh(32, over=sampler) if over else sampler
+    values = (X**2).sum(axis=1) + 10 * Y
+    totals, plain = [], []
+    for x, y, told in tfi.history_sample((X, Y[:, None]), sampler, 16, seed=2).repeat(20):
+        value = np.sum(x.numpy() ** 2, axis=1) + 10 * y.numpy()[:, 0]
+        totals.append(np.mean(told["weight"] * value))
+        plain.append(np.mean(value))
+    error = np.std(totals) / np.sqrt(len(totals))
+    assert abs(np.mean(totals) - values.mean()) < 4.5 * error
+    # Negative control: without the weights.
+    assert abs(np.mean(plain) - values.mean()) > 10 * error
+
+
+def test_all_examples_of_a_stratum_are_reached_evenly():
+    sampler = tfi.samplers.Stratified(np.arange(N) % 4, shares={0: 0.7})
+    indices, _ = drawn(sampler, 400)
+    counts = np.bincount(indices.ravel(), minlength=N)
+    for stratum, share in enumerate([0.7, 0.1, 0.1, 0.1]):
+        mine = counts[np.arange(N) % 4 == stratum]
+        assert mine.min() > 0
+        assert mine.sum() == pytest.approx(share * 6400, abs=20)
+        # Several passes in a cycle of 1,100.
+        assert mine.max() - mine.min() <= 12
+
+
+def test_shares_follow_the_scores():
+    sampler = tfi.samplers.Stratified(Y, smoothing=1e-3)
+    first = float(tf.gather(sampler.shares, 1))
+    indices = tf.range(N, dtype=tf.int64)
+    for size, expected in [(4.0, 0.05 * 4 / (0.95 * 0.5 + 0.05 * 4)), (0.0, 0.0)]:
+        scores = np.where(Y == 1, size, 0.5).astype(np.float32)
+        for _ in range(600):
+            sampler.update(tfi.samplers.Visit(indices, tf.ones([N]), tf.constant(scores)))
+        sampler.draw(16, 0)
+        assert float(sampler.shares[1]) == pytest.approx(expected, abs=0.02)
+    assert first == pytest.approx(0.05**0.25 / (0.05**0.25 + 0.95**0.25))
+
+
+LABELS = {
+    "column": (Y[:, None], Y),
+    "floats": (Y[:, None].astype(np.float32), Y),
+    "bool": (Y == 1, Y),
+    "one-hot": (np.eye(2, dtype=np.float32)[Y], Y),
+    "classes": (np.arange(N) % 7 - 3, np.arange(N) % 7),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_are_strata_by_default(name):
+    labels, expected = LABELS[name]
+    sampler = attached(tfi.samplers.Stratified(), y=tf.constant(labels))
+    np.testing.assert_array_equal(sampler.populations, np.bincount(expected))
+
+
+def test_of_several_labels_the_rarest_counts():
+    several = np.zeros([N, 3], np.float32)
+    several[:300, 0], several[200:, 1], several[::20, 2] = 1, 1, 1
+    several[:2] = 0
+    sampler = attached(tfi.samplers.Stratified(), y=tf.constant(several))
+    expected = np.where(several[:, 2], 3, np.where(several[:, 1], 2, np.where(several[:, 0], 1, 0)))
+    assert sampler.keys.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(sampler.populations, np.bincount(expected))
+
+
+def test_a_function_of_one_example_makes_strata():
+    asked = []
+
+    def strata(x, y):
+        asked.append((x.shape, y.shape))
+        return tf.cast(x[0] > 0, tf.int32) + 10 * y
+
+    sampler = attached(tfi.samplers.Stratified(strata), y=tf.constant(Y[:, None]))
+    expected = (X[:, 0] > 0) + 10 * Y
+    assert set(asked) == {((4,), (1,))}
+    keys, sizes = np.unique(expected, return_counts=True)
+    np.testing.assert_array_equal(sampler.keys, keys)
+    np.testing.assert_array_equal(sampler.populations, sizes)
+
+
+def test_one_stratum_is_uniform_sampling():
+    sampler = tfi.samplers.Stratified(np.zeros(2048, int))
+    indices, weights = drawn(sampler, 128)
+    assert np.all(weights == 1)
+    np.testing.assert_array_equal(np.sort(indices.ravel()), np.arange(2048))
+
+
+def test_a_stratum_of_one_example_and_more_strata_than_places():
+    strata = np.concatenate([[7], np.arange(200) % 100 + 10, np.zeros(199, int)])
+    sampler = tfi.samplers.Stratified(strata)
+    indices, weights = drawn(sampler, 4000, size=4)
+    assert np.all(np.isfinite(weights)) and 0 in indices
+    assert len(np.unique(indices)) == N
+    assert np.mean(weights) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (
+            lambda: tfi.samplers.Stratified(np.zeros(3)).build(4),
+            ValueError,
+            "3 numbers.* 4 examples",
+        ),
+        (lambda: tfi.samplers.Stratified([0.5, 1.0]), ValueError, r"not whole, such as \[0.5"),
+        (lambda: tfi.samplers.Stratified(np.zeros([3, 2])), ValueError, r"shape \(3, 2\)"),
+        (lambda: tfi.samplers.Stratified(["a", "b"]), TypeError, "array of <U1"),
+        (lambda: tfi.samplers.Stratified(smoothing=0), ValueError, "smoothing .* got 0"),
+        (lambda: tfi.samplers.Stratified(Y, shares={2: 0.5}), ValueError, r"\[2\] that are not"),
+        (lambda: tfi.samplers.Stratified(Y, shares={1: 1.5}), ValueError, "sum to 1"),
+        (lambda: tfi.samplers.Stratified(Y, shares={0: 0.2, 1: 0.2}), ValueError, "sum to 1"),
+        (lambda: tfi.samplers.Stratified(Y, shares={1: 0.0}), ValueError, "positive"),
+        (lambda: attached(tfi.samplers.Stratified(), y=X[:, :1]), ValueError, "not whole"),
+        (lambda: attached(tfi.samplers.Stratified(), y=X), ValueError, "not all 0 or 1"),
+        (lambda: attached(tfi.samplers.Stratified(), y={"a": Y}), ValueError, "several parts"),
+        (lambda: attached(tfi.samplers.Stratified(lambda x, y: x)), ValueError, r"float32 \(4,\)"),
+        (lambda: attached(tfi.samplers.Stratified(lambda x, y: x[0])), TypeError, "float32. Cast"),
+        (lambda: attached(tfi.samplers.Stratified(lambda x, y: [y, y])), ValueError, r"\(2,\)"),
+    ],
+)
+def test_what_is_no_stratum_is_refused_by_name(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_users_sample_weights_multiply_and_class_weights_too():
+    own = RNG.gamma(1.0, size=N).astype(np.float32)
+    sampler = tfi.samplers.Stratified(shares={1: 0.25})
+    model_of(sampler)
+    for _x, y, told in tfi.history_sample((X, Y[:, None], own), sampler, 16, seed=0).take(3):
+        expected = np.where(y[:, 0] == 1, 0.05 / 0.25, 0.95 / 0.75)
+        np.testing.assert_allclose(told["importance"], expected, rtol=1e-5)
+        np.testing.assert_allclose(told["weight"], expected * own[told["index"].numpy()], rtol=1e-5)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_a_copy_goes_on_alike(again):
+    sampler = attached(tfi.samplers.Stratified(shares={1: 0.3}))
+    sampler.draw(16, 0)
+    other = again(sampler)
+    for _ in range(3):
+        np.testing.assert_array_equal(sampler.draw(16, 0).indices, other.draw(16, 0).indices)
+
+
+def test_a_checkpoint_made_before_the_strata_were_known_is_taken_up(tmp_path):
+    def trained(epochs):
+        keras.utils.set_random_seed(0)
+        sampler = tfi.samplers.Stratified()
+        model = model_of(sampler)
+        data = tfi.history_sample((X, Y[:, None]), sampler, 16, seed=1)
+        checkpoint = tf.train.Checkpoint(model=model)
+        if epochs == 2:
+            model.fit(data, epochs=2, verbose=0)
+        else:
+            model.fit(data, epochs=1, verbose=0)
+            path = checkpoint.save(str(tmp_path / "at"))
+            sampler = tfi.samplers.Stratified()
+            model = model_of(sampler)
+            tf.train.Checkpoint(model=model).restore(path)
+            data = tfi.history_sample((X, Y[:, None]), sampler, 16, seed=1)
+            model.fit(data, epochs=1, verbose=0)
+        return model.get_weights(), sampler
+
+    whole, sampler = trained(2)
+    resumed, other = trained(1)
+    for one, two in zip(whole, resumed):
+        np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(sampler.shares, other.shares)
+
+
+def test_the_shares_are_neymans_of_what_the_steps_saw():
+    sampler = tfi.samplers.Stratified(Y)
+    rng = np.random.default_rng(3)
+    indices, scores = rng.integers(N, size=(30, 16)), rng.gamma(1.0, size=(30, 16))
+    for row, values in zip(indices, scores):
+        visit = tfi.samplers.Visit(tf.constant(row), tf.ones([16]), tf.constant(values, tf.float32))
+        sampler.update(visit)
+    sampler.draw(16, 0)
+    prior = np.array([0.95, 0.05])
+    guess = (prior**0.25 / np.sum(prior**0.25) / prior) ** 2
+    squares = reference.mean_squares(
+        prior, list(zip(Y[indices], scores)), guess / np.dot(prior, guess)
+    )
+    np.testing.assert_allclose(
+        sampler.shares, reference.neyman_shares(prior, squares, 0.1), rtol=1e-4
+    )
