@@ -333,8 +333,34 @@ def test_where_all_norms_are_equal_training_is_uniform(blobs):
         .apply(tfi.importance_sample(model, b, B, switch=switch, seed=0))
     )
     history = model.fit(train, steps_per_epoch=300, verbose=0).history
-    assert history["importance"] == [0.0] and history["gain"] == [1.0]
+    assert history["importance"] == [pytest.approx(8 / 300)], "the first pre-samples, to find out"
+    assert history["gain"] == [1.0]
     assert float(switch.speedup) == 1
+
+
+@pytest.mark.parametrize("rare, scoring", [(0.05, 1.0), (0.5, 1.0), (0.05, 4.0)])
+def test_it_starts_on_where_the_first_pre_samples_say_that_few_examples_matter(rare, scoring):
+    rng = np.random.default_rng(0)
+    labels = (rng.random(4096) < rare).astype(np.float32)
+    x = (rng.normal(size=(4096, 2)) + labels[:, None]).astype(np.float32)
+    prior = keras.initializers.Constant(np.log(rare / (1 - rare)))
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, bias_initializer=prior)])
+    model = compiled(1e-3, keras.losses.BinaryCrossentropy(from_logits=True), net)
+    switch = switches.Gain(step_seconds=1.0, scoring_seconds=scoring)
+    train = (
+        tf.data.Dataset.from_tensor_slices((x, labels[:, None]))
+        .repeat()
+        .apply(tfi.importance_sample(model, b, 4 * b, switch=switch, seed=0))
+    )
+    drawn = [
+        model.fit(train, steps_per_epoch=steps, verbose=0).history["importance"][0]
+        for steps in (8, 12)
+    ]
+    if scoring == 4.0:
+        assert drawn == [0.0, 0.0], "no drawing gains as much as this costs"
+    else:
+        assert drawn[0] == 1.0
+        assert (drawn[1] == 1.0) == (rare < 0.5), "half and half all scores are alike"
 
 
 @pytest.mark.parametrize("scoring", [3.0, 0.0], ids=["", "negative control"])

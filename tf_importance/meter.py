@@ -9,8 +9,12 @@ import tensorflow as tf
 
 from tf_importance import gain, graphs
 
-# The newest step's share in the averages, as in RAIS.
+# The newest step's share in the averages late in a training, as in RAIS.
 _SMOOTHING = 0.01
+# At first step t has the share (η + 1)/(t + η): the mean gradient falls fast then, and a plain mean
+# over all steps would speak of the first ones for hundreds more (polynomial-decay averaging,
+# Shamir & Zhang 2013).
+_RECENCY = 2.0
 # Steps to have been measured before a gain is spoken of.
 _ENOUGH = 25
 # One in so many steps on uniform batches is measured, and every one on a drawn batch.
@@ -18,26 +22,21 @@ _EVERY = 4
 
 
 class Averages(NamedTuple):
-    """Exponential averages that start at 0.
+    """Averages of the latest steps.
 
     Attributes:
-        share: 1 − (1 − α)^k after k steps; what the others are to be divided by.
+        steps: how many have been taken up.
         mean_square, square, score, square_per_score, remembered: as in `gain.Moments`.
         rounding: [k] as there.
     """
 
-    share: tf.Tensor
+    steps: tf.Tensor
     mean_square: tf.Tensor
     square: tf.Tensor
     score: tf.Tensor
     square_per_score: tf.Tensor
     remembered: tf.Tensor
     rounding: tf.Tensor
-
-    @classmethod
-    def of(cls, moments: gain.Moments) -> Averages:
-        """A single step's, of share 1."""
-        return cls(share=tf.constant(1.0), **moments._asdict())
 
     @classmethod
     def unpack(cls, packed: tf.Tensor) -> Averages:
@@ -50,12 +49,20 @@ class Averages(NamedTuple):
 
     def moments(self) -> gain.Moments:
         """The averages proper."""
-        parts = {
-            name: tf.math.divide_no_nan(part, self.share)
-            for name, part in self._asdict().items()
-            if name != "share"
-        }
+        parts = self._asdict()
+        del parts["steps"]
         return gain.Moments(**parts)
+
+    @property
+    def share(self) -> tf.Tensor:
+        """Of the next step."""
+        return tf.maximum((_RECENCY + 1) / (self.steps + 1 + _RECENCY), _SMOOTHING)
+
+    def with_step(self, newest: gain.Moments) -> Averages:
+        """After one more step."""
+        others = Averages(steps=self.steps, **newest._asdict())
+        moved = [old + self.share * (new - old) for old, new in zip(self, others)]
+        return Averages._make(moved)._replace(steps=self.steps + 1)
 
 
 class Meter(tf.Module):
@@ -79,7 +86,7 @@ class Meter(tf.Module):
     def moments(self) -> tuple[gain.Moments, tf.Tensor]:
         """The moments, and whether enough steps have been measured."""
         averages = Averages.unpack(tf.convert_to_tensor(self.averages))
-        return averages.moments(), averages.share > 1 - (1 - _SMOOTHING) ** _ENOUGH
+        return averages.moments(), averages.steps >= _ENOUGH
 
     def measure(
         self,
@@ -100,13 +107,11 @@ class Meter(tf.Module):
         def updated() -> tf.Tensor:
             before = Averages.unpack(state)
             found = moments(lambda scores: self._mean_score(before, scores))
-            newest = Averages.of(found).packed()
-            known = tf.reduce_all(tf.math.is_finite(newest))
-            return tf.where(known, state + _SMOOTHING * (newest - state), state)
+            after = before.with_step(found).packed()
+            return tf.where(tf.reduce_all(tf.math.is_finite(after)), after, state)
 
         self.averages.assign(tf.cond(due | drawn, lambda: graphs.apart(updated), lambda: state))
 
     def _mean_score(self, before: Averages, weighted_scores: tf.Tensor) -> tf.Tensor:
         score = before.score / (1 + self.sampling.smoothing)
-        total = score + _SMOOTHING * (tf.reduce_mean(weighted_scores) - score)
-        return total / (before.share + _SMOOTHING * (1 - before.share))
+        return score + before.share * (tf.reduce_mean(weighted_scores) - score)

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_importance import compat, variance
 from tf_importance.plans import Plan
 from tf_importance.switches import costs
 from tf_importance.switches.base import Setting, Switch
@@ -19,6 +20,9 @@ _PROBES = 5
 # its first seconds), and then before every so many.
 _REFRESH_AT = (64, 256)
 _REFRESH_EVERY = 1024
+# Pre-samples that are drawn from to begin with, and so many more by their τ alone.
+_FIRST = 8
+_TRIED = 150
 # Of uniform batches' speed, what is worth a trial.
 _NEAR = 0.75
 
@@ -32,16 +36,20 @@ class Gain(Switch):
     this machine, reading and scoring examples included where they do not overlap with it. The
     fastest plan is taken.
 
-    * It starts uniformly. The first 5 pre-samples warm up, the next 5 time uniform steps, then
+    * The first 8 pre-samples of a stream are drawn from; so are the next, 150 at most, while
+      their τ is above the cost: where a class is rare, uniform batches would say little of the
+      gain for hundreds of steps. Where scoring costs more than the B/b that drawing can gain,
+      none is.
+    * Where costs are measured the first 5 pre-samples warm up, the next 5 time uniform steps, then
       5 scoring. What is not in use is timed anew for 5 pre-samples from the 64th and the 256th on,
       and of every 1,024. That is all the scoring
       there is while uniform sampling is faster: in the long run one pre-sample in 200. (In
       `history_sample` 8 batches are decided on at once, in place of a pre-sample, and memory is
       tried out now and then, more and more rarely.)
-    * Gain and cost are weighed for every 32 batches of examples (8 pre-samples of 4b; 8 batches of
-      `history_sample`). A plan gives way when another is faster by the hysteresis, or when it falls
-      below uniform sampling. Nothing is decided before 25 steps have been measured, one in four of
-      the uniform ones.
+    * Later, gain and cost are weighed for every 32 batches of examples (8 pre-samples of 4b; 8
+      batches of `history_sample`). A plan gives way when another is faster by the hysteresis, or
+      when it falls below uniform sampling. Nothing is decided before 25 steps have been
+      measured, one in four of the uniform ones.
     * Its state is in a `tf.train.Checkpoint` of the model, and not in files of weights.
     * With `step_seconds` and `scoring_seconds` nothing is timed, and runs repeat.
 
@@ -134,11 +142,39 @@ class Gain(Switch):
         speeds = gains / self._seconds(setting)
         held = tf.convert_to_tensor(self.held)
         best = tf.where(held > 0, current, self._best(speeds, current))
+        first, begun = self._first_choice(setting, current)
+        best = tf.where(begun, first, best)
         self.held.assign(tf.maximum(held - 1, 0))
         self.plan.assign(best)
         self.gain.assign(tf.gather(gains, best))
         self.speedup.assign(tf.where(speeds[0] > 0, tf.gather(speeds, best) / speeds[0], 1.0))
         return tf.constant(True)
+
+    def _first_choice(self, setting: Setting, current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """What is drawn by before a gain can be judged, and whether it is too early for that.
+
+        The first pre-samples are drawn from, and more of them while their τ is above the cost of
+        doing so: where examples differ this much from the first step on, as where a class is rare,
+        uniform batches would say little of the gain for hundreds of steps.
+        """
+        number = self.presamples - 1
+        plan = _to_time_first(setting.plans)[-1]
+        cost = self._cost(setting, plan)
+        likely = (number < _FIRST) | (tf.cast(compat.value(setting.model.tau), tf.float32) > cost)
+        # More than B/b no drawing gains.
+        possible = cost < setting.plans[plan].presample_size / setting.batch_size
+        drawn = possible & likely & ((number < 1) | tf.equal(current, plan))
+        early = setting.in_pipeline & (number < _TRIED) & ((number < 1) | (current > 0))
+        return tf.where(drawn, plan, 0), early
+
+    def _cost(self, setting: Setting, plan: int) -> tf.Tensor:
+        """Of a step under a plan, in uniform ones; as the paper counts it until it is known."""
+        seconds = self._seconds(setting)
+        cost = seconds[plan] / seconds[0]
+        counted = variance.guaranteed_threshold(
+            setting.plans[plan].presample_size, setting.batch_size
+        )
+        return tf.where(tf.math.is_finite(cost), cost, counted)
 
     def hold(self, plan: int, groups: int) -> None:
         """Try a plan out for the next groups, whatever is predicted of it."""
