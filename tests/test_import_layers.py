@@ -62,6 +62,7 @@ ROOMS = (
     "stores",
     "strata",
     "keys",
+    "reservoirs",
     "samplers.state",
     "samplers.gain",
     "samplers.base",

@@ -43,7 +43,8 @@ def test_without_scores_shares_are_the_prior(bad):
 def test_the_mean_of_the_counts_over_all_offsets_is_b_times_the_shares(shares, size):
     offsets, lengths = reference.offsets(shares, size)
     positions = tf.zeros([len(shares)], tf.int64)
-    placed = strata.placed(tf.constant(shares), size, tf.constant(offsets), positions).strata
+    points = strata.points(size, tf.constant(offsets))
+    placed = strata.placed(tf.constant(shares), points, positions).strata
     counts = [np.bincount(row, minlength=len(shares)) for row in placed.numpy().reshape(-1, size)]
     expected = np.array(shares) * size
     np.testing.assert_allclose(lengths @ counts, expected, atol=1e-5)
@@ -57,7 +58,8 @@ def test_the_weighted_mean_over_all_that_may_be_drawn_is_the_mean():
     prior = np.bincount(numbers) / 6
     shares, size = np.array([0.2, 0.3, 0.5]), 3
     offsets, lengths = reference.offsets(shares, size)
-    placed = strata.placed(tf.constant(shares), size, tf.constant(offsets), tf.zeros([3], tf.int64))
+    points = strata.points(size, tf.constant(offsets))
+    placed = strata.placed(tf.constant(shares), points, tf.zeros([3], tf.int64))
     weights = strata.weights(tf.constant(prior), tf.constant(shares)).numpy()
     # Within a stratum each example is as likely as the others.
     means = np.array([values[numbers == k].mean() for k in range(3)])
@@ -69,7 +71,7 @@ def test_the_weighted_mean_over_all_that_may_be_drawn_is_the_mean():
 
 def test_places_count_on_within_each_stratum():
     shares, positions = tf.constant([0.3, 0.7]), tf.constant([5, 100], tf.int64)
-    places = strata.placed(shares, 10, tf.constant([0.5, 0.5]), positions)
+    places = strata.placed(shares, strata.points(10, tf.constant([0.5, 0.5])), positions)
     for stratum, first in [(0, 5), (1, 100)]:
         mine = places.positions.numpy()[places.strata.numpy() == stratum]
         np.testing.assert_array_equal(mine, first + np.arange(len(mine)))
@@ -111,7 +113,7 @@ def test_each_example_is_as_likely_at_each_place(size):
 @pytest.mark.parametrize("batches", [0, 1, 30])
 def test_the_running_mean_squares_are_the_equations(batches):
     prior = np.array([0.9, 0.07, 0.03])
-    spread = strata.Spread(prior)
+    spread = strata.Spread(3)
     seen = [(RNG.integers(2, size=8), RNG.gamma(1.0, size=8)) for _ in range(batches)]
     for number, (_, scores) in enumerate(seen):
         scores[number % 8] = [np.nan, np.inf, -1.0, 1e30][number % 4]
@@ -122,15 +124,23 @@ def test_the_running_mean_squares_are_the_equations(batches):
         if part:
             numbers, scores = (np.stack(one) for one in zip(*part))
             spread.take_up(tf.constant(numbers), tf.constant(scores, tf.float32))
-    guess = (strata.first_shares(prior) / prior) ** 2
-    expected = reference.mean_squares(prior, seen, guess / np.dot(prior, guess))
-    np.testing.assert_allclose(spread.mean_squares(), expected, rtol=1e-4)
+    guess = (prior**0.25 / np.sum(prior**0.25) / prior) ** 2
+    expected = reference.mean_squares(prior, seen, guess)
+    found = spread.mean_squares(tf.constant(prior, tf.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_the_first_shares_are_neymans_by_the_guess():
-    prior = np.array([0.99, 0.01])
-    shares = strata.neyman_shares(
-        tf.constant(prior, tf.float32), strata.Spread(prior).mean_squares(), 1e-6
-    )
+    prior = tf.constant([0.99, 0.01])
+    shares = strata.neyman_shares(prior, strata.Spread(2).mean_squares(prior), 1e-6)
     np.testing.assert_allclose(shares, strata.first_shares(prior), rtol=1e-4)
     assert 0.23 < shares[1] < 0.25
+
+
+def test_a_stratum_that_nothing_is_known_of_does_no_harm():
+    """Room for strata to come, and one that has vanished."""
+    spread, prior = strata.Spread(4), tf.constant([0.9, 0.1, 0.0, 0.0])
+    spread.take_up(tf.constant([[0, 1, 2]]), tf.constant([[0.1, 1.0, 1.0]]))
+    shares = strata.neyman_shares(prior, spread.mean_squares(prior), 0.1).numpy()
+    assert np.all(np.isfinite(shares)) and shares[2:].tolist() == [0, 0]
+    assert shares.sum() == pytest.approx(1)

@@ -69,7 +69,8 @@ class Told(NamedTuple):
         limit: [b] as in `Draws`.
         importance: [b] the part of the weights that sampling has multiplied into them.
         gain: [b] the predicted gain ratio r of the batch, the same for all.
-        memory: [b] as in `Draws`.
+        memory: [b] as in `Draws`; of strata, what they weigh an example by.
+        stratum: [b] int32, of examples of a stream that is drawn by strata.
         seed: [b, 2] of a group that the step is to draw from itself, the same for all.
     """
 
@@ -80,6 +81,7 @@ class Told(NamedTuple):
     importance: tf.Tensor | None = None
     gain: tf.Tensor | None = None
     memory: tf.Tensor | None = None
+    stratum: tf.Tensor | None = None
     seed: tf.Tensor | None = None
 
 

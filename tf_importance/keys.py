@@ -44,7 +44,9 @@ def of_all(strata: Callable | None, gather: Callable, size: int) -> np.ndarray:
         TypeError, ValueError: what comes of it is no whole number.
     """
     parts = []
-    of_one = None if strata is None else number_of(strata, gather(tf.zeros([1], tf.int64)))
+    example = gather(tf.zeros([1], tf.int64))
+    spec = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape[1:], part.dtype), example)
+    of_one = None if strata is None else number_of(strata, spec)
     for first in range(0, size, _AT_ONCE):
         inputs, labels, *_ = gather(tf.range(first, min(first + _AT_ONCE, size), dtype=tf.int64))
         parts.append(_labels(labels) if of_one is None else of_one(inputs, labels).numpy())
@@ -52,14 +54,16 @@ def of_all(strata: Callable | None, gather: Callable, size: int) -> np.ndarray:
     return whole_numbers(found) if found.ndim == 1 else _rarest(found)
 
 
-def number_of(strata: Callable, batch: tuple) -> Callable:
+def number_of(strata: Callable, spec: tuple) -> Callable:
     """A function from nests (x, y) of [B, …] to [B] int64, of one from an example to its number.
 
     Args:
-        strata: as users give it. batch: (x, y, …), an example of what comes.
+        strata: as users give it. spec: (x, y, …) of one example.
     Raises:
-        TypeError, ValueError: what it gives is no whole number.
+        TypeError, ValueError: it is no function, or what it gives is no whole number.
     """
+    if not callable(strata):
+        raise TypeError(f"{_REMEDY}; got {strata!r}.")
 
     def of_one(example):
         return _number(strata(*example))
@@ -68,8 +72,8 @@ def number_of(strata: Callable, batch: tuple) -> Callable:
     def of_batch(inputs, labels):
         return tf.vectorized_map(of_one, (inputs, labels))
 
-    one = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape[1:], part.dtype), batch[:2])
-    tf.function(lambda *example: of_one(example), autograph=False).get_concrete_function(*one)
+    # Of an example alone: what is wrong with it is said before a batch hides it.
+    tf.function(lambda *example: of_one(example), autograph=False).get_concrete_function(*spec[:2])
     return of_batch
 
 

@@ -26,6 +26,7 @@ class Drawing:
         meter: what measures the gain that the switch or the learning rate go by, None for nothing.
         fresh: what draws from the groups that the steps get, None where they get none.
         sampler: that draws by a memory, None for none.
+        reservoirs: that strata of a stream are drawn from, None without strata.
         row_size: how many scores a step writes to the sampler's journal, where batches differ in
             size; None for one of each example.
     """
@@ -37,6 +38,7 @@ class Drawing:
     meter: Any = None
     fresh: Any = None
     sampler: Any = None
+    reservoirs: Any = None
     row_size: int | None = None
 
 

@@ -18,13 +18,16 @@ class Plan(NamedTuple):
         draws: R, number of batches drawn from each pre-sample; 0 if the group leaves whole, as
             uniform batches.
         presample_size: B, which divides the group; 0 where nothing is drawn.
-        remembered: whether a sampler's memory draws the pre-sample; of B = b it is the batch.
+        remembered: whether a sampler's memory draws the pre-sample, or strata do; without one, or
+            one of b, the batch.
+        per_batch: whether a group is so many batches, each with a pre-sample of its own.
     """
 
     batch_size: int
     draws: int = 0
     presample_size: int = 0
     remembered: bool = False
+    per_batch: bool = False
 
     @property
     def rate(self) -> float:
@@ -34,11 +37,11 @@ class Plan(NamedTuple):
     @property
     def rescored(self) -> bool:
         """Whether fresh scores choose the batch."""
-        return self.presample_size > self.batch_size or (self.draws > 0 and not self.remembered)
+        return self.draws > 0 and (self.presample_size > self.batch_size or not self.remembered)
 
     def batches(self, group_size: int) -> int:
         """Number of batches that a group becomes."""
-        if self.draws and not self.remembered:
+        if self.draws and not self.per_batch:
             return self.draws * (group_size // self.presample_size)
         return group_size // self.batch_size
 
@@ -48,7 +51,7 @@ class Menu(NamedTuple):
 
     Attributes:
         group_size: examples that are decided on at once.
-        plans: the first is uniform batches of b.
+        plans: the first is uniform batches of b; of strata, where there are any.
     """
 
     group_size: int
@@ -67,12 +70,14 @@ def menu(
     presample_size: int | str | None = None,
     draws: int = 1,
     measured: bool = True,
+    stratified: bool = False,
 ) -> Menu:
     """The plans that the arguments of `importance_sample` allow.
 
     Args:
         batch_size: b. presample_size: B, 4b by default, or "auto". draws: R.
         measured: whether there is a switch that can choose between more than two plans.
+        stratified: whether groups are drawn by strata.
     Raises:
         ValueError: they do not fit together.
     """
@@ -91,8 +96,8 @@ def menu(
         presamples = [factor * batch_size for factor in _AUTO]
     else:
         presamples = [_presample_size(presample_size, batch_size, draws)]
-    drawn = [Plan(batch_size, draws, presample) for presample in presamples]
-    return Menu(presamples[0], (Plan(batch_size), *drawn))
+    drawn = [Plan(batch_size, draws, presample, stratified) for presample in presamples]
+    return Menu(presamples[0], (Plan(batch_size, remembered=stratified), *drawn))
 
 
 def remembered(batch_size: int, presample_size: int | None, batches: int) -> Menu:
@@ -105,9 +110,9 @@ def remembered(batch_size: int, presample_size: int | None, batches: int) -> Men
         ValueError: batches are of one example.
     """
     _check_pairs(batch_size)
-    drawn = [Plan(batch_size, 1, batch_size, remembered=True)]
+    drawn = [Plan(batch_size, 1, batch_size, remembered=True, per_batch=True)]
     if presample_size is not None:
-        drawn.append(Plan(batch_size, 1, presample_size, remembered=True))
+        drawn.append(drawn[0]._replace(presample_size=presample_size))
     return Menu(batches * batch_size, (Plan(batch_size), *drawn))
 
 

@@ -265,6 +265,7 @@ class Step:
             try:
                 scores = self._scores_of_pass(self.labels, passes[-1])
                 self._measure(passes[-1], scores)
+                self._tell_strata(scores)
             except losses.Unscorable:
                 # Keras trains on such a loss; importance sampling was refused at its start.
                 if self.is_drawn:
@@ -275,13 +276,34 @@ class Step:
         model.monitors.assign(tf.stack(monitors))
         return self._logs(tau, monitors)
 
+    @property
+    def _of_strata(self) -> tf.Tensor | None:
+        """[b] what strata weigh the examples by; None without strata."""
+        told = self.told
+        return None if told is None or told.stratum is None else told.memory
+
+    def _tell_strata(self, scores: tf.Tensor) -> None:
+        """Of each stratum, what scores its examples have: by these its share is learned."""
+        told, of_strata = self.told, self._of_strata
+        if told is None or of_strata is None:
+            return
+        importance = told.weight if told.importance is None else told.importance
+        sizes = tf.math.divide_no_nan(importance, of_strata)
+        rows = (part[tf.newaxis] for part in (told.stratum, scores, sizes))
+        with self._behind_the_pipeline():
+            self.drawing.reservoirs.scores.take_up(*rows)
+
     def _estimate(self, scores: tf.Tensor) -> tf.Tensor:
         """τ of this batch, NaN where its scores are unusable.
 
         Of drawn batches with weights the importance-weighted estimate; else that of the scores as
-        they are, times a user's weights.
+        they are, times a user's weights. With strata it is τ of what they give, by which a
+        pre-sample of theirs is to be judged.
         """
         sizes = self.weights
+        of_strata = self._of_strata
+        if of_strata is not None:
+            scores, sizes = scores * of_strata, tf.math.divide_no_nan(sizes, of_strata)
         if sizes is not None and (self.has_scale or not self.is_drawn):
             sizes = tf.abs(sizes)
         if sizes is not None and not self.is_drawn:
@@ -339,14 +361,20 @@ class Step:
                 memory,
             )
 
-        drawn = tf.reduce_any(importance != 1.0) if self.is_group is None else self.is_group
+        undrawn = 1.0 if self._of_strata is None else memory
+        drawn = tf.reduce_any(importance != undrawn) if self.is_group is None else self.is_group
         meter.measure(self.model.optimizer.iterations, drawn, moments)
 
-    def _logs(self, tau: tf.Tensor, monitors: Monitors) -> dict[str, tf.Tensor]:
-        # The pipeline counts a batch before it hands it over: read the counts after that.
+    def _behind_the_pipeline(self):
+        """Variables that the pipeline writes are read after it has handed over the batch."""
         batch = [part for part in tf.nest.flatten(self.data) if part is not None]
-        with tf.control_dependencies(batch):
+        return tf.control_dependencies(batch)
+
+    def _logs(self, tau: tf.Tensor, monitors: Monitors) -> dict[str, tf.Tensor]:
+        with self._behind_the_pipeline():
             counts = tf.identity(compat.value(self.model.counts))
+            if self._of_strata is not None:
+                rare_share = tf.identity(self.drawing.reservoirs.rare_share)
         drawn, uniform, fallbacks = tf.unstack(counts)
         logs = {
             "tau": tau,
@@ -357,6 +385,8 @@ class Step:
         }
         if self.model.sampler is not None:
             logs |= self.model.sampler.logs()
+        if self._of_strata is not None:
+            logs["rare_share"] = rare_share
         if self.gain is not None:
             logs["gain"] = self.gain
         if processes.are_several(self.model.distribute_strategy):

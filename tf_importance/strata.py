@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 # Numbers that are shuffled at once, at least.
@@ -55,10 +54,10 @@ def neyman_shares(
     return (best + smoothing * prior) / (1 + smoothing)
 
 
-def first_shares(prior: np.ndarray) -> np.ndarray:
+def first_shares(prior: tf.Tensor) -> tf.Tensor:
     """s_k ∝ π_k^¼, while nothing is known of the scores: [S]."""
-    shares = np.asarray(prior, np.float64) ** _FIRST_POWER
-    return shares / shares.sum()
+    shares = prior**_FIRST_POWER
+    return shares / tf.reduce_sum(shares)
 
 
 class Spread(tf.Module):
@@ -68,32 +67,33 @@ class Spread(tf.Module):
     scores that have not been seen, in proportions that make the first shares Neyman's.
 
     Args:
-        prior: [S] π.
+        count: S.
     Attributes:
-        sums: variable, [S, 2] of squares, and of how many there were.
+        sums: variable, [S, 2] of squares, and of how many there were; S may grow.
         guessed: variable, how many scores the guess counts as.
     """
 
-    def __init__(self, prior: np.ndarray) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__(name="spread")
-        guess = (first_shares(prior) / prior) ** 2
-        self._guess = tf.constant(guess / np.dot(prior, guess), tf.float32)
-        self._prior = tf.constant(prior, tf.float32)
-        self.sums = tf.Variable(tf.zeros([len(prior), 2]), trainable=False, name="sums")
+        sums, shape = tf.zeros([count, 2]), [None, 2]
+        self.sums = tf.Variable(sums, trainable=False, name="sums", shape=shape)
         self.guessed = tf.Variable(_GUESSED, trainable=False, name="guessed")
 
-    def take_up(self, strata: tf.Tensor, scores: tf.Tensor) -> None:
+    def take_up(
+        self, strata: tf.Tensor, scores: tf.Tensor, sizes: tf.Tensor | float = 1.0
+    ) -> None:
         """What the steps on some batches saw, in their order; scores that are none are left out.
 
         Args:
             strata: [M, b] integers. scores: [M, b].
+            sizes: [M, b], as how many an example counts; 1 but where scores have chosen it.
         """
         squares = scores**2
         known = tf.math.is_finite(squares) & (scores >= 0)
         # How many batches that say something come after each.
         says = tf.cast(tf.reduce_any(known, axis=1), tf.float32)
         after = tf.cumsum(says, exclusive=True, reverse=True)
-        size = tf.where(known, (_DECAY**after)[:, tf.newaxis], 0.0)
+        size = tf.where(known, (_DECAY**after)[:, tf.newaxis] * sizes, 0.0)
         rows = tf.stack([tf.where(known, squares, 0.0) * size, size], axis=-1)
         faded = _DECAY ** tf.reduce_sum(says)
         shape = tf.shape(self.sums)
@@ -102,17 +102,17 @@ class Spread(tf.Module):
         self.sums.assign(faded * self.sums + added)
         self.guessed.assign(tf.maximum(faded * self.guessed, _LEAST_GUESSED))
 
-    def mean_squares(self) -> tf.Tensor:
-        """[S] σ²."""
+    def mean_squares(self, prior: tf.Tensor) -> tf.Tensor:
+        """[S] σ², by what was seen and by the guess; of strata of no part π of the data, 0."""
         squares, counts = tf.unstack(tf.convert_to_tensor(self.sums), axis=1)
         means = tf.math.divide_no_nan(squares, counts)
-        # The guess is in units of the mean square over the strata that have been seen.
-        seen = tf.where(counts > 0, self._prior, 0.0)
-        of_guess = tf.reduce_sum(seen * self._guess)
+        guess = tf.math.divide_no_nan(first_shares(prior), prior) ** 2
+        # In units of the mean square over the strata that have been seen.
+        seen = tf.where(counts > 0, prior, 0.0)
+        of_guess = tf.reduce_sum(seen * guess)
         unit = tf.math.divide_no_nan(tf.reduce_sum(seen * means), of_guess)
-        guess = tf.where(unit > 0, unit, 1.0) * self._guess
         guessed = tf.convert_to_tensor(self.guessed)
-        return (squares + guessed * guess) / (counts + guessed)
+        return (squares + guessed * tf.where(unit > 0, unit, 1.0) * guess) / (counts + guessed)
 
 
 def weights(prior: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
@@ -120,24 +120,33 @@ def weights(prior: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(prior, shares)
 
 
-def placed(shares: tf.Tensor, size: int, offsets: tf.Tensor, positions: tf.Tensor) -> Places:
-    """Fill batches of b: stratum k gets ⌊b s_k⌋ or ⌈b s_k⌉ places of each, b s_k on average.
-
-    Systematic: the points (i + u)/b, i = 0…b−1, of the cumulative shares.
+def points(size: int, offsets: tf.Tensor) -> tf.Tensor:
+    """(i + u)/b, i = 0…b−1, for each batch: [M b] float64, systematic.
 
     Args:
-        shares: [S], which sum to 1. size: b. offsets: [M] u in [0, 1), one for each batch.
+        size: b. offsets: [M] u in [0, 1).
+    """
+    within = tf.range(size, dtype=tf.float64) + tf.cast(offsets, tf.float64)[:, tf.newaxis]
+    return tf.reshape(within / size, [-1])
+
+
+def placed(shares: tf.Tensor, points: tf.Tensor, positions: tf.Tensor) -> Places:
+    """Fill places by where their points are among the cumulative shares.
+
+    Of a batch's systematic points stratum k gets ⌊b s_k⌋ or ⌈b s_k⌉, b s_k on average.
+
+    Args:
+        shares: [S], which sum to 1. points: [N] float64 in [0, 1).
         positions: [S] int64, how many examples were taken of each stratum before.
     """
     ends = tf.cumsum(tf.cast(shares, tf.float64))
-    points = (tf.range(size, dtype=tf.float64) + tf.cast(offsets, tf.float64)[:, tf.newaxis]) / size
     # Rounding must not lift a point over the last stratum that has a share.
-    points = tf.minimum(tf.reshape(points, [-1]), 1 - 2.0**-45) * ends[-1]
-    strata = tf.searchsorted(ends, points, side="right")
-    return Places(strata, tf.gather(positions, strata) + _numbered(strata))
+    points = tf.minimum(points, 1 - 2.0**-45) * ends[-1]
+    strata = tf.cast(tf.searchsorted(ends, points, side="right"), tf.int32)
+    return Places(strata, tf.gather(positions, strata) + numbered(strata))
 
 
-def _numbered(strata: tf.Tensor) -> tf.Tensor:
+def numbered(strata: tf.Tensor) -> tf.Tensor:
     """How many places before each are of the same stratum: [N] int64."""
     order = tf.argsort(strata, stable=True)
     in_order = tf.gather(strata, order)

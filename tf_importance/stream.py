@@ -10,22 +10,28 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_importance import (
+    arguments,
     compat,
     element_specs,
     fresh,
+    keys,
     losses,
     marks,
     plans,
     proposals,
+    reservoirs,
     scorers,
     switches,
 )
 
 # Batches of examples from one weighing of gain and cost to the next.
 _WEIGHED_EVERY = 32
+# c of strata's shares.
+_SMOOTHING = 0.1
 
 
 def importance_sample(
@@ -37,6 +43,8 @@ def importance_sample(
     tau_threshold: float | str | None = None,
     draws_per_presample: int = 1,
     smoothing: float | None = None,
+    strata: Callable[[Any, Any], Any] | None = None,
+    reservoir_size: int = 1024,
     score_in: str | None = None,
     scorer: scorers.Scorer | None = None,
     resampling: str | proposals.Resampling | None = None,
@@ -70,6 +78,14 @@ def importance_sample(
     steps_per_execution above 1, which fetches batches ahead of the steps: there it warns; and
     for a `Gain` switch that measures its costs).
 
+    With `strata`, `lambda x, y: y`, each group is first exchanged for one in which every stratum
+    has its share: its examples go to reservoirs of the latest 1,024 of each stratum, and as many
+    come out, of a rare class again and again. Their weights restore the proportions in which the
+    strata come. Drawing by scores goes on from there; a group that is not drawn from leaves as
+    stratified batches, at no cost of scoring. Shares are learned as in `tfi.samplers.Stratified`;
+    which strata there are may show as the stream goes on. Batches are `(x, y, {"weight", "memory",
+    "stratum"})`, and τ is that of what comes out of the reservoirs.
+
     Where the model's learning rate follows the gain (`tfi.schedules.GainAdapted`), or the switch
     is a `Gain`, batches are `(x, y, {"weight", "gain"})`, [b] each; gain is the ratio r that is
     predicted for the batch. With sample weights there is "importance" too, the weights without
@@ -89,6 +105,8 @@ def importance_sample(
         smoothing: c ≥ 0. Examples are drawn by g_i ∝ Ĝ_i + c mean(Ĝ), so that no weight exceeds
             (1 + c)/c, whatever a score that is a few steps old has missed. 0 by default, as in
             the paper; with a `Gain` switch 0.2.
+        strata: `(x, y) -> number`, called with one example; the number is whole, a scalar or [1].
+        reservoir_size: R ≥ B, examples that are kept of each stratum.
         score_in: "pipeline", where scoring overlaps with the training step before; or "step": the
             pre-samples that are to be drawn from are handed to the training step whole, which
             scores them, draws a batch and trains in one compiled function. The step's scores are
@@ -111,7 +129,8 @@ def importance_sample(
     fresh.check_model(model)
     switch = _switch(switch, tau_threshold)
     measured = isinstance(switch, switches.Gain)
-    menu = plans.menu(batch_size, presample_size, draws_per_presample, measured)
+    stratified = strata is not None
+    menu = plans.menu(batch_size, presample_size, draws_per_presample, measured, stratified)
     resample = proposals.resampling_of(resampling or ("systematic" if measured else "multinomial"))
     smoothing = proposals.checked_smoothing(smoothing, 0.2 if measured else 0.0)
     with_gain = measured or model.follows_gain
@@ -129,6 +148,8 @@ def importance_sample(
     fresh.check(model.scorer if scorer is None else scorer, jit_compile)
     score = fresh.Score(model.scorer if scorer is None else scorer, model)
     in_step = _in_step(score_in, menu, model, with_gain) and switch.may_draw
+    if stratified:
+        _check_strata(model, menu, reservoir_size)
     _warn(model, switch, seed)
 
     def way(score: Callable) -> fresh.Way:
@@ -137,9 +158,14 @@ def importance_sample(
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
         spec = element_specs.checked(model, dataset)
         element_specs.build(model, spec, lambda: next(iter(dataset.batch(1)))[0])
+        number_of, kept = None, None
+        if strata is not None:
+            number_of = keys.number_of(strata, spec)
+            kept = _reservoirs(spec, reservoir_size, setting.batch_size, seed)
         drawing = marks.Drawing(
             model=model,
             loss=model.objective.loss,
+            reservoirs=kept,
             sample_weighted=len(spec) == 3,
             switch=switch,
             meter=meter,
@@ -149,7 +175,7 @@ def importance_sample(
         # The step compiles the scorer itself; that it can be is found out here all the same.
         sizes = {setting.group_size} if in_step else setting.presample_sizes
         ways = {size: way(fresh.compiled(score, spec, size, jit_compile)) for size in sizes}
-        batches = _Groups(setting, switch, ways, drawing).batches(dataset, seed)
+        batches = _Groups(setting, switch, ways, drawing, number_of).batches(dataset, seed)
         # Scores must be of the very step where the learning rate follows the gain.
         ahead = seed is None and (in_step or not with_gain or not switch.may_draw)
         batches = batches.prefetch(1) if ahead else batches
@@ -165,6 +191,7 @@ class _Groups:
         setting: what is decided on. switch: opened.
         ways: by B, how to draw from a pre-sample.
         drawing: what is to be said of the batches.
+        number_of: nests (x, y) of [B, …] -> [B] strata, where there are reservoirs.
     """
 
     def __init__(
@@ -173,6 +200,7 @@ class _Groups:
         switch: switches.Switch,
         ways: dict[int, fresh.Way],
         drawing: marks.Drawing,
+        number_of: Callable | None,
     ) -> None:
         self._setting, self._switch, self._ways = setting, switch, ways
         self._model = setting.model
@@ -180,6 +208,7 @@ class _Groups:
         self._with_gain = drawing.meter is not None
         self._in_step = drawing.fresh is not None
         self._means = not losses.only_sums(setting.model.objective)
+        self._reservoirs, self._number_of = drawing.reservoirs, number_of
 
     def batches(self, dataset: tf.data.Dataset, seed: int | None) -> tf.data.Dataset:
         """The batches of a dataset's groups.
@@ -192,20 +221,41 @@ class _Groups:
         if not self._switch.may_draw:
             # Nothing is decided, so that a group need not be larger than a batch.
             plain = dataset.batch(self._setting.batch_size)
-            return plain.map(_as_it_stands(self._uniform))
-        numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+            if self._reservoirs is None:
+                return plain.map(_as_it_stands(self._uniform))
+            together = tf.data.Dataset.zip((plain, _numbers(seed)))
+            return together.map(_as_it_stands(lambda *one: self._uniform(*self._exchanged(*one))))
+        numbers = _numbers(seed)
         groups = dataset.batch(self._setting.group_size, drop_remainder=not self._ends)
         together = tf.data.Dataset.zip((groups, numbers))
         if seed is None:
             # The next group is read while the batches of the last one are trained on.
             together = together.prefetch(1)
+        if self._reservoirs is not None:
+            together = together.map(
+                _as_it_stands(lambda elements, n: (self._exchanged(elements, n), n))
+            )
         if max(self._turns()) == 1:
             return together.map(_as_it_stands(self._at_once)).unbatch()
         return together.flat_map(_as_it_stands(self._one_after_another)).unbatch()
 
+    def _exchanged(self, elements: tuple, number: tf.Tensor) -> tuple:
+        """((x, told), y, weight, importance), what reservoirs give for a group's examples."""
+        inputs, labels, *_ = elements
+        given = self._reservoirs.exchange(
+            elements, self._number_of(inputs, labels), _seed_of(number)
+        )
+        told = {"memory": given.weights, "stratum": given.strata}
+        inputs, labels, *own = given.examples
+        weights = given.weights * tf.cast(own[0], tf.float32) if own else given.weights
+        return (inputs, told), labels, weights, given.weights
+
+    def _group(self, elements: tuple) -> fresh.Group:
+        return fresh.group_of(elements) if self._reservoirs is None else fresh.Group(*elements)
+
     def _uniform(self, *elements):
         """A batch as it comes; the last one filled up."""
-        group, size = fresh.group_of(elements), self._setting.batch_size
+        group, size = self._group(elements), self._setting.batch_size
         no_seed = tf.zeros([2], tf.int32)
 
         def full():
@@ -244,7 +294,7 @@ class _Groups:
 
     def _decided(self, elements) -> tuple[fresh.Group, tf.Tensor, tf.Tensor]:
         """A group, the index of its plan, −1 for a short one, and its r."""
-        group = fresh.group_of(elements)
+        group = self._group(elements)
         if not self._ends:
             return group, *self._switch.decided(self._setting)
         is_short = group.size < self._setting.group_size
@@ -308,7 +358,7 @@ class _Groups:
         start = turn * size
         presample = tf.nest.map_structure(lambda part: part[start : start + size], group)
         presample = fresh.of_static_size(presample, size)
-        scored = way.scored(presample)
+        scored = way.scored(self._plain(presample))
 
         def drawn():
             self._model.count(drawn=float(choice.draws))
@@ -330,18 +380,67 @@ class _Groups:
             group: batches or pre-samples. gain_ratio: r of all. seed: [2] of the group.
         """
         told = {"weight": group.weights}
-        shape = fresh.sizes(group.weights)
+        inputs, shape = group.inputs, fresh.sizes(group.weights)
+        if self._reservoirs is not None:
+            inputs, of_strata = inputs
+            told |= of_strata
         if self._with_gain:
             told["gain"] = tf.fill(shape, gain_ratio)
-            if self._sample_weighted:
-                told["importance"] = group.importance
+        if self._sample_weighted and len(told) > 1:
+            told["importance"] = group.importance
         if self._in_step:
             # For each example, so that batches have nothing without a batch axis; each pre-sample
             # of the group has its own.
             numbers = tf.range(shape[0], dtype=seed.dtype)
             seeds = seed + tf.stack([numbers, tf.zeros_like(numbers)], axis=1)
             told["seed"] = tf.tile(seeds[:, tf.newaxis], [1, shape[1], 1])
-        return group.inputs, group.labels, told if len(told) > 1 else group.weights
+        return inputs, group.labels, told if len(told) > 1 else group.weights
+
+    def _plain(self, group: fresh.Group) -> fresh.Group:
+        """With inputs as the net takes them."""
+        return group if self._reservoirs is None else group._replace(inputs=group.inputs[0])
+
+
+def _numbers(seed: int | None) -> tf.data.Dataset:
+    """Random numbers, one for each group."""
+    return tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+
+
+def _check_strata(model: Any, menu: plans.Menu, reservoir_size: int) -> None:
+    """Refuse what strata cannot work with.
+
+    Raises:
+        ValueError: several replicas, or reservoirs that a group does not fit in.
+    """
+    arguments.positive_integer("reservoir_size", reservoir_size)
+    if reservoir_size < menu.group_size:
+        raise ValueError(
+            f"reservoir_size must be at least {menu.group_size}, the examples that are read at "
+            f"once; got {reservoir_size}."
+        )
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            "strata are drawn for one replica, and the model is under a strategy of "
+            f"{replicas}: they would share reservoirs. Leave out strata, or the strategy."
+        )
+
+
+def _reservoirs(
+    spec: tuple, capacity: int, batch_size: int, seed: int | None
+) -> reservoirs.Reservoirs:
+    """For a dataset's examples.
+
+    Raises:
+        ValueError: their shapes are not known.
+    """
+    if not all(leaf.shape.is_fully_defined() for leaf in tf.nest.flatten(spec)):
+        raise ValueError(
+            "strata keep examples in reservoirs, and must know their shapes; got element_spec "
+            f"{spec}. Set them in a map: x = tf.ensure_shape(x, …)."
+        )
+    seed = int(np.random.randint(2**31)) if seed is None else seed
+    return reservoirs.Reservoirs(spec, capacity, batch_size, _SMOOTHING, seed)
 
 
 def _seed_of(number: tf.Tensor) -> tf.Tensor:

@@ -118,9 +118,9 @@ class Stratified(Sampler):
         self._strata_of = lambda indices: tf.gather(of_example, indices)
         fixed = None if self._fixed is None else keys.shares_of(self._fixed, found, prior)
         self._learns = fixed is None
-        first = strata.first_shares(prior) if fixed is None else fixed
-        self.shares = _variable(tf.constant(first, tf.float32), "shares")
-        self.scores = strata.Spread(prior)
+        first = strata.first_shares(self._prior) if fixed is None else fixed
+        self.shares = _variable(tf.cast(first, tf.float32), "shares")
+        self.scores = strata.Spread(len(found))
         self.positions = _variable(tf.zeros([len(found)], tf.int64), "positions")
 
     def __reduce__(self):
@@ -134,12 +134,14 @@ class Stratified(Sampler):
     def _draw(self, turn: Turn) -> Draw:
         shares = tf.convert_to_tensor(self.shares)
         if self._learns:
-            shares = strata.neyman_shares(self._prior, self.scores.mean_squares(), self._smoothing)
+            squares = self.scores.mean_squares(self._prior)
+            shares = strata.neyman_shares(self._prior, squares, self._smoothing)
             self.shares.assign(shares)
         members, starts, counts = self._members()
         mixed = tf.stack([turn.seed[0] + turn.number, turn.seed[1] - 7_919 * turn.number])
         offsets = tf.random.stateless_uniform([turn.batches], mixed, dtype=tf.float64)
-        places = strata.placed(shares, turn.size, offsets, tf.convert_to_tensor(self.positions))
+        points = strata.points(turn.size, offsets)
+        places = strata.placed(shares, points, tf.convert_to_tensor(self.positions))
         ones = tf.ones_like(places.positions)
         self.positions.scatter_nd_add(places.strata[:, tf.newaxis], ones)
         within = strata.taken(places, counts, turn.seed)

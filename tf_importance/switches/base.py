@@ -18,7 +18,7 @@ class Setting(NamedTuple):
     Attributes:
         model: an ISModel.
         group_size: examples that are decided on at once, B where there is one.
-        plans: what may become of them; the first is uniform batches of b.
+        plans: what may become of them; the first is uniform batches of b, or of strata.
         systematic: whether draws are systematic; else they are taken to be independent.
         meter: of the gain, None where nobody asks for it.
         weighed_every: groups from one weighing of gain and cost to the next.
@@ -61,10 +61,14 @@ class Setting(NamedTuple):
         )
 
     def gain_of(self, plan: tf.Tensor) -> tf.Tensor:
-        """r of the plan that is taken; 1 for uniform batches of b, the first, by definition."""
+        """r of the plan that is taken; 1 for uniform batches of b by definition."""
         return tf.cond(
-            plan > 0, lambda: tf.gather(self.gains(plan), plan), lambda: tf.constant(1.0)
+            self.gains_by(plan), lambda: tf.gather(self.gains(plan), plan), lambda: tf.constant(1.0)
         )
+
+    def gains_by(self, plan: tf.Tensor) -> tf.Tensor:
+        """Whether a plan can have another gain than 1: all but uniform batches of b."""
+        return (plan > 0) | self.plans[0].remembered
 
     def largest_gain_of_memory(self) -> tf.Tensor:
         """r of batches of b that a memory would draw which knew all scores of the moment.

@@ -20,7 +20,7 @@ _PROBES = 5
 # its first seconds), and then before every so many.
 _REFRESH_AT = (64, 256)
 _REFRESH_EVERY = 1024
-# Pre-samples that are drawn from to begin with, and so many more by their τ alone.
+# Pre-samples that are drawn from to begin with, and those up to which τ or strata keep it so.
 _FIRST = 8
 _TRIED = 150
 # Of uniform batches' speed, what is worth a trial.
@@ -38,8 +38,8 @@ class Gain(Switch):
 
     * The first 8 pre-samples of a stream are drawn from; so are the next, 150 at most, while
       their τ is above the cost: where a class is rare, uniform batches would say little of the
-      gain for hundreds of steps. Where scoring costs more than the B/b that drawing can gain,
-      none is.
+      gain for hundreds of steps. Of strata, which somebody has named, it is the first 150. Where
+      scoring costs more than the B/b that drawing can gain, none is.
     * Where costs are measured the first 5 pre-samples warm up, the next 5 time uniform steps, then
       5 scoring. What is not in use is timed anew for 5 pre-samples from the 64th and the 256th on,
       and of every 1,024. That is all the scoring
@@ -133,21 +133,23 @@ class Gain(Switch):
         with tf.control_dependencies([plan]):
             in_force, gain = tf.identity(self.plan), tf.identity(self.gain)
         # While another plan is timed there is none but 1 that is known to be safe.
-        return plan, tf.where(tf.equal(plan, in_force) & (plan > 0), gain, 1.0)
+        known = tf.equal(plan, in_force) & setting.gains_by(plan)
+        return plan, tf.where(known, gain, 1.0)
 
     def _weigh(self, setting: Setting) -> tf.Tensor:
         """Take the fastest plan by gain and cost as they are now; True."""
         current = tf.convert_to_tensor(self.plan)
         gains = setting.gains(current)
-        speeds = gains / self._seconds(setting)
+        seconds = self._seconds(setting)
+        speeds, uniform = gains / seconds, 1 / seconds[0]
         held = tf.convert_to_tensor(self.held)
-        best = tf.where(held > 0, current, self._best(speeds, current))
+        best = tf.where(held > 0, current, self._best(speeds, uniform, current))
         first, begun = self._first_choice(setting, current)
         best = tf.where(begun, first, best)
         self.held.assign(tf.maximum(held - 1, 0))
         self.plan.assign(best)
         self.gain.assign(tf.gather(gains, best))
-        self.speedup.assign(tf.where(speeds[0] > 0, tf.gather(speeds, best) / speeds[0], 1.0))
+        self.speedup.assign(tf.where(uniform > 0, tf.gather(speeds, best) / uniform, 1.0))
         return tf.constant(True)
 
     def _first_choice(self, setting: Setting, current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -157,14 +159,19 @@ class Gain(Switch):
         doing so: where examples differ this much from the first step on, as where a class is rare,
         uniform batches would say little of the gain for hundreds of steps.
         """
-        number = self.presamples - 1
-        plan = _to_time_first(setting.plans)[-1]
+        number, plan = self.presamples - 1, _to_time_first(setting.plans)[-1]
         cost = self._cost(setting, plan)
-        likely = (number < _FIRST) | (tf.cast(compat.value(setting.model.tau), tf.float32) > cost)
+        if setting.plans[0].remembered:
+            # Whoever names strata knows that examples differ; their τ is what that leaves.
+            likely = tf.constant(True)
+        else:
+            tau = tf.cast(compat.value(setting.model.tau), tf.float32)
+            likely = (number < _FIRST) | (tau > cost)
         # More than B/b no drawing gains.
         possible = cost < setting.plans[plan].presample_size / setting.batch_size
-        drawn = possible & likely & ((number < 1) | tf.equal(current, plan))
-        early = setting.in_pipeline & (number < _TRIED) & ((number < 1) | (current > 0))
+        begins = number < 1
+        drawn = possible & likely & (begins | tf.equal(current, plan))
+        early = setting.in_pipeline & (number < _TRIED) & (begins | (current > 0))
         return tf.where(drawn, plan, 0), early
 
     def _cost(self, setting: Setting, plan: int) -> tf.Tensor:
@@ -215,12 +222,16 @@ class Gain(Switch):
             tf.float32,
         )
 
-    def _best(self, speeds: tf.Tensor, current: tf.Tensor) -> tf.Tensor:
-        """The fastest plan, or the current one while it is nearly that and no slower than b."""
+    def _best(self, speeds: tf.Tensor, uniform: tf.Tensor, current: tf.Tensor) -> tf.Tensor:
+        """The fastest plan, or the current one while it is nearly that and no slower than b.
+
+        Args:
+            speeds: of the plans. uniform: of uniform batches of b. current: the plan in force.
+        """
         speeds = tf.where(tf.math.is_finite(speeds), speeds, 0.0)
         fastest = tf.argmax(speeds, output_type=tf.int32)
         held = tf.gather(speeds, current)
-        stays = (held * (1 + self._hysteresis) >= tf.reduce_max(speeds)) & (held >= speeds[0])
+        stays = (held * (1 + self._hysteresis) >= tf.reduce_max(speeds)) & (held >= uniform)
         return tf.where(stays, current, fastest)
 
     def _probed(self, setting: Setting, number: tf.Tensor, best: tf.Tensor) -> tf.Tensor:
