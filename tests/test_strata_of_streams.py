@@ -97,7 +97,7 @@ def test_users_sample_weights_multiply(threshold):
         np.testing.assert_allclose(told["weight"], told["importance"] * mine, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", [N, 1_000, 50, 7])
+@pytest.mark.parametrize("size", [1_000, 7])
 def test_a_pass_has_as_many_batches_as_it_would_without(size):
     data = stream(repeat=False).take(size)
     batches = [told["weight"].numpy() for _x, _y, told in sampled(compiled(), data)]

@@ -285,7 +285,7 @@ class Step:
     def _tell_strata(self, scores: tf.Tensor) -> None:
         """Of each stratum, what scores its examples have: by these its share is learned."""
         told, of_strata = self.told, self._of_strata
-        if told is None or of_strata is None:
+        if told is None or told.stratum is None or of_strata is None:
             return
         importance = told.weight if told.importance is None else told.importance
         sizes = tf.math.divide_no_nan(importance, of_strata)

@@ -241,6 +241,7 @@ class _Groups:
 
     def _exchanged(self, elements: tuple, number: tf.Tensor) -> tuple:
         """((x, told), y, weight, importance), what reservoirs give for a group's examples."""
+        assert self._number_of is not None, "reservoirs are of strata"
         inputs, labels, *_ = elements
         given = self._reservoirs.exchange(
             elements, self._number_of(inputs, labels), _seed_of(number)

@@ -38,7 +38,7 @@ def attached(sampler, x=X, y=Y):
     return sampler
 
 
-@pytest.mark.parametrize("shares", [None, {1: 0.25}, {0: 0.5, 1: 0.5}])
+@pytest.mark.parametrize("shares", [None, {1: 0.25}])
 def test_fit_on_arrays_draws_each_stratum_by_its_share_and_weights_it_back(shares):
     sampler = tfi.samplers.Stratified(shares=shares)
     model = model_of(sampler)
@@ -99,8 +99,10 @@ def test_shares_follow_the_scores():
     indices = tf.range(N, dtype=tf.int64)
     for size, expected in [(4.0, 0.05 * 4 / (0.95 * 0.5 + 0.05 * 4)), (0.0, 0.0)]:
         scores = np.where(Y == 1, size, 0.5).astype(np.float32)
+        visit = tfi.samplers.Visit(indices, tf.ones([N]), tf.constant(scores))
+        update = tf.function(lambda visit=visit: sampler.update(visit), autograph=False)
         for _ in range(600):
-            sampler.update(tfi.samplers.Visit(indices, tf.ones([N]), tf.constant(scores)))
+            update()
         sampler.draw(16, 0)
         assert float(sampler.shares[1]) == pytest.approx(expected, abs=0.02)
     assert first == pytest.approx(0.05**0.25 / (0.05**0.25 + 0.95**0.25))
