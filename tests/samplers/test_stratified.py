@@ -149,6 +149,14 @@ def test_a_function_of_one_example_makes_strata():
     np.testing.assert_array_equal(sampler.populations, sizes)
 
 
+def test_other_data_are_refused_and_the_same_go_on():
+    model = model_of(tfi.samplers.Stratified())
+    for batch_size in (16, 32):
+        model.fit(X, Y[:, None], batch_size=batch_size, verbose=0)
+    with pytest.raises(ValueError, match="made for other data"):
+        model.fit(X, np.roll(Y, 1)[:, None], verbose=0)
+
+
 def test_one_stratum_is_uniform_sampling():
     sampler = tfi.samplers.Stratified(np.zeros(2048, int))
     indices, weights = drawn(sampler, 128)
@@ -253,3 +261,33 @@ def test_the_shares_are_neymans_of_what_the_steps_saw():
     np.testing.assert_allclose(
         sampler.shares, reference.neyman_shares(prior, squares, 0.1), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("rescored", [False, True])
+def test_a_switch_draws_by_strata_from_the_first_batch_on(rescored):
+    keras.utils.set_random_seed(0)
+    strata = tfi.samplers.Stratified()
+    members = [tfi.samplers.Uniform(), strata]
+    members += [tfi.samplers.Fresh(64, over=strata)] if rescored else []
+    switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1.0)
+    sampler = tfi.samplers.Switched(members, by=switch)
+    model = model_of(sampler)
+    with pytest.warns(UserWarning, match="learning rate that follows"):
+        history = model.fit(X, Y[:, None], batch_size=16, steps_per_epoch=100, verbose=0).history
+    assert history["importance"] == [1.0]
+    assert history["rare_share"][0] > 0.08
+
+
+def test_a_switch_leaves_strata_that_do_not_pay():
+    """The negative control: strata by chance, of which a fixed share is far from the best."""
+    keras.utils.set_random_seed(0)
+    by_chance = (np.arange(N) % 10 == 3).astype(int)
+    strata = tfi.samplers.Stratified(by_chance, shares={1: 0.8})
+    switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1.0)
+    sampler = tfi.samplers.Switched([tfi.samplers.Uniform(), strata], by=switch)
+    model = model_of(sampler)
+    with pytest.warns(UserWarning, match="learning rate that follows"):
+        history = model.fit(
+            X, Y[:, None], batch_size=16, steps_per_epoch=300, epochs=4, verbose=0
+        ).history
+    assert history["importance"][0] == 1.0 and history["importance"][-1] == 0.0

@@ -96,6 +96,7 @@ class Sampler(tf.Module):
         gain: a `GainEstimator`.
         may_draw_ahead: whether a batch may be drawn before the step on the last one is done.
         has_limits: whether `limits` are any.
+        knows_at_start: whether it has something to draw by before it has learned anything.
         follows_training: whether it learns in `maintain`, after each step, and `begin` and `end`
             must be called; else it learns between blocks.
     Raises:
@@ -104,6 +105,7 @@ class Sampler(tf.Module):
 
     may_draw_ahead = True
     has_limits = False
+    knows_at_start = False
     follows_training = False
 
     def __new__(cls, *args, **kwargs):

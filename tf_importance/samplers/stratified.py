@@ -58,6 +58,8 @@ class Stratified(Sampler):
         TypeError, ValueError: an argument is out of range, or strata are no whole numbers.
     """
 
+    knows_at_start = True
+
     def __init__(
         self,
         strata: Any = None,
@@ -71,6 +73,9 @@ class Stratified(Sampler):
             raise ValueError(f"smoothing must be positive and finite; got {smoothing!r}.")
         known = strata is not None and not callable(strata)
         self._given: Any = keys.whole_numbers(strata) if known else strata
+        # The strata of all examples, as users number them.
+        self._found = self._given if known else None
+        self._expected: int | None = None
         self._fixed = None if shares is None else dict(shares)
         self._smoothing = smoothing
         self.keys: np.ndarray | None = None
@@ -84,10 +89,10 @@ class Stratified(Sampler):
 
     def build(self, num_examples: int) -> None:
         # As long as strata are not known it is for no number of examples yet.
-        if isinstance(self._given, np.ndarray):
-            if len(self._given) != num_examples:
+        if self._found is not None:
+            if len(self._found) != num_examples:
                 raise ValueError(
-                    f"strata has {len(self._given)} numbers, and there are {num_examples} examples."
+                    f"strata has {len(self._found)} numbers, and there are {num_examples} examples."
                 )
             super().build(num_examples)
         elif self.num_examples or self._expected not in (None, num_examples):
@@ -95,17 +100,26 @@ class Stratified(Sampler):
         else:
             self._expected = num_examples
 
-    _expected: int | None = None
-
     def attach(self, gather: Gather) -> None:
         super().attach(gather)
-        if self.keys is None:
-            assert self._expected is not None, "the number of examples comes first"
-            self._given = keys.of_all(self._given, gather, self._expected)
-            self.build(self._expected)
+        if isinstance(self._given, np.ndarray):
+            return
+        size = self.num_examples or self._expected
+        assert size is not None, "the number of examples comes first"
+        found = keys.of_all(self._given, gather, size)
+        if self._found is None:
+            self._found = found
+            self.build(size)
+        elif not np.array_equal(found, self._found):
+            raise ValueError(
+                "this Stratified was made for other data, whose examples are in other strata; make "
+                "a new one."
+            )
 
     def _build(self) -> None:
-        found, numbers, sizes = np.unique(self._given, return_inverse=True, return_counts=True)
+        found, numbers, sizes = np.unique(
+            np.asarray(self._found), return_inverse=True, return_counts=True
+        )
         numbers = numbers.reshape(-1)
         self.keys, self.populations = found, sizes
         prior = sizes / self.num_examples
@@ -126,7 +140,7 @@ class Stratified(Sampler):
     def __reduce__(self):
         again, (kind, args, kwargs, size, values) = super().__reduce__()
         if self.keys is not None:
-            kwargs, args = {**kwargs, "strata": self._given}, ()
+            kwargs, args = {**kwargs, "strata": self._found}, ()
         return again, (kind, args, kwargs, size, values)
 
     # Drawing --------------------------------------------------------------------------------
@@ -152,7 +166,7 @@ class Stratified(Sampler):
 
     @property
     def term(self) -> int:
-        return min(self.num_examples, _TERM)
+        return _TERM
 
     def informed(self) -> tf.Tensor:
         return tf.constant(True)

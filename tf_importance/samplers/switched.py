@@ -76,7 +76,8 @@ class Switched(Over):
         sampler = Switched([Uniform(), rais, Fresh(96, over=rais)], by=tfi.switches.Gain())
 
     * Uniform batches are passes over the data, each example once, with weights 1.
-    * Memory draws b examples. When it learns, is tried out and rests: `tfi.switches.trial`. The
+    * Memory draws b examples. When it learns, is tried out and rests: `tfi.switches.trial`; strata,
+      which need not learn to be of use, are tried out from the first batch on. The
       seconds of a uniform step are those without remembering: what remembering takes is a cost
       of memory. Some of the b examples are those next in a pass, k = b c/(1 + c) of them (rounded,
       one at least), c the smoothing, and all have the weights of the mixture, so that none exceeds
@@ -85,8 +86,8 @@ class Switched(Over):
       to draw by these are uniform pre-samples.
 
     Args:
-        samplers: a `Uniform`, a sampler that tells the probability of any example, which is `RAIS`,
-            and perhaps a `Fresh` over the same.
+        samplers: a `Uniform`, a sampler that tells the probability of any example, which is `RAIS`
+            or `Stratified`, and perhaps a `Fresh` over the same.
         by: a `tfi.switches.Gain`.
         smoothing: c; by default that of `Fresh`, or 0.2.
     Raises:
@@ -210,8 +211,9 @@ class Switched(Over):
         reached = setting.gains(tf.constant(_MEMORY))[_MEMORY]
         largest = setting.largest_gain_of_memory()
         promising = switch.worth_a_trial(setting, _MEMORY, largest)
+        at_once = tf.equal(before.batches, 0) & memory.knows_at_start
         learned, granted = trial.on_uniform(
-            state, before.position, memory.term, promising, memory.informed()
+            state, before.position, memory.term, promising, memory.informed(), at_once
         )
         tried, prolonged = trial.on_drawn(state, reached, tf.equal(switch.held, 0))
         state = trial.where(uniform, learned, tried)
@@ -290,7 +292,7 @@ def _members(samplers: Sequence[Sampler]) -> tuple[Sampler, Fresh | None]:
     if type(memory).weights_of is Sampler.weights_of:
         raise ValueError(
             "a switch weighs memory by the probability of any example, which only "
-            f"tfi.samplers.RAIS tells; got {type(memory).__name__}."
+            f"tfi.samplers.RAIS and Stratified tell; got {type(memory).__name__}."
         )
     if rescored is not None and rescored.memory is not memory:
         raise ValueError("Fresh must draw over the memory that the switch weighs, the same object.")

@@ -59,7 +59,12 @@ def stretch(term: int, batch_size: int, group_size: int) -> int:
 
 
 def on_uniform(
-    trial: Trial, position: tf.Tensor, term: int, promising: tf.Tensor, informed: tf.Tensor
+    trial: Trial,
+    position: tf.Tensor,
+    term: int,
+    promising: tf.Tensor,
+    informed: tf.Tensor,
+    at_once: tf.Tensor | bool = False,
 ) -> tuple[Trial, tf.Tensor]:
     """While batches are uniform: let memory learn, and then try it out.
 
@@ -67,13 +72,14 @@ def on_uniform(
         position: uniform examples until now. term: visits that memory needs.
         promising: whether a perfect memory would nearly pay.
         informed: whether memory has something to draw by.
+        at_once: whether it is to be tried out now, without having learned.
     Returns:
         The state, and for how many stretches memory is to draw now.
     """
     learned = position - trial.since
-    tries = promising & informed
+    tries = (promising & informed) | at_once
     # What has learned nothing in two terms has nothing to learn.
-    ends = trial.learning & (learned >= term) & (tries | (learned >= 2 * term))
+    ends = trial.learning & (learned >= term) & (tries | (learned >= 2 * term)) | at_once
     begins = promising & ~trial.learning & (position >= trial.until)
     begun = trial._replace(
         since=tf.where(begins, position, trial.since),
