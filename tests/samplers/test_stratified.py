@@ -291,3 +291,97 @@ def test_a_switch_leaves_strata_that_do_not_pay():
             X, Y[:, None], batch_size=16, steps_per_epoch=300, epochs=4, verbose=0
         ).history
     assert history["importance"][0] == 1.0 and history["importance"][-1] == 0.0
+
+
+MEMORIES = {
+    "rais": lambda: tfi.samplers.RAIS(training_set_size=800),
+    "proportional": lambda: tfi.samplers.Proportional(alpha=1.0),
+}
+
+
+def remembering(name, shares=None):
+    """Strata over a memory that has seen all examples several times, with scores of its own."""
+    sampler = attached(tfi.samplers.Stratified(over=MEMORIES[name](), shares=shares))
+    scores = np.random.default_rng(5).gamma(0.5, size=N).astype(np.float32) + 0.05
+    update = tf.function(sampler.update, autograph=False)
+    for number in range(200):
+        indices = (np.arange(16) + 16 * number) % N
+        update(
+            tfi.samplers.Visit(tf.constant(indices), tf.ones([16]), tf.constant(scores[indices]))
+        )
+        sampler.tend()
+    return sampler, scores
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_memory_draws_within_strata_and_stays_unbiased(name):
+    sampler, scores = remembering(name, {1: 0.3})
+    indices, weights = (part.astype(np.float64) for part in drawn(sampler, 1500))
+    indices = indices.astype(int)
+    assert np.mean(Y[indices]) == pytest.approx(0.3, abs=0.02)
+    values = scores.astype(np.float64) ** 2 + 1
+    means = np.mean(weights * values[indices], axis=1)
+    error = np.std(means) / np.sqrt(len(means))
+    assert abs(np.mean(means) - values.mean()) < 4.5 * error
+    # Negative controls: without the weights, and with those of the strata alone.
+    of_strata = np.where(Y == 1, 0.05 / 0.3, 0.95 / 0.7)[indices]
+    for wrong in (np.ones_like(weights), of_strata):
+        assert abs(np.mean(wrong * values[indices]) - values.mean()) > 10 * error
+    # Within each stratum by what memory knows.
+    for stratum in (0, 1):
+        counts = np.bincount(indices.ravel(), minlength=N)[Y == stratum]
+        assert np.corrcoef(counts, scores[Y == stratum])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_probabilities_within_strata_are_what_the_weights_say(name):
+    sampler, _ = remembering(name, {1: 0.3})
+    indices, weights = drawn(sampler, 1500)
+    share, p = np.where(Y == 1, 0.3, 0.7), np.full(N, np.nan)
+    p[indices.ravel()] = 1 / (N * weights.ravel().astype(np.float64))
+    for stratum in (0, 1):
+        assert np.nansum(p[Y == stratum]) == pytest.approx(share[Y == stratum][0], rel=0.01)
+    expected = np.nan_to_num(p) * indices.size
+    counts = np.bincount(indices.ravel(), minlength=N)
+    often = expected > 5
+    chi_square = np.sum((counts - expected)[often] ** 2 / expected[often])
+    assert chi_square < often.sum() + 5 * np.sqrt(2 * often.sum())
+
+
+def test_before_memory_knows_anything_strata_are_gone_through_pass_by_pass():
+    sampler = attached(tfi.samplers.Stratified(over=MEMORIES["rais"](), shares={1: 0.5}))
+    indices, weights = drawn(sampler, 10)
+    np.testing.assert_allclose(weights, np.where(Y[indices] == 1, 0.1, 1.9), rtol=1e-5)
+
+
+def test_fit_by_strata_over_memory_resumes_bit_for_bit(tmp_path):
+    def made():
+        keras.utils.set_random_seed(0)
+        memory = tfi.samplers.RAIS(training_set_size=200)
+        sampler = tfi.samplers.Stratified(over=memory)
+        return model_of(sampler), tfi.history_sample((X, Y[:, None]), sampler, 16, seed=1), memory
+
+    whole, data, memory = made()
+    whole.fit(data, epochs=4, verbose=0)
+    assert np.any(memory.uncertainty_set), "c and d are there"
+    first, data, _ = made()
+    first.fit(data, epochs=3, verbose=0)
+    path = tf.train.Checkpoint(model=first).save(str(tmp_path / "at"))
+    second, data, _ = made()
+    tf.train.Checkpoint(model=second).restore(path)
+    second.fit(data, epochs=1, verbose=0)
+    for one, two in zip(whole.get_weights(), second.get_weights()):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "over, error, message",
+    [
+        (3, TypeError, "over must be a sampler.*got 3"),
+        (tfi.samplers.Uniform(), ValueError, "RAIS or Proportional; got a Uniform"),
+        (tfi.samplers.Stratified(), ValueError, "got a Stratified"),
+    ],
+)
+def test_what_cannot_draw_within_strata_is_refused(over, error, message):
+    with pytest.raises(error, match=message):
+        tfi.samplers.Stratified(over=over)

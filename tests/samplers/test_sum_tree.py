@@ -118,3 +118,15 @@ def test_rows_are_set_like_their_leaves(size):
         by_leaves.update(places[places < size], values[places < size])
     for mine, theirs in zip(by_rows.levels, by_leaves.levels):
         np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 1024, 5000])
+def test_the_sums_before_leaves_are_cumulative(size):
+    leaves = np.random.default_rng(size).gamma(0.5, size=(size, 2)).astype(np.float32)
+    tree = SumTree(size, 2)
+    tree.update(np.arange(size), leaves)
+    mixing = np.array([1.0, 0.3])
+    indices = np.random.default_rng(0).integers(size, size=50)
+    expected = np.concatenate([[0], np.cumsum(leaves.astype(np.float64) @ mixing)])[indices]
+    found = tree.before(tf.constant(indices), tf.constant(mixing))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)

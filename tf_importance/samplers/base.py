@@ -57,6 +57,19 @@ class Turn(NamedTuple):
         return self.batches * self.size
 
 
+class Proposal(NamedTuple):
+    """By what a memory draws: p_i ∝ ⟨leaf_i, mixing⟩.
+
+    Attributes:
+        tree: a `SumTree` of n leaves. mixing: [columns] float64.
+        total: scalar float64, the sum over all; not finite or 0 where there is nothing to draw by.
+    """
+
+    tree: Any
+    mixing: tf.Tensor
+    total: tf.Tensor
+
+
 class Visit(NamedTuple):
     """What training saw of examples.
 
@@ -180,6 +193,10 @@ class Sampler(tf.Module):
 
         Of a sampler that a switch can weigh against uniform batches; others have none.
         """
+        raise NotImplementedError
+
+    def proposal(self) -> Proposal:
+        """By what it draws now; of a memory that can draw within strata, others have none."""
         raise NotImplementedError
 
     def maintain(self, updates: int, model) -> None:

@@ -7,7 +7,15 @@ import math
 import keras
 import tensorflow as tf
 
-from tf_importance.samplers.base import Draw, Sampler, Turn, Visit, once_each, uniform_points
+from tf_importance.samplers.base import (
+    Draw,
+    Proposal,
+    Sampler,
+    Turn,
+    Visit,
+    once_each,
+    uniform_points,
+)
 from tf_importance.samplers.sum_tree import SumTree
 
 
@@ -60,6 +68,10 @@ class Proportional(Sampler):
         # Columns: p^α of a visited example, and 1 for one that waits for its first visit.
         self.tree = SumTree(self.num_examples, 2, initial=[0.0, 1.0])
         self.largest = tf.Variable(1.0, trainable=False, name="largest")
+
+    def proposal(self) -> Proposal:
+        mixing = tf.cast(tf.stack([1.0, tf.convert_to_tensor(self.largest)]), tf.float64)
+        return Proposal(self.tree, mixing, tf.tensordot(self.tree.total(), mixing, 1))
 
     def _draw(self, turn: Turn) -> Draw:
         mixing = tf.stack([1.0, tf.convert_to_tensor(self.largest)])

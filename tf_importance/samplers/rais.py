@@ -16,6 +16,7 @@ from tf_importance.draws import Draws, Seen
 from tf_importance.samplers import history_features, sum_tree
 from tf_importance.samplers.base import (
     Draw,
+    Proposal,
     Sampler,
     Turn,
     Visit,
@@ -154,6 +155,9 @@ class RAIS(Sampler):
     def _drawn(self, points: tf.Tensor, mixing: tf.Tensor) -> Draw:
         drawn = self.tree.draw(points, mixing)
         return Draw(drawn.indices, tf.cast(drawn.weights(self.num_examples), tf.float32))
+
+    def proposal(self) -> Proposal:
+        return Proposal(self.tree, *self._mixed())
 
     @property
     def term(self) -> int:

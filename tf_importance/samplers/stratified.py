@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_importance import keys, strata
 from tf_importance.draws import Draws, Seen
-from tf_importance.samplers.base import Draw, Gather, Sampler, Turn, Visit
+from tf_importance.samplers.base import Draw, Gather, Sampler, Turn, Visit, uniform_points
 
 # Visits by which shares are learned.
 _TERM = 10_000
@@ -38,13 +38,17 @@ class Stratified(Sampler):
     * Within a stratum examples come pass after pass, each in a new order. How many of a batch are
       of a stratum is b s_k, rounded up or down at random.
 
-    With fresh scores on top, draw pre-samples by it: `Fresh(B, over=Stratified())`.
+    With fresh scores on top, draw pre-samples by it: `Fresh(B, over=Stratified())`. With a memory,
+    `Stratified(over=RAIS())`, examples of a stratum are drawn by that, p_i ∝ v_i within it, once it
+    has something to draw by; weights are 1/(n s_k p_i).
 
     Args:
         strata: of each example, by whole numbers: an [n] array; or a function `(x, y) -> number` of
             one example, scalar or [1], which is called for each of them once. By default the
             labels: whole numbers, one-hot, or several of 0 and 1, of which an example counts to
             the rarest that it has.
+        over: a memory that draws within strata, `RAIS` or `Proportional` (of which weights are full
+            ones, β = 1).
         shares: fixes the shares, {stratum: share}; strata that are not named divide what is left
             as they divide the data. Learned by default.
         smoothing: c > 0.
@@ -63,6 +67,7 @@ class Stratified(Sampler):
     def __init__(
         self,
         strata: Any = None,
+        over: Sampler | None = None,
         *,
         shares: Mapping[int, float] | None = None,
         smoothing: float = 0.1,
@@ -78,6 +83,10 @@ class Stratified(Sampler):
         self._expected: int | None = None
         self._fixed = None if shares is None else dict(shares)
         self._smoothing = smoothing
+        self.memory = _checked_memory(over)
+        if self.memory is not None:
+            self.may_draw_ahead = self.memory.may_draw_ahead
+            self.has_limits = self.memory.has_limits
         self.keys: np.ndarray | None = None
         if num_examples is None and isinstance(self._given, np.ndarray):
             num_examples = len(self._given)
@@ -88,6 +97,9 @@ class Stratified(Sampler):
     # Which examples are in which stratum ----------------------------------------------------
 
     def build(self, num_examples: int) -> None:
+        if self.memory is not None:
+            # Its n examples are those of the strata, one stratum behind the other.
+            self.memory.build(num_examples)
         # As long as strata are not known it is for no number of examples yet.
         if self._found is not None:
             if len(self._found) != num_examples:
@@ -136,6 +148,9 @@ class Stratified(Sampler):
         self.shares = _variable(tf.cast(first, tf.float32), "shares")
         self.scores = strata.Spread(len(found))
         self.positions = _variable(tf.zeros([len(found)], tf.int64), "positions")
+        if self.memory is not None:
+            place = tf.constant(np.argsort(members.numpy()), tf.int64)
+            self._places_of = lambda indices: tf.gather(place, indices)
 
     def __reduce__(self):
         again, (kind, args, kwargs, size, values) = super().__reduce__()
@@ -158,11 +173,48 @@ class Stratified(Sampler):
         places = strata.placed(shares, points, tf.convert_to_tensor(self.positions))
         ones = tf.ones_like(places.positions)
         self.positions.scatter_nd_add(places.strata[:, tf.newaxis], ones)
-        within = strata.taken(places, counts, turn.seed)
-        indices = tf.gather(members, tf.gather(starts, places.strata) + within)
+        first = tf.gather(starts, places.strata)
+        rows = first + strata.taken(places, counts, turn.seed)
         weights = tf.gather(strata.weights(self._prior, shares), places.strata)
+        if self.memory is not None:
+            rows, factors = self._remembered(places.strata, rows, uniform_points(turn))
+            weights *= factors
         size = turn.examples
-        return Draw(tf.ensure_shape(indices, [size]), tf.ensure_shape(weights, [size]))
+        return Draw(
+            tf.ensure_shape(tf.gather(members, rows), [size]), tf.ensure_shape(weights, [size])
+        )
+
+    def _remembered(
+        self, numbers: tf.Tensor, rows: tf.Tensor, points: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Which of its stratum's examples memory draws for each place, and 1/(n_k p_i).
+
+        Those that are there, with 1, of a stratum of which memory knows nothing.
+
+        Args:
+            numbers: [N] strata. rows: [N] what stands there without a memory.
+            points: [N] float64 in [0, 1).
+        """
+        assert self.memory is not None, "there is a memory"
+        tree, mixing, total = self.memory.proposal()
+        _, starts, counts = self._members()
+
+        def drawn() -> tuple[tf.Tensor, tf.Tensor]:
+            starts_of = tree.before(starts, mixing)
+            sums = tf.concat([starts_of[1:], [total]], axis=0) - starts_of
+            known, sum_of = tf.gather(sums > 0, numbers), tf.gather(sums, numbers)
+            inside = (tf.gather(starts_of, numbers) + points * sum_of) / total
+            first, count = tf.gather(starts, numbers), tf.gather(counts, numbers)
+            # Rounding must not lift a point into the next stratum.
+            mine = tree.draw(tf.minimum(inside, 1 - 2.0**-45), mixing).indices
+            mine = tf.clip_by_value(mine, first, first + count - 1)
+            leaves = tf.linalg.matvec(tf.cast(tree.leaves(mine), tf.float64), mixing)
+            expected = tf.cast(count, tf.float64) * leaves
+            factors = tf.cast(tf.math.divide_no_nan(sum_of, expected), tf.float32)
+            return tf.where(known, mine, rows), tf.where(known, factors, 1.0)
+
+        usable = tf.math.is_finite(total) & (total > 0)
+        return tf.cond(usable, drawn, lambda: (rows, tf.ones_like(points, tf.float32)))
 
     @property
     def term(self) -> int:
@@ -179,16 +231,75 @@ class Stratified(Sampler):
 
     def update(self, visit: Visit) -> tf.Tensor:
         """Take up the visits of one batch."""
-        self.scores.take_up(self._strata_of(visit.indices)[tf.newaxis], visit.scores[tf.newaxis])
-        return tf.ones_like(visit.scores)
+        rows = (part[tf.newaxis] for part in visit)
+        self._take_up(*rows)
+        if self.memory is None:
+            return tf.ones_like(visit.scores)
+        return self.memory.update(visit._replace(indices=self._places_of(visit.indices)))
 
     def learn(self, draws: Draws, seen: Seen) -> None:
-        self.scores.take_up(self._strata_of(draws.indices), seen.scores)
+        self._take_up(draws.indices, draws.weights, seen.scores)
         self.gain.learn(seen.moments, tf.shape(draws.indices)[1])
+        if self.memory is not None:
+            self.memory.learn(draws._replace(indices=self._places_of(draws.indices)), seen)
+
+    def _take_up(self, indices: tf.Tensor, weights: tf.Tensor, scores: tf.Tensor) -> None:
+        """What steps on some batches saw: [M, b] each."""
+        numbers = self._strata_of(indices)
+        if self.memory is None:
+            self.scores.take_up(numbers, scores)
+            return
+        # What memory chose within its stratum counts as much less as it was more likely.
+        by_strata = tf.gather(strata.weights(self._prior, self.shares), numbers)
+        sizes = tf.math.divide_no_nan(weights, by_strata)
+        self.scores.take_up(numbers, scores, sizes)
+
+    # Of the memory --------------------------------------------------------------------------
+
+    def limits(self, indices: tf.Tensor) -> tf.Tensor:
+        if self.memory is None:
+            return super().limits(indices)
+        return self.memory.limits(self._places_of(indices))
+
+    def bind(self, model) -> None:
+        super().bind(model)
+        if self.memory is not None:
+            self.memory.bind(model)
+
+    def tend(self) -> None:
+        if self.memory is not None:
+            self.memory.tend()
+
+    def end(self) -> None:
+        if self.memory is not None:
+            self.memory.end()
+
+    def check_batch_size(self, batch_size: int) -> None:
+        if self.memory is not None:
+            self.memory.check_batch_size(batch_size)
+
+    def largest_block(self, batch_size: int) -> int:
+        largest = super().largest_block(batch_size)
+        return (
+            largest if self.memory is None else min(largest, self.memory.largest_block(batch_size))
+        )
 
     def logs(self) -> dict[str, tf.Tensor]:
         rarest = int(np.argmin(self.populations))
         return {**super().logs(), "rare_share": tf.convert_to_tensor(self.shares)[rarest]}
+
+
+def _checked_memory(memory: Any) -> Sampler | None:
+    if memory is None:
+        return None
+    if not isinstance(memory, Sampler):
+        raise TypeError(f"over must be a sampler of tfi.samplers, or None; got {memory!r}.")
+    if type(memory).proposal is Sampler.proposal:
+        raise ValueError(
+            "over must be a memory that draws within strata, tfi.samplers.RAIS or Proportional; "
+            f"got a {type(memory).__name__}. For fresh scores: Fresh(B, over=Stratified())."
+        )
+    return memory
 
 
 def _variable(initial, name: str) -> tf.Variable:

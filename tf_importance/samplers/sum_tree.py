@@ -68,6 +68,23 @@ class SumTree(tf.Module):
         rows = tf.gather(self.levels[0], nodes // FANOUT)
         return tf.gather(rows, nodes % FANOUT, batch_dims=1)
 
+    def before(self, indices: tf.Tensor, mixing: tf.Tensor) -> tf.Tensor:
+        """Σ ⟨leaf_j, mixing⟩ over the leaves j < i of each index: [m] float64.
+
+        Args:
+            indices: [m] integers, below n. mixing: [columns] float64.
+        """
+        node = tf.cast(indices, tf.int64)
+        sums = tf.zeros(tf.shape(node), tf.float64)
+        for level in self.levels:
+            row, place = node // FANOUT, node % FANOUT
+            children = tf.cast(tf.gather(level, row), tf.float64)
+            earlier = tf.range(FANOUT, dtype=tf.int64) < place[:, tf.newaxis]
+            of_earlier = tf.where(earlier[..., tf.newaxis], children, 0.0)
+            sums += tf.linalg.matvec(tf.reduce_sum(of_earlier, axis=1), mixing)
+            node = row
+        return sums
+
     def draw(self, points: tf.Tensor, mixing: tf.Tensor) -> Drawn:
         """Draw a leaf for each point, by p_i = ⟨leaf_i, mixing⟩ / ⟨total, mixing⟩.
 
