@@ -63,6 +63,7 @@ ROOMS = (
     "strata",
     "keys",
     "reservoirs",
+    "mixing",
     "samplers.state",
     "samplers.gain",
     "samplers.base",

@@ -15,6 +15,7 @@ from tf_importance import (
     variance_reduced,
 )
 from tf_importance.estimate import estimate_gain
+from tf_importance.mixing import stratified
 from tf_importance.model import ISModel
 from tf_importance.scorers.norms import per_example_gradient_norms
 from tf_importance.source import history_sample
@@ -37,6 +38,7 @@ __all__ = [
     "schedules",
     "scorers",
     "stores",
+    "stratified",
     "switches",
     "variance",
     "variance_reduced",
