@@ -278,6 +278,7 @@ def test_a_switch_draws_by_strata_from_the_first_batch_on(rescored):
     assert history["rare_share"][0] > 0.08
 
 
+@pytest.mark.slow
 def test_a_switch_leaves_strata_that_do_not_pay():
     """The negative control: strata by chance, of which a fixed share is far from the best."""
     keras.utils.set_random_seed(0)
@@ -333,6 +334,7 @@ def test_memory_draws_within_strata_and_stays_unbiased(name):
         assert np.corrcoef(counts, scores[Y == stratum])[0, 1] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEMORIES)
 def test_probabilities_within_strata_are_what_the_weights_say(name):
     sampler, _ = remembering(name, {1: 0.3})

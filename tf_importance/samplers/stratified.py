@@ -46,7 +46,8 @@ class Stratified(Sampler):
         strata: of each example, by whole numbers: an [n] array; or a function `(x, y) -> number` of
             one example, scalar or [1], which is called for each of them once. By default the
             labels: whole numbers, one-hot, or several of 0 and 1, of which an example counts to
-            the rarest that it has.
+            the rarest that it has. Without an array all examples are read once before the first
+            step, which takes long where Python reads them.
         over: a memory that draws within strata, `RAIS` or `Proportional` (of which weights are full
             ones, β = 1).
         shares: fixes the shares, {stratum: share}; strata that are not named divide what is left
