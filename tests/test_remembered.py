@@ -110,7 +110,7 @@ class Watch(keras.callbacks.Callback):
 def promising(switch, taken: int):
     """The switch for which memory would pay, and that takes a plan unless another is held."""
     switch.worth_a_trial = lambda setting, plan, ratio: tf.constant(True)
-    switch._best = lambda speeds, current: tf.constant(taken)
+    switch._best = lambda speeds, uniform, current: tf.constant(taken)
     return switch
 
 
@@ -148,7 +148,7 @@ def test_what_a_trial_has_shown_to_pay_stays(points, monkeypatch):
     monkeypatch.setattr(trial, "_RISING", 1e9)
     switch = promising(switches.Gain(step_seconds=1.0, scoring_seconds=1.0), 0)
     dropped = tf.Variable(False)
-    switch._best = lambda speeds, current: tf.where(dropped, 0, current)
+    switch._best = lambda speeds, uniform, current: tf.where(dropped, 0, current)
 
     class Drop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -163,7 +163,7 @@ def test_what_a_trial_has_shown_to_pay_stays(points, monkeypatch):
 def test_memory_that_cannot_pay_is_told_nothing(points):
     switch = switches.Gain(step_seconds=1.0, scoring_seconds=1.0)
     switch.worth_a_trial = lambda setting, plan, ratio: tf.constant(False)
-    switch._best = lambda speeds, current: tf.constant(0)
+    switch._best = lambda speeds, uniform, current: tf.constant(0)
     seen, sampler = decided(points, 40, switch)
     assert seen == "U" * 40 and not sampler.visits.numpy().any()
 
