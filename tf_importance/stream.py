@@ -243,9 +243,9 @@ class _Groups:
         """((x, told), y, weight, importance), what reservoirs give for a group's examples."""
         assert self._number_of is not None, "reservoirs are of strata"
         inputs, labels, *_ = elements
-        given = self._reservoirs.exchange(
-            elements, self._number_of(inputs, labels), _seed_of(number)
-        )
+        # By other random numbers than the draws from what comes out.
+        own_seed = _seed_of(number) + tf.constant([0, 1])
+        given = self._reservoirs.exchange(elements, self._number_of(inputs, labels), own_seed)
         told = {"memory": given.weights, "stratum": given.strata}
         inputs, labels, *own = given.examples
         weights = given.weights * tf.cast(own[0], tf.float32) if own else given.weights

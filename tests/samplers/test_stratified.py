@@ -387,3 +387,13 @@ def test_fit_by_strata_over_memory_resumes_bit_for_bit(tmp_path):
 def test_what_cannot_draw_within_strata_is_refused(over, error, message):
     with pytest.raises(error, match=message):
         tfi.samplers.Stratified(over=over)
+
+
+def test_which_example_a_memory_draws_does_not_depend_on_the_place():
+    """Of a stratum that has no place in most batches: all of it is in reach."""
+    flipped = 1 - Y
+    memory = tfi.samplers.Proportional(alpha=1.0)
+    sampler = attached(tfi.samplers.Stratified(flipped, memory, shares={0: 0.1}))
+    indices, _ = drawn(sampler, 1500, size=4)
+    counts = np.bincount(indices.ravel(), minlength=N)[flipped == 0]
+    assert counts.min() > 0.3 * counts.mean()

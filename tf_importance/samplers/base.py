@@ -56,6 +56,11 @@ class Turn(NamedTuple):
         """K b."""
         return self.batches * self.size
 
+    @property
+    def own_seed(self) -> tf.Tensor:
+        """[2] int64, of these batches alone."""
+        return tf.stack([self.seed[0] + self.number, self.seed[1] - 7_919 * self.number])
+
 
 class Proposal(NamedTuple):
     """By what a memory draws: p_i ∝ ⟨leaf_i, mixing⟩.
@@ -68,6 +73,11 @@ class Proposal(NamedTuple):
     tree: Any
     mixing: tf.Tensor
     total: tf.Tensor
+
+    @property
+    def usable(self) -> tf.Tensor:
+        """Whether there is something to draw by."""
+        return tf.math.is_finite(self.total) & (self.total > 0)
 
 
 class Visit(NamedTuple):
@@ -426,8 +436,7 @@ def passing(position: tf.Tensor, size: int, num_examples: int, seed: tf.Tensor) 
 
 def uniform_points(turn: Turn) -> tf.Tensor:
     """[K b] float64 in [0, 1), of the batches from `number` on."""
-    mixed = tf.stack([turn.seed[0] + turn.number, turn.seed[1] - 7_919 * turn.number])
-    return tf.random.stateless_uniform([turn.examples], mixed, dtype=tf.float64)
+    return tf.random.stateless_uniform([turn.examples], turn.own_seed, dtype=tf.float64)
 
 
 def from_all(scores: tf.Tensor, turn: Turn) -> Draw:

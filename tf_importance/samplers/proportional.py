@@ -74,8 +74,7 @@ class Proportional(Sampler):
         return Proposal(self.tree, mixing, tf.tensordot(self.tree.total(), mixing, 1))
 
     def _draw(self, turn: Turn) -> Draw:
-        mixing = tf.stack([1.0, tf.convert_to_tensor(self.largest)])
-        drawn = self.tree.draw(uniform_points(turn), tf.cast(mixing, tf.float64))
+        drawn = self.tree.draw(uniform_points(turn), self.proposal().mixing)
         beta = tf.cast(self._beta(turn.number), tf.float64)
         weights = drawn.weights(self.num_examples) ** beta
         if self._normalize:

@@ -168,8 +168,7 @@ class Stratified(Sampler):
             shares = strata.neyman_shares(self._prior, squares, self._smoothing)
             self.shares.assign(shares)
         members, starts, counts = self._members()
-        mixed = tf.stack([turn.seed[0] + turn.number, turn.seed[1] - 7_919 * turn.number])
-        offsets = tf.random.stateless_uniform([turn.batches], mixed, dtype=tf.float64)
+        offsets = tf.random.stateless_uniform([turn.batches], turn.own_seed, dtype=tf.float64)
         points = strata.points(turn.size, offsets)
         places = strata.placed(shares, points, tf.convert_to_tensor(self.positions))
         ones = tf.ones_like(places.positions)
@@ -178,7 +177,9 @@ class Stratified(Sampler):
         rows = first + strata.taken(places, counts, turn.seed)
         weights = tf.gather(strata.weights(self._prior, shares), places.strata)
         if self.memory is not None:
-            rows, factors = self._remembered(places.strata, rows, uniform_points(turn))
+            # By other random numbers than the offsets, which say what stratum a place is of.
+            others = uniform_points(turn._replace(seed=turn.seed + 1))
+            rows, factors = self._remembered(places.strata, rows, others)
             weights *= factors
         size = turn.examples
         return Draw(
@@ -197,7 +198,8 @@ class Stratified(Sampler):
             points: [N] float64 in [0, 1).
         """
         assert self.memory is not None, "there is a memory"
-        tree, mixing, total = self.memory.proposal()
+        proposal = self.memory.proposal()
+        tree, mixing, total = proposal
         _, starts, counts = self._members()
 
         def drawn() -> tuple[tf.Tensor, tf.Tensor]:
@@ -214,8 +216,7 @@ class Stratified(Sampler):
             factors = tf.cast(tf.math.divide_no_nan(sum_of, expected), tf.float32)
             return tf.where(known, mine, rows), tf.where(known, factors, 1.0)
 
-        usable = tf.math.is_finite(total) & (total > 0)
-        return tf.cond(usable, drawn, lambda: (rows, tf.ones_like(points, tf.float32)))
+        return tf.cond(proposal.usable, drawn, lambda: (rows, tf.ones_like(points, tf.float32)))
 
     @property
     def term(self) -> int:
