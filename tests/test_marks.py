@@ -207,3 +207,20 @@ def test_what_does_not_compose_is_refused(points):
         tfi.history_sample(points, tfi.samplers.Fresh(24), b)
     with pytest.raises(ValueError, match="at least batch_size; got 4 and 8"):
         compiled(sampler=tfi.samplers.Fresh(4)).fit(*points, batch_size=b, verbose=0)
+
+
+def test_a_samplers_logs_are_read_behind_the_batch(points):
+    """What the pipeline learned before a batch is in that batch's logs, whoever is faster."""
+    behind = []
+
+    class Watched(tfi.samplers.Proportional):
+        def logs(self):
+            total = self.tree.total()
+            operations = tf.compat.v1.get_default_graph().get_operations()
+            read = [one for one in operations if one.type == "ReadVariableOp"][-1]
+            behind.append(read.control_inputs)
+            return {"total": tf.cast(total[0], tf.float32)}
+
+    model = compiled(sampler=Watched())
+    model.fit(*points, batch_size=b, epochs=1, verbose=0)
+    assert behind and all(behind)

@@ -373,8 +373,11 @@ class Step:
     def _logs(self, tau: tf.Tensor, monitors: Monitors) -> dict[str, tf.Tensor]:
         with self._behind_the_pipeline():
             counts = tf.identity(compat.value(self.model.counts))
+            of_the_pipeline = {}
+            if self.model.sampler is not None:
+                of_the_pipeline |= self.model.sampler.logs()
             if self._of_strata is not None:
-                rare_share = tf.identity(self.drawing.reservoirs.rare_share)
+                of_the_pipeline["rare_share"] = tf.identity(self.drawing.reservoirs.rare_share)
         drawn, uniform, fallbacks = tf.unstack(counts)
         logs = {
             "tau": tau,
@@ -382,11 +385,8 @@ class Step:
             "importance": tf.math.divide_no_nan(drawn, drawn + uniform),
             "max_weight": monitors.max_weight,
             "fallbacks": fallbacks + monitors.unusable,
+            **of_the_pipeline,
         }
-        if self.model.sampler is not None:
-            logs |= self.model.sampler.logs()
-        if self._of_strata is not None:
-            logs["rare_share"] = rare_share
         if self.gain is not None:
             logs["gain"] = self.gain
         if processes.are_several(self.model.distribute_strategy):
