@@ -23,8 +23,11 @@ _POINTS = 200
 _PANELS = {
     "train_loss": "Training loss",
     "test_error": "Test error",
+    "test_loss": "Test log loss",
+    "test_average_precision": "Test average precision",
     "tau": "τ, equivalent batch increase",
 }
+_FORMS = {"train_loss": "{:.2e}", "test_error": "{:.2%}", "test_average_precision": "{:.3f}"}
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,20 @@ def final(runs: Sequence[Run], name: str) -> Spread:
     return spread([run.last[name] for run in runs])
 
 
+def compared(runs: Sequence[Run]) -> tuple[str, ...]:
+    """The metrics that count: where classes are rare, an error says next to nothing."""
+    if "test_average_precision" in runs[0].last:
+        return ("test_loss", "test_average_precision", "test_calibration_error")
+    return ("train_loss", "test_error")
+
+
 def table(curves: Curves) -> list[dict[str, Any]]:
     """One row of numbers for each curve, all of the last evaluation."""
     rows = []
     for label, runs in curves.items():
         row: dict[str, Any] = {"curve": label, "runs": len(runs)}
         row["learning_rate"] = runs[0].flags["learning_rate"]
-        for name in ("train_loss", "test_error", "step", "seconds"):
+        for name in (*compared(runs), "step", "seconds"):
             measured = final(runs, name)
             row[name] = measured.median
             row |= {f"{name}_{part}": getattr(measured, part) for part in Spread._fields[1:]}
@@ -123,16 +133,16 @@ def table(curves: Curves) -> list[dict[str, Any]]:
 
 def markdown(curves: Curves) -> str:
     """The table for people, as aligned Markdown."""
-    head = ("curve", "runs", "learning rate", "train loss", "test error", "steps", "seconds")
-    cells = [(*head, "importance steps")]
+    metrics = compared(next(iter(curves.values())))
+    named = (name.replace("_", " ") for name in metrics)
+    cells = [("curve", "runs", "learning rate", *named, "steps", "seconds", "importance steps")]
     for row in table(curves):
         cells.append(
             (
                 row["curve"],
                 str(row["runs"]),
                 f"{row['learning_rate']:g}",
-                _cell(row, "train_loss", "{:.2e}"),
-                _cell(row, "test_error", "{:.2%}"),
+                *(_cell(row, name, _FORMS.get(name, "{:.4f}")) for name in metrics),
                 _cell(row, "step", "{:.0f}"),
                 f"{row['seconds']:.1f}",
                 "none" if row["importance"] is None else f"{row['importance']:.0%}",
@@ -168,7 +178,12 @@ def draw(curves: Curves, path: str | pathlib.Path) -> None:
         curves: runs by label.
         path: of the PNG; the SVG lies beside it.
     """
-    panels = [name for name in _PANELS if any(_measured(runs, name) for runs in curves.values())]
+    counted = {"tau", *compared(next(iter(curves.values())))}
+    panels = [
+        name
+        for name in _PANELS
+        if name in counted and any(_measured(runs, name) for runs in curves.values())
+    ]
     with figures.saved(pathlib.Path(path), panels=len(panels)) as axes:
         for axis, name in zip(axes, panels):
             for number, (label, runs) in enumerate(curves.items()):

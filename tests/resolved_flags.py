@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from trainers import compare, issgd, variance_ablation
+from trainers import compare, issgd, rare_classes, variance_ablation
 from trainers import flags as trainer_flags
 
 RECORDED = pathlib.Path(__file__).with_suffix(".json")
@@ -44,6 +44,7 @@ _DEFINE = {
     "fine_tuning": trainer_flags.define,
     "image_classification": trainer_flags.define,
     "issgd": issgd.define,
+    "rare_classes": rare_classes.define,
     "sequence_classification": trainer_flags.define,
     "variance_ablation": variance_ablation.define,
 }

@@ -33,6 +33,7 @@ from trainers import (
     issgd,
     plan,
     program,
+    rare_classes,
     run_directory,
     sequence_classification,
     short,
@@ -46,9 +47,10 @@ _TASKS = {
     "fine_tuning": fine_tuning.train,
     "sequence_classification": sequence_classification.train,
     "issgd": issgd.train,
+    "rare_classes": rare_classes.train,
 }
 # Tasks with flags of their own.
-_DEFINE = {"issgd": issgd.define}
+_DEFINE = {"issgd": issgd.define, "rare_classes": rare_classes.define}
 
 _TASK = flags.DEFINE_enum("task", "image_classification", list(_TASKS), "The trainer.")
 _CURVES = flags.DEFINE_list("curves", None, "Flagfiles, one for each curve.", required=True)
@@ -73,10 +75,11 @@ trainer_flags.define_of_programs(flags.FLAGS)
 
 
 def best_of_grid(found: Mapping[Variant, curves.Run]) -> list[Variant]:
-    """Of each flagfile the variant with the least training loss at its end."""
+    """Of each flagfile the variant of the least loss at its end, of validation or of training."""
 
     def loss(variant: Variant) -> float:
-        last = found[variant].last["train_loss"]
+        row = found[variant].last
+        last = row.get("validation_loss", row["train_loss"])
         return last if math.isfinite(last) else math.inf
 
     by_flagfile: dict[str, list[Variant]] = {}
@@ -188,7 +191,7 @@ def _report(results: dict[str, list[curves.Run]]) -> None:
     if len(results) == 2:
         (baseline, its_runs), (label, runs) = results.items()
         print()
-        for name in ("train_loss", "test_error"):
+        for name in curves.compared(runs):
             print(curves.verdict(label, runs, baseline, its_runs, name))
     print(f"\nCurves against seconds of training: {pathlib.Path(_OUT.value, 'comparison.png')}")
 

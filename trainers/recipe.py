@@ -74,13 +74,20 @@ def fit(
     prepared = (prepare or _prepared)(settings, net, data, examples)
     if settings.dry_run:
         dry_run.report(settings, prepared)
-        return pathlib.Path(settings.out or "."), prepared.model
-    on_train = Evaluator(net, datasets.fixed_subset(data, settings.train_examples))
-    on_test = Evaluator(net, data.test)
+        return nowhere(settings), prepared.model
+    evaluators = {
+        "train": Evaluator(net, datasets.fixed_subset(data, settings.train_examples)),
+        "test": Evaluator(net, data.test),
+    }
     watch = also(prepared.model) if also is not None else None
-    path = runner.fit(settings, prepared, on_train, on_test, watch)
+    path = runner.fit(settings, prepared, evaluators, watch)
     remembered.write_priorities(path / "priorities.npz", prepared.model, data)
     return path, prepared.model
+
+
+def nowhere(settings: flags.FlagValues) -> pathlib.Path:
+    """The directory of a run that leaves nothing."""
+    return pathlib.Path(settings.out or ".")
 
 
 def _prepared(settings, net: keras.Model, data: datasets.Data, examples) -> Sampled:

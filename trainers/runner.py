@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -13,25 +13,25 @@ from absl import flags, logging
 from trainers import callbacks, schedules
 from trainers import flags as trainer_flags
 from trainers.budget import Budget, Stopwatch, clock
-from trainers.evaluation import Evaluator
 from trainers.run_directory import RunDirectory
 from trainers.sampling import Sampled
 
 # Logs of an ISModel, null before its first step.
 _IMPORTANCE_LOGS = (
     *("tau", "ess", "importance", "max_weight", "fallbacks"),
-    *("gain", "outliers", "usable"),
+    *("gain", "outliers", "usable", "rare_share"),
 )
 
 
 Also = Callable[[pathlib.Path, int], None]
+# Each gives a NamedTuple of numbers, `loss` and `error` among them.
+Evaluators = Mapping[str, Callable[[], Any]]
 
 
 def fit(
     settings: flags.FlagValues,
     sampled: Sampled,
-    on_train: Evaluator,
-    on_test: Evaluator,
+    evaluators: Evaluators,
     also: Also | None = None,
 ) -> pathlib.Path:
     """Fit a model as the flags say; write run.json, metrics.jsonl and TensorBoard's logs.
@@ -42,7 +42,8 @@ def fit(
     Args:
         settings: the trainer's flags.
         sampled: the compiled model and its batches.
-        on_train, on_test: evaluate the net.
+        evaluators: evaluate the net on "train", "test", and what else there is, by name. Column
+            `test_loss` is the field `loss` of what "test" gives.
         also: called at every evaluation, with the run's directory and the number of steps.
     Returns:
         The run's directory.
@@ -59,7 +60,7 @@ def fit(
     schedule = schedules.parse(settings.schedule)
     learning_rate = kind(course, settings.learning_rate, schedule, sampled.told_rate)
     directory = RunDirectory(settings.out, trainer_flags.of_run(settings))
-    recorder = _Recorder(directory, course, learning_rate, sampled, on_train, on_test, also)
+    recorder = _Recorder(directory, course, learning_rate, sampled, evaluators, also)
     recorder.restore()
     if course.progress >= 1:
         logging.warning("The run in %s is complete; nothing is left to do.", directory.path)
@@ -83,14 +84,13 @@ def fit(
 class _Recorder:
     """Evaluates, and writes the row, TensorBoard's scalars and the checkpoint."""
 
-    def __init__(self, directory, course, learning_rate, sampled, on_train, on_test, also) -> None:
+    def __init__(self, directory, course, learning_rate, sampled, evaluators, also) -> None:
         model = sampled.model
         self._steps_per_epoch = sampled.steps_per_epoch
         self._directory = directory
         self._course = course
         self._learning_rate = learning_rate
-        self._on_train = on_train
-        self._on_test = on_test
+        self._evaluators = evaluators
         self._also = also
         self._writer = tf.summary.create_file_writer(str(directory.path / "tensorboard"))
         self._step = tf.Variable(0, dtype=tf.int64)
@@ -117,15 +117,12 @@ class _Recorder:
 
     def record(self, logs: dict[str, Any]) -> None:
         """One evaluation."""
-        train, test = self._on_train(), self._on_test()
+        found = {name: evaluate() for name, evaluate in self._evaluators.items()}
         row = {
             "step": self._course.step,
             "seconds": self._course.seconds,
-            "train_loss": train.loss,
-            "train_error": train.error,
-            "test_loss": test.loss,
-            "test_error": test.error,
-            "objective": train.loss + _penalties(self._model),
+            **_columns(found),
+            "objective": found["train"].loss + _penalties(self._model),
             **{name: _as_float(logs.get(name)) for name in _IMPORTANCE_LOGS},
             "learning_rate": self._learning_rate.current,
             "epoch": self._course.step / self._steps_per_epoch,
@@ -142,6 +139,15 @@ class _Recorder:
         self._step.assign(self._course.step)
         self._seconds.assign(self._course.seconds)
         self._checkpoints.save()
+
+
+def _columns(found: Mapping[str, Any]) -> dict[str, float]:
+    """Each number of each evaluation, as EVALUATION_NUMBER."""
+    return {
+        f"{name}_{number}": value
+        for name, evaluation in found.items()
+        for number, value in evaluation._asdict().items()
+    }
 
 
 def _penalties(model) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import keras
@@ -59,15 +58,7 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, e
     scorer = tfi.scorers.BY_NAME.get(settings.sampling, tfi.scorers.upper_bound)
     model = tfi.ISModel(net, scorer=scorer)
     steps_per_epoch = data.num_train / settings.batch_size
-    rate = step_schedules.parse(
-        settings.step_schedule,
-        settings.learning_rate,
-        math.ceil(steps_per_epoch),
-        settings.follow_gain,
-        settings.gain_ceiling,
-    )
-    given = rate.given if hasattr(rate, "given") else rate
-    told = given.rate if isinstance(given, step_schedules.Told) else None
+    rate, told = step_schedules.of(settings, steps_per_epoch)
     compile_model = functools.partial(
         model.compile,
         optimizer=optimizers.of(settings, rate),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from absl import flags
 
 import tf_importance as tfi
 
@@ -58,6 +59,32 @@ class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self) -> dict[str, Any]:
         return {"initial": self._initial, "offset": self._offset}
+
+
+class Rate(NamedTuple):
+    """A learning rate for an optimizer, and where that of --schedule goes; None for nowhere."""
+
+    rate: Any
+    told: tf.Variable | None
+
+
+def of(settings: flags.FlagValues, steps_per_epoch: float) -> Rate:
+    """The learning rate that the trainer's flags describe.
+
+    Args:
+        settings: the trainer's flags. steps_per_epoch: n/b.
+    Raises:
+        ValueError: as `parse`.
+    """
+    rate = parse(
+        settings.step_schedule,
+        settings.learning_rate,
+        math.ceil(steps_per_epoch),
+        settings.follow_gain,
+        settings.gain_ceiling,
+    )
+    given = rate.given if hasattr(rate, "given") else rate
+    return Rate(rate, given.rate if isinstance(given, Told) else None)
 
 
 def parse(

@@ -20,7 +20,8 @@ needs_addons = pytest.mark.skipif(
 )
 _KEYS = (
     "step seconds train_loss train_error test_loss test_error objective tau ess importance "
-    "max_weight fallbacks gain outliers usable learning_rate epoch effective_step"
+    "max_weight fallbacks gain outliers usable rare_share learning_rate epoch "
+    "effective_step"
 ).split()
 
 

@@ -16,6 +16,7 @@ from trainers.nets import (
     preactivation_resnet,
     resnet50,
     rotation_cnn,
+    tabular,
     wide_resnet,
 )
 
@@ -34,6 +35,8 @@ NETS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
     "lstm": lstm.lstm,
     "mlp_4x256": mlp.mlp_4x256,
     "mlp_4x2048": mlp.mlp_4x2048,
+    "mlp_128": mlp.mlp_128,
+    "flights_mlp": tabular.flights_mlp,
 }
 
 

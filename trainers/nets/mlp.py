@@ -25,6 +25,11 @@ def mlp_4x256(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
     return _perceptron("mlp_4x256", 256, input_shape, num_classes, hidden=4)
 
 
+def mlp_128(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
+    """One hidden layer of 128 rectified units on the flattened input."""
+    return _perceptron("mlp_128", 128, input_shape, num_classes, hidden=1)
+
+
 def _perceptron(
     name: str, units: int, input_shape: tuple[int, ...], num_classes: int, hidden: int = 2
 ):
