@@ -41,7 +41,9 @@ from trainers.rare_sampling import METHODS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("tasks", [], "Tasks; all by default.")
-flags.DEFINE_list("methods", [], "Methods; by default all but fixed_strata and logit_adjusted.")
+flags.DEFINE_list(
+    "methods", [], "Methods; by default all but fixed_strata, log_odds and logit_adjusted."
+)
 flags.DEFINE_integer("seeds", 3, "Runs of each method.")
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
 flags.DEFINE_boolean("report", False, "Run nothing; report on what is there.")
@@ -53,7 +55,7 @@ _OF_UNIFORM = 4000
 _RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 _TUNING_SEED = 1000
 # Trained on logits that are moved by constants, a net is what it is by uniform sampling.
-_LEFT_OUT = ("fixed_strata", "logit_adjusted")
+_LEFT_OUT = ("fixed_strata", "log_odds", "logit_adjusted")
 _SCORED = ("scored", "scored_strata")
 
 
@@ -104,7 +106,7 @@ class Run(NamedTuple):
 
 
 _OWN = {"down_sampled": ("rare_share", (0.25, 0.1, 0.5)), "focal": ("gamma", (2.0, 1.0))}
-_OWN["fixed_strata"] = ("rare_share", (0.25, 0.1, 0.4))
+_OWN |= dict.fromkeys(("fixed_strata", "log_odds"), ("rare_share", (0.25, 0.1, 0.4)))
 
 
 class Rate(keras.callbacks.Callback):

@@ -62,6 +62,7 @@ ROOMS = (
     "stores",
     "strata",
     "keys",
+    "log_odds",
     "reservoirs",
     "mixing",
     "samplers.state",

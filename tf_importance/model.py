@@ -221,6 +221,7 @@ class ISModel(keras.Model):
                 mean = compat.value(self.mean_weight) if drawn else None
                 weights = losses.weights_if_scorable(self.objective, y, y_pred, weights, mean)
             else:
+                y_pred = step.outputs_of_loss(y_pred)
                 weights = step.weights_of_loss(x, y, y_pred, weights)
         kwargs = {"training": training} if compat.COMPUTE_LOSS_TAKES_TRAINING else {}
         return super().compute_loss(x, y, y_pred, weights, **kwargs)

@@ -86,6 +86,7 @@ class Step:
         self.weights: tf.Tensor | None = weights if by_example else None
         remembered = told is not None and told.indices is not None
         self.is_drawn = drawing is not None or remembered
+        self.moves_logits = remembered and model.sampler.moves_logits
         self.has_scale = (
             class_weighted
             or (drawing is not None and drawing.sample_weighted)
@@ -186,6 +187,18 @@ class Step:
 
     # Between the forward and the backward pass ----------------------------------------------
 
+    def outputs_of_loss(self, outputs):
+        """The net's outputs, or the logits that a sampler moves: what losses and scores are of."""
+        if not self.moves_logits:
+            return outputs
+        if self.model.schedule is not None:
+            raise ValueError(
+                "the gain is that of weighted batches, and correction='log_odds' has no weights; "
+                "give a learning rate that does not follow it, or correction='weights'."
+            )
+        shift = self.model.sampler.logit_shift(self.model.objective.loss, outputs)
+        return forward.moved(tf.cast(shift, outputs.dtype))
+
     def weights_of_loss(self, inputs, labels, outputs, weights: tf.Tensor):
         """What the losses are weighted by: [b], or a nest of [b, 1, …] like the outputs.
 
@@ -193,6 +206,10 @@ class Step:
             inputs, labels, outputs: nests of [b, …].
             weights: [b] as Keras has them, class weights included.
         """
+        if self.moves_logits:
+            # What is left of them is the user's.
+            drawn = self.told.weight if self.told.importance is None else self.told.importance
+            weights = tf.math.divide_no_nan(weights, tf.cast(drawn, weights.dtype))
         weights = self._written_down(inputs, labels, weights)
         objective = self.model.objective
         mean_weight = None

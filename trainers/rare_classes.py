@@ -12,7 +12,8 @@ predicted beside what happened.
 
 Methods: uniform; class_weights; down_sampled (common examples are left out, odds put right); focal
 (calibrated by the validation set); logit_adjusted; and of this library strata (shares are learned),
-fixed_strata, scored, scored_strata, switched_strata.
+fixed_strata, log_odds (the same batches without weights, logits moved), scored, scored_strata,
+switched_strata.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def define(values: flags.FlagValues) -> None:
             "days",
             f"Of flights: {' or '.join(rare.SPLITS)}; by rows the test's days are trained on, too.",
         ),
-        (number, "rare_share", 0.25, "Of a batch, for down_sampled and fixed_strata."),
+        (number, "rare_share", 0.25, "Of a batch, for down_sampled, fixed_strata, log_odds."),
         (number, "gamma", 2.0, "Of focal."),
     ):
         trainer_flags.define_own(values, define_flag, name, default, explained)

@@ -32,13 +32,11 @@ class Method(NamedTuple):
         prepare: from flags, net and data to a compiled model and its batches.
         by_prior: makes of π what is added to the net's logits to predict; None for nothing.
         fitted: the net's logits are no log odds, and are calibrated by the validation set.
-        has_share: it takes --rare_share.
     """
 
     prepare: Callable[[flags.FlagValues, keras.Model, rare.Rare], Sampled]
     by_prior: Callable[[np.ndarray], np.ndarray] | None = None
     fitted: bool = False
-    has_share: bool = False
 
     def predicted(self, data: rare.Rare, logits_of: Predicted) -> Predicted:
         """What makes of the net's logits those that predict.
@@ -197,11 +195,14 @@ def _down_sampled(settings, net, data) -> Sampled:
 # Ways of this library --------------------------------------------------------------------------
 
 
-def _strata(settings, net, data, fixed: bool = False) -> Sampled:
-    shares = None
-    if fixed:
-        shares = dict(enumerate(_rare_shares(settings, data.prior)))
-    return _sampled(settings, net, data, tfi.samplers.Stratified(shares=shares))
+def _strata(settings, net, data) -> Sampled:
+    return _sampled(settings, net, data, tfi.samplers.Stratified())
+
+
+def _fixed_strata(settings, net, data, correction: str) -> Sampled:
+    shares = dict(enumerate(_rare_shares(settings, data.prior)))
+    sampler = tfi.samplers.Stratified(shares=shares, correction=correction)
+    return _sampled(settings, net, data, sampler)
 
 
 def _scored(settings, net, data, over=None) -> Sampled:
@@ -231,11 +232,12 @@ def _sampled(settings, net, data: rare.Rare, sampler) -> Sampled:
 METHODS = {
     "uniform": Method(_plain),
     "class_weights": Method(_class_weights),
-    "down_sampled": Method(_down_sampled, has_share=True),
+    "down_sampled": Method(_down_sampled),
     "focal": Method(_focal, fitted=True),
     "logit_adjusted": Method(_logit_adjusted, by_prior=np.log),
     "strata": Method(_strata),
-    "fixed_strata": Method(functools.partial(_strata, fixed=True), has_share=True),
+    "fixed_strata": Method(functools.partial(_fixed_strata, correction="weights")),
+    "log_odds": Method(functools.partial(_fixed_strata, correction="log_odds")),
     "scored": Method(_scored),
     "scored_strata": Method(functools.partial(_scored, over=tfi.samplers.Stratified)),
     "switched_strata": Method(_switched),

@@ -120,6 +120,7 @@ class Sampler(tf.Module):
         may_draw_ahead: whether a batch may be drawn before the step on the last one is done.
         has_limits: whether `limits` are any.
         knows_at_start: whether it has something to draw by before it has learned anything.
+        moves_logits: whether losses have no weights, and logits are moved by `logit_shift`.
         follows_training: whether it learns in `maintain`, after each step, and `begin` and `end`
             must be called; else it learns between blocks.
     Raises:
@@ -129,6 +130,7 @@ class Sampler(tf.Module):
     may_draw_ahead = True
     has_limits = False
     knows_at_start = False
+    moves_logits = False
     follows_training = False
 
     def __new__(cls, *args, **kwargs):
@@ -207,6 +209,14 @@ class Sampler(tf.Module):
 
     def proposal(self) -> Proposal:
         """By what it draws now; of a memory that can draw within strata, others have none."""
+        raise NotImplementedError
+
+    def logit_shift(self, loss: Any, outputs: Any) -> tf.Tensor:
+        """What is added to the logits in the loss, where `moves_logits`: [C].
+
+        Args:
+            loss: as compiled. outputs: the net's.
+        """
         raise NotImplementedError
 
     def maintain(self, updates: int, model) -> None:

@@ -24,6 +24,11 @@ class Over(Sampler):
                 f"{type(self).__name__} works over a sampler with a memory of its own; got a "
                 f"{type(memory).__name__}."
             )
+        if memory.moves_logits:
+            raise ValueError(
+                f"{type(self).__name__} draws by weights, and correction='log_odds' has none; give "
+                "correction='weights'."
+            )
         super().__init__()
         self.memory = memory
         self.num_examples = memory.num_examples

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import keys, strata
+from tf_importance import keys, log_odds, strata
 from tf_importance.draws import Draws, Seen
 from tf_importance.samplers.base import Draw, Gather, Sampler, Turn, Visit, uniform_points
 
@@ -38,6 +38,11 @@ class Stratified(Sampler):
     * Within a stratum examples come pass after pass, each in a new order. How many of a batch are
       of a stratum is b s_k, rounded up or down at random.
 
+    `correction="log_odds"` leaves the weights out and moves the logits in the loss instead, by the
+    log of how much more often each class is drawn than it is there (`tf_importance.log_odds`, with
+    what must hold for it): of less variance, and for the data's own proportions where the net can
+    be right. Shares are fixed then; metrics and batch normalization still go by weights.
+
     With fresh scores on top, draw pre-samples by it: `Fresh(B, over=Stratified())`. With a memory,
     `Stratified(over=RAIS())`, examples of a stratum are drawn by that, p_i ∝ v_i within it, once it
     has something to draw by; weights are 1/(n s_k p_i).
@@ -52,6 +57,7 @@ class Stratified(Sampler):
             ones, β = 1).
         shares: fixes the shares, {stratum: share}; strata that are not named divide what is left
             as they divide the data. Learned by default.
+        correction: "weights", or "log_odds" for strata that are the labels of a cross-entropy.
         smoothing: c > 0.
         num_examples: n; by default that of the data.
         gain_smoothing: as in `Sampler`.
@@ -71,12 +77,15 @@ class Stratified(Sampler):
         over: Sampler | None = None,
         *,
         shares: Mapping[int, float] | None = None,
+        correction: str = "weights",
         smoothing: float = 0.1,
         num_examples: int | None = None,
         gain_smoothing: float = 0.01,
     ) -> None:
         if not 0 < smoothing < np.inf:
             raise ValueError(f"smoothing must be positive and finite; got {smoothing!r}.")
+        _check_correction(correction, strata, over, shares)
+        self.moves_logits = correction == "log_odds"
         known = strata is not None and not callable(strata)
         self._given: Any = keys.whole_numbers(strata) if known else strata
         # The strata of all examples, as users number them.
@@ -147,6 +156,8 @@ class Stratified(Sampler):
         self._learns = fixed is None
         first = strata.first_shares(self._prior) if fixed is None else fixed
         self.shares = _variable(tf.cast(first, tf.float32), "shares")
+        odds = np.asarray(first, np.float64) / prior
+        self._odds = lambda: odds
         self.scores = strata.Spread(len(found))
         self.positions = _variable(tf.zeros([len(found)], tf.int64), "positions")
         if self.memory is not None:
@@ -158,6 +169,10 @@ class Stratified(Sampler):
         if self.keys is not None:
             kwargs, args = {**kwargs, "strata": self._found}, ()
         return again, (kind, args, kwargs, size, values)
+
+    def logit_shift(self, loss: Any, outputs: Any) -> tf.Tensor:
+        assert self.keys is not None, "the data come first"
+        return log_odds.shift(loss, outputs, self.keys, self._odds())
 
     # Drawing --------------------------------------------------------------------------------
 
@@ -289,6 +304,17 @@ class Stratified(Sampler):
     def logs(self) -> dict[str, tf.Tensor]:
         rarest = int(np.argmin(self.populations))
         return {**super().logs(), "rare_share": tf.convert_to_tensor(self.shares)[rarest]}
+
+
+def _check_correction(correction: str, strata: Any, over: Any, shares: Any) -> None:
+    if correction not in ("weights", "log_odds"):
+        raise ValueError(f"correction must be 'weights' or 'log_odds'; got {correction!r}.")
+    if correction == "log_odds" and (strata is not None or over is not None or shares is None):
+        raise ValueError(
+            "correction='log_odds' is for strata by label, drawn without a memory, with fixed "
+            f"shares, such as shares={{1: 0.1}}; got strata={strata!r}, over={over!r}, "
+            f"shares={shares!r}."
+        )
 
 
 def _checked_memory(memory: Any) -> Sampler | None:

@@ -83,6 +83,21 @@ def latest() -> Forward | None:
     return passes[-1] if passes else None
 
 
+def moved(shift: tf.Tensor) -> tf.Tensor:
+    """Add to the logits that the latest pass ends with, in the pass too.
+
+    Returns:
+        The moved logits.
+    """
+    passes = _forward.get()
+    assert passes, "there is a pass"
+    outputs, (head,) = passes[-1]
+    passes[-1] = Forward(
+        outputs + shift, [head._replace(activation=lambda z: head.activation(z) + shift)]
+    )
+    return passes[-1].outputs
+
+
 def run(net: keras.Model, inputs) -> Any:
     """Call a net; inside `recorded`, note its outputs and their pre-activations."""
     passes = _forward.get()
