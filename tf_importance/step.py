@@ -206,7 +206,7 @@ class Step:
             inputs, labels, outputs: nests of [b, …].
             weights: [b] as Keras has them, class weights included.
         """
-        if self.moves_logits:
+        if self.moves_logits and self.told is not None:
             # What is left of them is the user's.
             drawn = self.told.weight if self.told.importance is None else self.told.importance
             weights = tf.math.divide_no_nan(weights, tf.cast(drawn, weights.dtype))
@@ -390,7 +390,7 @@ class Step:
     def _logs(self, tau: tf.Tensor, monitors: Monitors) -> dict[str, tf.Tensor]:
         with self._behind_the_pipeline():
             counts = tf.identity(compat.value(self.model.counts))
-            of_the_pipeline = {}
+            of_the_pipeline: dict[str, tf.Tensor] = {}
             if self.model.sampler is not None:
                 of_the_pipeline |= self.model.sampler.logs()
             if self._of_strata is not None:
