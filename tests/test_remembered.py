@@ -230,15 +230,20 @@ def test_uniform_steps_are_timed_without_what_memory_is_told(points):
     assert int(switch.costs.counts[0]) == 4, "but for the first of the row, each by the next one"
 
 
-def test_all_that_is_not_in_use_is_timed_anew(points):
+@pytest.mark.parametrize("warmed_up_by", [0, 1])
+def test_all_that_is_not_in_use_is_timed_anew(points, warmed_up_by):
     switch = switches.Gain()
     batches(compiled(1e-6), points, switch)
-    setting = types.SimpleNamespace(plans=plans.remembered(b, B, AT_ONCE).plans)
+    setting = types.SimpleNamespace(
+        plans=plans.remembered(b, B, AT_ONCE).plans, warmed_up_by=warmed_up_by
+    )
 
     def timed(best: int, numbers) -> list[int]:
         of = [switch._probed(setting, tf.constant(n, tf.int64), tf.constant(best)) for n in numbers]
         return [int(plan) for plan in of]
 
+    # Strata are drawn by while nothing is timed yet.
+    assert timed(2, range(21)) == [warmed_up_by] * 5 + [0] * 5 + [1] * 5 + [2] * 6
     for start in (64, 256):
         assert timed(0, range(start - 1, start + 11)) == [0] + [1] * 5 + [2] * 5 + [0]
         assert timed(2, range(start - 1, start + 11)) == [2] + [0] * 5 + [1] * 5 + [2]

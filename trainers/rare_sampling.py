@@ -109,23 +109,32 @@ class Focal(keras.losses.Loss):
 def _uniform(settings, data: rare.Rare) -> Batches:
     size = len(data.train.y)
     numbers = tf.data.Dataset.range(size).shuffle(size, settings.seed).repeat()
-    return _gathered(settings, data, numbers)
+    return _gathered(data, numbers.batch(settings.batch_size, drop_remainder=True))
 
 
 def _with_shares(settings, data: rare.Rare, wanted: np.ndarray) -> Batches:
-    """Class k has the share wanted[k] of examples, each class pass after pass."""
-    of_class = [np.flatnonzero(data.train.y == k) for k in range(data.num_classes)]
-    numbers = [
-        tf.data.Dataset.from_tensor_slices(found).shuffle(len(found), settings.seed).repeat()
-        for found in of_class
-    ]
-    mixed = tf.data.Dataset.sample_from_datasets(numbers, list(wanted), settings.seed)
-    return _gathered(settings, data, mixed)
+    """Class k has the share wanted[k] of examples, each class pass after pass.
+
+    As many in every batch, where that is a whole number of each class.
+    """
+    numbers = []
+    for k in range(data.num_classes):
+        found = np.flatnonzero(data.train.y == k)
+        passes = tf.data.Dataset.from_tensor_slices(found).shuffle(len(found), settings.seed)
+        numbers.append(passes.repeat())
+    counts = wanted * settings.batch_size
+    if np.allclose(counts, np.rint(counts)):
+        parts = zip(numbers, np.rint(counts).astype(int))
+        batches = [one.batch(int(count)) for one, count in parts if count]
+        mixed = tf.data.Dataset.zip(tuple(batches)).map(lambda *of: tf.concat(of, axis=0))
+    else:
+        mixed = tf.data.Dataset.sample_from_datasets(numbers, list(wanted), settings.seed)
+        mixed = mixed.batch(settings.batch_size, drop_remainder=True)
+    return _gathered(data, mixed)
 
 
-def _gathered(settings, data: rare.Rare, numbers: tf.data.Dataset) -> Batches:
+def _gathered(data: rare.Rare, batches: Batches) -> Batches:
     x, y = tf.constant(data.train.x), tf.constant(data.train.y)
-    batches = numbers.batch(settings.batch_size, drop_remainder=True)
     return batches.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(1)
 
 
@@ -188,6 +197,10 @@ def _logit_adjusted(settings, net, data) -> Sampled:
 def _down_sampled(settings, net, data) -> Sampled:
     """Common examples are left out until rare ones have --rare_share; odds are put right."""
     wanted = _rare_shares(settings, data.prior)
+    if data.num_classes == 2:
+        # The same in every batch, which is of less variance.
+        wanted = np.clip(np.rint(wanted * settings.batch_size), 1, settings.batch_size - 1)
+        wanted /= settings.batch_size
     loss = Shifted(np.log(wanted / data.prior))
     return _trained(settings, net, data, loss, _with_shares(settings, data, wanted))
 

@@ -120,12 +120,16 @@ def test_losses_are_saved_with_what_they_are(loss):
 # Batches --------------------------------------------------------------------------------------
 
 
-def test_batches_have_the_shares_and_each_class_passes(parser_of, data):
-    settings = _settings(parser_of)
-    batches = rare_sampling._with_shares(settings, data, np.array([0.75, 0.25]))
+@pytest.mark.parametrize("shares", [[0.75, 0.25], [0.9, 0.1]])
+def test_batches_have_the_shares_and_each_class_passes(parser_of, data, shares):
+    settings, share = _settings(parser_of), shares[1]
+    batches = rare_sampling._with_shares(settings, data, np.array(shares))
     x, y = (np.concatenate(part) for part in zip(*batches.take(100).as_numpy_iterator()))
-    # Three standard deviations.
-    assert y.mean() == pytest.approx(0.25, abs=3 * np.sqrt(0.25 * 0.75 / 3200))
+    assert len(y) == 3200
+    # Three standard deviations; none where each batch has as many.
+    whole = share * 32 == int(share * 32)
+    deviation = 0 if whole else 3 * np.sqrt(share * (1 - share) / 3200)
+    assert y.mean() == pytest.approx(share, abs=max(deviation, 1e-9))
     rare_ones = x[y == 1]
     of_class = int((data.train.y == 1).sum())
     assert len(np.unique(rare_ones[:of_class], axis=0)) == of_class

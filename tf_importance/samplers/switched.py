@@ -159,7 +159,11 @@ class Switched(Over):
             menu = plans.remembered(batch_size, presample, AT_ONCE)
             systematic = self.rescored is None or self.rescored.resample is proposals.systematic
             meter = self.model.meter_of(menu.sampling(self.smoothing))
-            setting = switches.Setting(self.model, menu.group_size, menu.plans, systematic, meter)
+            # Strata cost nothing: where they are known, no more batches are uniform than are timed.
+            first = _MEMORY if self.memory.knows_at_start else _UNIFORM
+            setting = switches.Setting(
+                *(self.model, menu.group_size, menu.plans, systematic, meter), warmed_up_by=first
+            )
             self.switch.open(setting)
             known[batch_size] = setting
         return known[batch_size]

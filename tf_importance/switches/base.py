@@ -23,6 +23,7 @@ class Setting(NamedTuple):
         meter: of the gain, None where nobody asks for it.
         weighed_every: groups from one weighing of gain and cost to the next.
         in_pipeline: whether the graph that asks is a pipeline's own.
+        warmed_up_by: index of the plan of the first groups, which nothing is timed by.
     """
 
     model: Any
@@ -32,6 +33,7 @@ class Setting(NamedTuple):
     meter: Meter | None = None
     weighed_every: int = 1
     in_pipeline: bool = False
+    warmed_up_by: int = 0
 
     @property
     def batch_size(self) -> int:

@@ -236,7 +236,7 @@ class Gain(Switch):
 
     def _probed(self, setting: Setting, number: tf.Tensor, best: tf.Tensor) -> tf.Tensor:
         """The best plan, but for pre-samples that are there to be timed."""
-        first = _to_time_first(setting.plans)
+        first = [setting.warmed_up_by, *_to_time_first(setting.plans)[1:]]
         turn = tf.cast(number // _PROBES, tf.int32)
         starting = turn < len(first)
         at_start = tf.gather(first, tf.minimum(turn, len(first) - 1))
