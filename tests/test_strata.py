@@ -130,6 +130,16 @@ def test_the_running_mean_squares_are_the_equations(batches):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_what_grows_knows_what_has_room_from_the_start():
+    growing, whole = strata.Spread(0, grows=True), strata.Spread(5)
+    prior = tf.constant([0.7, 0.1, 0.1, 0.1, 0.0])
+    for numbers, scores in (([0, 0], [1.0, 3.0]), ([3, 0], [0.5, 2.0]), ([1, 1], [4.0, 1.0])):
+        for spread in (growing, whole):
+            spread.take_up(tf.constant([numbers]), tf.constant([scores]))
+    assert growing.sums.shape == [None, 2] and len(growing.sums.numpy()) == 4
+    np.testing.assert_array_equal(growing.mean_squares(prior), whole.mean_squares(prior))
+
+
 def test_the_first_shares_are_neymans_by_the_guess():
     prior = tf.constant([0.99, 0.01])
     shares = strata.neyman_shares(prior, strata.Spread(2).mean_squares(prior), 1e-6)

@@ -190,12 +190,76 @@ def test_examples_of_unknown_shape_are_refused():
         sampled(compiled(), data)
 
 
-def test_several_replicas_are_refused():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+# Several replicas -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def strategy():
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.mark.parametrize("route", ["auto-sharded", "from function"])
+@pytest.mark.parametrize("threshold", ["never", "always"])
+def test_replicas_learn_the_shares_of_one(strategy, route, threshold):
+    """Of the same stream: each tells of its part of the batch, and the mean is of all."""
+
+    def learned(model, data) -> float:
+        keras.utils.set_random_seed(2)
+        return model.fit(data, steps_per_epoch=150, epochs=2, verbose=0).history["rare_share"][1]
+
+    alone = compiled(rate=0.0)
+    alone.net.set_weights([np.full([4, 1], 0.3), np.array([-3.0])])
+    expected = learned(alone, sampled(alone, stream(), tau_threshold=threshold))
+    with strategy.scope():
+        model = compiled(rate=0.0)
+    model.net.set_weights(alone.net.get_weights())
+
+    def half(context):
+        return stream().apply(
+            tfi.importance_sample(
+                model, b // 2, B // 2, strata=lambda x, y: y, tau_threshold=threshold, seed=1
+            )
+        )
+
+    if route == "from function":
+        data = strategy.distribute_datasets_from_function(half)
+    else:
+        data = sampled(model, stream(), tau_threshold=threshold)
+    assert learned(model, data) == pytest.approx(expected, rel=0.15)
+
+
+def test_replicas_do_not_draw_the_same_positives(strategy):
     with strategy.scope():
         model = compiled()
-    with pytest.raises(ValueError, match="one replica.*strategy of 2"):
-        sampled(model, stream())
+    numbered = tf.data.Dataset.from_tensor_slices(
+        (
+            np.tile(np.arange(N, dtype=np.float32)[:, None], [1, 4]),
+            (np.arange(N) % 5 == 0).astype(np.int32)[:, None],
+        )
+    )
+    batches = sampled(model, numbered.repeat().shuffle(N, seed=1))
+    seen: list[list[float]] = [[], []]
+    for x, y, _ in strategy.experimental_distribute_dataset(batches.skip(150).take(8)):
+        parts = zip(strategy.experimental_local_results(x), strategy.experimental_local_results(y))
+        for replica, (numbers, labels) in enumerate(parts):
+            seen[replica] += numbers.numpy()[labels.numpy()[:, 0] == 1, 0].tolist()
+    # b/2 examples of each batch: in the order of their strata one replica would have all positives.
+    fewest = min(map(len, seen))
+    assert fewest > 12
+    # Of 400 positives: by chance some of each replica's are the other's, and not most.
+    assert len(set(seen[0]) & set(seen[1])) < fewest / 2
+
+
+def test_more_strata_than_there_is_room_for_are_said(strategy, monkeypatch):
+    monkeypatch.setattr(tfi.reservoirs, "_MOST", 8)
+    with strategy.scope():
+        model = compiled()
+    batches = sampled(model, stream(), strata=lambda x, y: tf.cast(x[0] * 10, tf.int64))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="several replicas there may be"):
+        list(batches.take(20))
+
+
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_class_for_segmentation_is_whether_an_image_holds_it():

@@ -8,6 +8,11 @@ import tensorflow as tf
 
 from tf_importance import strata
 
+# Strata that there is room for where several replicas tell of their scores.
+_MOST = 1_024
+_TOO_MANY = (
+    f"under a strategy of several replicas there may be {_MOST} strata; give a coarser function."
+)
 # Examples by which the prior is counted, about: what came before them fades.
 _HORIZON = 200_000.0
 
@@ -43,7 +48,7 @@ class Reservoirs(tf.Module):
     Args:
         spec: a nest of `tf.TensorSpec` of one example, of known shape.
         capacity: R. batch_size: b; what leaves is stratified b by b. smoothing: c > 0.
-        seed: of the orders within strata.
+        seed: of the orders within strata. scores: by which shares are learned.
     Attributes:
         count: variable, S, how many strata have come.
         keys: variable, [≥ S] int64 the strata as users number them.
@@ -53,7 +58,13 @@ class Reservoirs(tf.Module):
     """
 
     def __init__(
-        self, spec: Any, capacity: int, batch_size: int, smoothing: float, seed: int
+        self,
+        spec: Any,
+        capacity: int,
+        batch_size: int,
+        smoothing: float,
+        seed: int,
+        scores: strata.Spread | None = None,
     ) -> None:
         super().__init__(name="reservoirs")
         self._capacity, self._batch_size, self._smoothing = capacity, batch_size, smoothing
@@ -65,7 +76,7 @@ class Reservoirs(tf.Module):
         self.positions = _growing(tf.int64, "positions")
         self.shares = _growing(tf.float32, "shares")
         self.rare_share = tf.Variable(1.0, trainable=False, name="rare_share")
-        self.scores = strata.Spread(0)
+        self.scores = scores_of(1) if scores is None else scores
         self.rings = [
             _growing(leaf.dtype, f"ring{number}", leaf.shape)
             for number, leaf in enumerate(tf.nest.flatten(spec))
@@ -99,14 +110,19 @@ class Reservoirs(tf.Module):
         return Exchanged(tf.nest.pack_sequence_as(examples, given), weights, places.strata)
 
     def _points(self, size: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Systematic points of each b places, the last of which may be fewer."""
+        """Systematic points of each b places, the last of which may be fewer, in random order.
+
+        In the order of their strata a strategy would give all of one to the same replica.
+        """
         batches = -(-size // self._batch_size)
         offsets = tf.random.stateless_uniform([batches], seed, dtype=tf.float64)
         places = tf.range(size)
         batch = places // self._batch_size
         of_batch = tf.minimum(self._batch_size, size - batch * self._batch_size)
         within = tf.cast(places % self._batch_size, tf.float64) + tf.gather(offsets, batch)
-        return within / tf.cast(of_batch, tf.float64)
+        others = tf.random.stateless_uniform([size], seed + [0, 1], dtype=tf.float64)
+        mixed = tf.argsort(tf.cast(batch, tf.float64) + others)
+        return tf.gather(within / tf.cast(of_batch, tf.float64), mixed)
 
     def _row(self, numbers: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
         return tf.cast(numbers, tf.int64) * self._capacity + places
@@ -132,7 +148,9 @@ class Reservoirs(tf.Module):
         """Make room for more strata, of 0 examples as yet."""
         more = room - tf.size(self.keys)
         of_strata = [self.keys, self.came, self.stored, self.positions, self.shares]
-        rows = [(variable, 1) for variable in [*of_strata, self.scores.sums]]
+        if not self.scores.grows:
+            tf.debugging.assert_less_equal(tf.size(self.keys) + 1, _MOST, _TOO_MANY)
+        rows = [(variable, 1) for variable in of_strata]
         for variable, each in rows + [(ring, self._capacity) for ring in self.rings]:
             rest = tf.zeros([more * each, *variable.shape[1:]], variable.dtype)
             variable.assign(tf.concat([variable, rest], axis=0))
@@ -147,6 +165,11 @@ class Reservoirs(tf.Module):
         self.stored.assign(stored + arrived)
         came = self.came + tf.cast(arrived, tf.float64)
         self.came.assign(came / tf.maximum(tf.reduce_sum(came) / _HORIZON, 1.0))
+
+
+def scores_of(replicas: int) -> strata.Spread:
+    """What is told of scores; of one replica it grows as strata come."""
+    return strata.Spread(0, grows=True) if replicas == 1 else strata.Spread(_MOST)
 
 
 def _growing(dtype, name: str, shape=()) -> tf.Variable:

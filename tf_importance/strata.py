@@ -23,6 +23,7 @@ _DECAY = 0.98
 _GUESSED = 64.0
 _LEAST_GUESSED = 1e-3
 _FIRST_POWER = 0.25
+_MEAN = tf.VariableAggregation.MEAN
 
 
 class Places(NamedTuple):
@@ -67,21 +68,21 @@ class Spread(tf.Module):
     scores that have not been seen, in proportions that make the first shares Neyman's.
 
     Args:
-        count: S.
+        count: S, at first where it grows. grows: with the strata that are taken up.
     Attributes:
-        sums: variable, [S, 2] of squares, and of how many there were; S may grow.
+        sums: variable, [S, 2] of squares, and of how many there were.
         guessed: variable, how many scores the guess counts as.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, grows: bool = False) -> None:
         super().__init__(name="spread")
-        sums, shape = tf.zeros([count, 2]), [None, 2]
-        self.sums = tf.Variable(sums, trainable=False, name="sums", shape=shape)
-        self.guessed = tf.Variable(_GUESSED, trainable=False, name="guessed")
+        self.grows = grows
+        sums, shape = tf.zeros([count, 2]), [None if grows else count, 2]
+        # Of replicas the mean is what one that saw all of the batch would have.
+        self.sums = tf.Variable(sums, trainable=False, name="sums", shape=shape, aggregation=_MEAN)
+        self.guessed = tf.Variable(_GUESSED, trainable=False, name="guessed", aggregation=_MEAN)
 
-    def take_up(
-        self, strata: tf.Tensor, scores: tf.Tensor, sizes: tf.Tensor | float = 1.0
-    ) -> None:
+    def take_up(self, strata: tf.Tensor, scores: tf.Tensor, sizes: tf.Tensor | float = 1.0) -> None:
         """What the steps on some batches saw, in their order; scores that are none are left out.
 
         Args:
@@ -96,15 +97,19 @@ class Spread(tf.Module):
         size = tf.where(known, (_DECAY**after)[:, tf.newaxis] * sizes, 0.0)
         rows = tf.stack([tf.where(known, squares, 0.0) * size, size], axis=-1)
         faded = _DECAY ** tf.reduce_sum(says)
-        shape = tf.shape(self.sums)
         places = tf.cast(tf.reshape(strata, [-1, 1]), tf.int32)
-        added = tf.scatter_nd(places, tf.reshape(rows, [-1, 2]), shape)
-        self.sums.assign(faded * self.sums + added)
+        sums = tf.convert_to_tensor(self.sums)
+        if self.grows:
+            # Here, where they are written: a pipeline that runs ahead must not write them, too.
+            sums = _of_size(sums, tf.maximum(tf.shape(sums)[0], tf.reduce_max(places) + 1))
+        added = tf.scatter_nd(places, tf.reshape(rows, [-1, 2]), tf.shape(sums))
+        self.sums.assign(faded * sums + added)
         self.guessed.assign(tf.maximum(faded * self.guessed, _LEAST_GUESSED))
 
     def mean_squares(self, prior: tf.Tensor) -> tf.Tensor:
         """[S] σ², by what was seen and by the guess; of strata of no part π of the data, 0."""
-        squares, counts = tf.unstack(tf.convert_to_tensor(self.sums), axis=1)
+        sums = _of_size(tf.convert_to_tensor(self.sums), tf.size(prior))
+        squares, counts = tf.unstack(sums, axis=1)
         means = tf.math.divide_no_nan(squares, counts)
         guess = tf.math.divide_no_nan(first_shares(prior), prior) ** 2
         # In units of the mean square over the strata that have been seen.
@@ -113,6 +118,12 @@ class Spread(tf.Module):
         unit = tf.math.divide_no_nan(tf.reduce_sum(seen * means), of_guess)
         guessed = tf.convert_to_tensor(self.guessed)
         return (squares + guessed * tf.where(unit > 0, unit, 1.0) * guess) / (counts + guessed)
+
+
+def _of_size(rows: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """The first rows, and rows of 0 where there are fewer."""
+    missing = tf.maximum(size - tf.shape(rows)[0], 0)
+    return tf.pad(rows[:size], [[0, missing], [0, 0]])
 
 
 def weights(prior: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:

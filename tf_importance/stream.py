@@ -149,7 +149,7 @@ def importance_sample(
     score = fresh.Score(model.scorer if scorer is None else scorer, model)
     in_step = _in_step(score_in, menu, model, with_gain) and switch.may_draw
     if stratified:
-        _check_strata(model, menu, reservoir_size)
+        _check_strata(menu, reservoir_size)
     _warn(model, switch, seed)
 
     def way(score: Callable) -> fresh.Way:
@@ -161,7 +161,9 @@ def importance_sample(
         number_of, kept = None, None
         if strata is not None:
             number_of = keys.number_of(strata, spec)
-            kept = _reservoirs(spec, reservoir_size, setting.batch_size, seed)
+            with model.distribute_strategy.scope():
+                scores = reservoirs.scores_of(model.distribute_strategy.num_replicas_in_sync)
+            kept = _reservoirs(spec, reservoir_size, setting.batch_size, seed, scores)
         drawing = marks.Drawing(
             model=model,
             loss=model.objective.loss,
@@ -407,11 +409,11 @@ def _numbers(seed: int | None) -> tf.data.Dataset:
     return tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
 
 
-def _check_strata(model: Any, menu: plans.Menu, reservoir_size: int) -> None:
+def _check_strata(menu: plans.Menu, reservoir_size: int) -> None:
     """Refuse what strata cannot work with.
 
     Raises:
-        ValueError: several replicas, or reservoirs that a group does not fit in.
+        ValueError: reservoirs that a group does not fit in.
     """
     arguments.positive_integer("reservoir_size", reservoir_size)
     if reservoir_size < menu.group_size:
@@ -419,16 +421,10 @@ def _check_strata(model: Any, menu: plans.Menu, reservoir_size: int) -> None:
             f"reservoir_size must be at least {menu.group_size}, the examples that are read at "
             f"once; got {reservoir_size}."
         )
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if replicas > 1:
-        raise ValueError(
-            "strata are drawn for one replica, and the model is under a strategy of "
-            f"{replicas}: they would share reservoirs. Leave out strata, or the strategy."
-        )
 
 
 def _reservoirs(
-    spec: tuple, capacity: int, batch_size: int, seed: int | None
+    spec: tuple, capacity: int, batch_size: int, seed: int | None, scores: Any
 ) -> reservoirs.Reservoirs:
     """For a dataset's examples.
 
@@ -441,7 +437,7 @@ def _reservoirs(
             f"{spec}. Set them in a map: x = tf.ensure_shape(x, …)."
         )
     seed = int(np.random.randint(2**31)) if seed is None else seed
-    return reservoirs.Reservoirs(spec, capacity, batch_size, _SMOOTHING, seed)
+    return reservoirs.Reservoirs(spec, capacity, batch_size, _SMOOTHING, seed, scores)
 
 
 def _seed_of(number: tf.Tensor) -> tf.Tensor:
