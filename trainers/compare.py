@@ -1,7 +1,7 @@
 """Train several curves for the same budget each, with several seeds, and compare them.
 
     python -m trainers.compare --flagfile=configs/main.cfg
-    python -m trainers.compare --flagfile=configs/main.cfg --grid=0.05,0.1,0.2 --out=runs/grid
+    python -m trainers.compare --flagfile=configs/digits.cfg --grid=0.05,0.1,0.2 --out=runs/grid
     python -m trainers.compare … --grid=0.05,0.1,0.2 --best_of_grid
 
 A curve is a flagfile of the trainer that --task names. --out then holds table.md, table.csv,
@@ -188,9 +188,9 @@ def _report(results: dict[str, list[curves.Run]]) -> None:
     curves.write(results, _OUT.value)
     print(f"\nAt the end of each run: median (range over {_SEEDS.value} seeds)\n")
     print(curves.markdown(results))
-    if len(results) == 2:
-        (baseline, its_runs), (label, runs) = results.items()
-        print()
+    (baseline, its_runs), *others = results.items()
+    print()
+    for label, runs in others:
         for name in curves.compared(runs):
             print(curves.verdict(label, runs, baseline, its_runs, name))
     print(f"\nCurves against seconds of training: {pathlib.Path(_OUT.value, 'comparison.png')}")

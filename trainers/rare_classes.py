@@ -13,7 +13,7 @@ predicted beside what happened.
 Methods: uniform; class_weights; down_sampled (common examples are left out, odds put right); focal
 (calibrated by the validation set); logit_adjusted; and of this library strata (shares are learned),
 fixed_strata, log_odds (the same batches without weights, logits moved), scored, scored_strata,
-switched_strata.
+switched_strata (scored while that pays), streamed_strata (the same of a stream).
 """
 
 from __future__ import annotations

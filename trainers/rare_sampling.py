@@ -229,9 +229,29 @@ def _switched(settings, net, data) -> Sampled:
     return _sampled(settings, net, data, switch)
 
 
+def _streamed(settings, net, data) -> Sampled:
+    """The same of a stream, in which rare examples have to be found; scored where that pays."""
+    model, *rest = _compiled(settings, net, data, _cross_entropy())
+    examples = tf.data.Dataset.from_tensor_slices((data.train.x, data.train.y))
+    examples = examples.shuffle(len(data.train.y), settings.seed).repeat()
+    importance_sample = tfi.importance_sample(
+        model,
+        settings.batch_size,
+        _presample_size(settings),
+        strata=lambda x, y: y,
+        switch=tfi.switches.Gain(),
+        seed=settings.seed if settings.repeatable else None,
+    )
+    return Sampled(model, examples.apply(importance_sample), *rest)
+
+
 def _fresh(settings, over) -> tfi.samplers.Sampler:
+    return tfi.samplers.Fresh(_presample_size(settings), over=over)
+
+
+def _presample_size(settings) -> int:
     size = settings.presample_size
-    return tfi.samplers.Fresh(4 * settings.batch_size if size is None else int(size), over=over)
+    return 4 * settings.batch_size if size is None else int(size)
 
 
 def _sampled(settings, net, data: rare.Rare, sampler) -> Sampled:
@@ -254,4 +274,5 @@ METHODS = {
     "scored": Method(_scored),
     "scored_strata": Method(functools.partial(_scored, over=tfi.samplers.Stratified)),
     "switched_strata": Method(_switched),
+    "streamed_strata": Method(_streamed),
 }
