@@ -180,11 +180,17 @@ def by_method(runs: Runs) -> dict[str, list[Rung]]:
 
 
 def costs(by_method: Mapping[str, list[Rung]], scoring: float) -> dict[str, Any]:
-    """By method, its cost to what uniform sampling has within 4,000 steps, and its rungs."""
+    """By method, its cost to what uniform sampling has within 4,000 steps, and its rungs.
+
+    A method that was broken off on its way is left out.
+    """
     goals = as_good_as(target_of(by_method["uniform"]))
     result = {}
     for method, rungs in by_method.items():
         by_loss, by_precision = (cost(rungs, good, scoring) for good in goals)
+        at_the_end = rungs[-1].steps == LADDER[-1] or method == "uniform"
+        if not (at_the_end or (by_loss[1] and by_precision[1])):
+            continue
         result[method] = {
             "cost": by_loss[0],
             "reached": by_loss[1],

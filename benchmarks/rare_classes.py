@@ -20,6 +20,7 @@ there.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import math
 import pathlib
@@ -109,6 +110,8 @@ def train(task: Task, data: rare.Rare, method: str, steps: int, seed: int, choic
     validation = rare_classes.evaluation(predict, data.validation)
     test = rare_classes.evaluation(predict, data.test)
     keras.backend.clear_session()
+    # The data set is in the graph of its pipeline, which holds itself.
+    gc.collect()
     scored = 1.0 if method in _SCORED else rate.scored / steps
     return Run(
         *(method, steps, seed, *choice, _finite(validation.loss), _finite(test.loss)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_importance import samplers
+from tf_importance import graphs, samplers
 from tf_importance.draws import Draws
 from tf_importance.marks import Drawing
 
@@ -79,7 +79,8 @@ class Blocks:
 
     def _part(self, number: tf.Tensor) -> tuple[Any, Any, dict[str, tf.Tensor]]:
         """Some batches of a block, stacked: [k, b, …]."""
-        read = tf.py_function(self._read, [number], [tf.int64, *(tf.float32,) * 4, tf.int64])
+        types = [tf.int64, *(tf.float32,) * 4, tf.int64]
+        read = tf.py_function(graphs.weakly(self._read), [number], types)
         size = None if self._differ else self._width
         indices, weights, limits, gains, memory, rows = (
             tf.ensure_shape(part, [None, size]) for part in read

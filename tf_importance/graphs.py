@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,3 +20,20 @@ def apart(function: Callable[[], Any]) -> Any:
         return function()
     called = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
     return called()
+
+
+def weakly(function: Callable) -> Callable:
+    """The function, for `tf.py_function`, which lets nothing go that it is given.
+
+    Args:
+        function: or a method; somebody else must hold it, or its object, while it is called.
+    """
+    known = weakref.WeakMethod if inspect.ismethod(function) else weakref.ref
+    held = known(function)
+
+    def called(*args):
+        alive = held()
+        assert alive is not None, "who asks for a batch holds the dataset"
+        return alive(*args)
+
+    return called

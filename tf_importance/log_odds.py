@@ -5,10 +5,10 @@ class k over class j are log a_k − log a_j larger than those of all examples. 
 
     ℓ(y, z + log a)   in place of   w ℓ(y, z),  w = 1/a_y
 
-the net learns, as z, the log odds of the data as they are (King & Zeng 2001; Fithian & Hastie 2014,
-section 3). Consistent where the net can be right, and not unbiased: where it cannot be, it is right
-for the batches' proportions and not for the data's. Its variance is smaller than that of weights
-(Wang, Zhang & Wang 2021, theorem 3).
+the net learns, as z, the log odds of the data as they are (King & Zeng 2001, "prior correction";
+Fithian & Hastie 2014). Consistent where the net can be right, and not unbiased: where it cannot be,
+it is right for the batches' proportions and not for the data's. In theory its variance is smaller
+than that of weights (Wang, Zhang & Wang 2021).
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_importance import graphs
+
 _EXPLANATION = (
     "source must be (x, y) or (x, y, sample_weight), each an array or a nest of arrays of the same "
     "length; or have random "
@@ -78,7 +80,8 @@ def _random_access(source: Any) -> tuple[int, Callable]:
 
     def gather(indices):
         flat = tf.nest.flatten(specs)
-        parts = tf.numpy_function(rows, [indices], [spec.dtype for spec in flat], stateful=False)
+        types = [spec.dtype for spec in flat]
+        parts = tf.numpy_function(graphs.weakly(rows), [indices], types, stateful=False)
         for part, spec in zip(parts, flat):
             part.set_shape([indices.shape[0], *spec.shape])
         return tf.nest.pack_sequence_as(specs, parts)

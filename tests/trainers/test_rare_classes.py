@@ -129,6 +129,8 @@ def test_a_method_climbs_until_it_is_as_good_and_no_run_is_made_twice(tmp_path):
     assert [one.steps for one in strata] == [250, 500, 1000]
     found = ladder.costs({"uniform": uniform, "strata": strata}, 0.5)
     assert found["strata"]["cost"] == 1000 and found["uniform"]["cost"] == 4000
+    # What was broken off before it was as good says nothing.
+    assert "strata" not in ladder.costs({"uniform": uniform, "strata": strata[:2]}, 0.5)
     before = made.count
     again = ladder.Runs(tmp_path / "runs.jsonl", made)
     assert ladder.climbed(again, "strata", target, PLAN) == strata and made.count == before

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tf_importance import compat, variance
+from tf_importance import compat, graphs, variance
 from tf_importance.plans import Plan
 from tf_importance.switches import costs
 from tf_importance.switches.base import Setting, Switch
@@ -79,6 +79,7 @@ class Gain(Switch):
             raise ValueError(f"hysteresis must be positive; got {hysteresis}.")
         self._hysteresis = hysteresis
         self._opened_for: tuple[weakref.ref, int, tuple[Plan, ...]] | None = None
+        self._weigher: Callable[[], Any] | None = None
         self.plan = tf.Variable(0, trainable=False, name="plan")
         self.gain = tf.Variable(1.0, trainable=False, name="gain")
         self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
@@ -90,7 +91,7 @@ class Gain(Switch):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: all but the model, since it may serve another one."""
-        return {**self.__dict__, "_opened_for": None}
+        return {**self.__dict__, "_opened_for": None, "_weigher": None}
 
     def open(self, setting: Setting) -> None:
         # Not its id, which another model may have once this one is gone.
@@ -102,6 +103,10 @@ class Gain(Switch):
                 f"{key[1:]}."
             )
         self._opened_for = key
+        if self._weigher is None:
+            weigher = tf.function(lambda: self._weigh(setting), autograph=False)
+            # Of a function: what a tf.Module holds becomes part of checkpoints.
+            self._weigher = lambda: weigher
         if self._by_hand is None and self.costs is None:
             self.costs = costs.StepCosts(setting.plans, setting.group_size)
 
@@ -114,8 +119,8 @@ class Gain(Switch):
                 return self._weigh(setting)
             # By Python, which calls a compiled function: as a part of the pipeline its graph would
             # be optimized anew for each iterator, for as long as a dozen steps take.
-            compiled = tf.function(lambda: self._weigh(setting), autograph=False)
-            return tf.py_function(compiled, [], tf.bool)
+            assert self._weigher is not None, "open comes first"
+            return tf.py_function(graphs.weakly(self._weigher()), [], tf.bool)
 
         # TensorFlow does not see what Python writes.
         with tf.control_dependencies([tf.cond(due, weighed, lambda: tf.constant(False))]):
