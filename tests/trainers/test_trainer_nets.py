@@ -20,7 +20,7 @@ without_addons = pytest.mark.skipif(_ADDONS, reason="TensorFlow Addons is instal
 
 
 def _shape(name: str) -> tuple[int, ...]:
-    return (32, 32, 3) if name == "resnet50" else (8, 8, 1)
+    return {"resnet50": (32, 32, 3), "flights_mlp": (17,)}.get(name, (8, 8, 1))
 
 
 @pytest.mark.slow
@@ -30,6 +30,13 @@ def test_a_net_ends_in_logits(name):
     logits = net(np.random.default_rng(0).uniform(size=(3, *_shape(name))).astype(np.float32))
     assert logits.shape == (3, 7)
     assert np.min(logits) < 0
+
+
+def test_the_flights_net_refuses_what_is_no_flight():
+    with pytest.raises(
+        ValueError, match=r"is for flights, inputs of shape \(17,\); got \(8, 8, 1\)"
+    ):
+        nets.build("flights_mlp", (8, 8, 1), 2)
 
 
 @pytest.mark.slow

@@ -14,9 +14,16 @@ def flights_mlp(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
 
     Args:
         input_shape: (6 + numbers,): first the codes, each category's behind those before it.
+    Raises:
+        ValueError: for other inputs.
     """
-    inputs = keras.layers.Input(input_shape)
     categories = len(flights.CATEGORIES)
+    expected = (categories + len(flights.NUMBERS),)
+    if tuple(input_shape) != expected:
+        raise ValueError(
+            f"--net=flights_mlp is for flights, inputs of shape {expected}; got {input_shape}."
+        )
+    inputs = keras.layers.Input(input_shape)
     looked_up = keras.layers.Embedding(sum(flights.SIZES), _UNITS)(inputs[:, :categories])
     parts = [keras.layers.Flatten()(looked_up), inputs[:, categories:]]
     hidden = keras.layers.Dense(_UNITS, activation="relu")(keras.layers.Concatenate()(parts))
