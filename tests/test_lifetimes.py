@@ -38,6 +38,11 @@ def by_sampler(sampler, source=(X, Y)):
     return model, tfi.history_sample(source, sampler, b, model=model), sampler
 
 
+def memory() -> tfi.samplers.RAIS:
+    """Which begins no training in its thread: that would hold it until it is done."""
+    return tfi.samplers.RAIS(training_set_size=512)
+
+
 def by_rows():
     source = Rows()
     return *by_sampler(tfi.samplers.Proportional(), source)[:2], source
@@ -50,13 +55,13 @@ def by_gain(**how):
 
 
 def by_switch():
-    rais = tfi.samplers.RAIS(training_set_size=64)
+    rais = memory()
     members = [tfi.samplers.Uniform(), rais, tfi.samplers.Fresh(32, over=rais)]
     return by_sampler(tfi.samplers.Switched(members, by=tfi.switches.Gain()))
 
 
 KINDS = {
-    "memory": lambda: by_sampler(tfi.samplers.RAIS(training_set_size=64)),
+    "memory": lambda: by_sampler(memory()),
     "strata": lambda: by_sampler(tfi.samplers.Stratified()),
     "rows": by_rows,
     "gain": by_gain,
