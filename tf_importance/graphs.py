@@ -22,6 +22,11 @@ def apart(function: Callable[[], Any]) -> Any:
     return called()
 
 
+def as_it_stands(function: Callable) -> Callable:
+    """Python that AutoGraph need not look at."""
+    return tf.autograph.experimental.do_not_convert(function)
+
+
 def weakly(function: Callable) -> Callable:
     """The function, for `tf.py_function`, which lets nothing go that it is given.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import fresh, marks, strata
+from tf_importance import fresh, graphs, marks, strata
 
 # Examples that are drawn by the same shares.
 _BLOCK = 512
@@ -80,7 +80,7 @@ def stratified(
         def example(x, y, own=1.0):
             return x, y, tf.cast(own, tf.float32) * weight
 
-        return one.repeat().map(_as_it_stands(example))
+        return one.repeat().map(graphs.as_it_stands(example))
 
     each = [weighted(*pair) for pair in zip(datasets, parts / chosen)]
     return tf.data.Dataset.sample_from_datasets(each, chosen.tolist(), seed=seed)
@@ -137,15 +137,17 @@ class Mixture(tf.Module):
 
         def from_block(first: tf.Tensor) -> tf.data.Dataset:
             def planned() -> tf.data.Dataset:
-                blocks = tf.data.Dataset.range(first, tf.int64.max).map(_as_it_stands(self.plan))
+                blocks = tf.data.Dataset.range(first, tf.int64.max).map(
+                    graphs.as_it_stands(self.plan)
+                )
                 return blocks.unbatch()
 
-            chosen = planned().map(_as_it_stands(lambda stratum, weight: stratum))
+            chosen = planned().map(graphs.as_it_stands(lambda stratum, weight: stratum))
             examples = tf.data.Dataset.choose_from_datasets(repeated, chosen)
-            return tf.data.Dataset.zip((examples, planned())).map(_as_it_stands(_told))
+            return tf.data.Dataset.zip((examples, planned())).map(graphs.as_it_stands(_told))
 
-        once = tf.data.Dataset.from_tensors(0).map(_as_it_stands(lambda _: self._next()))
-        return once.flat_map(_as_it_stands(from_block))
+        once = tf.data.Dataset.from_tensors(0).map(graphs.as_it_stands(lambda _: self._next()))
+        return once.flat_map(graphs.as_it_stands(from_block))
 
     def _next(self) -> tf.Tensor:
         return tf.identity(self.planned)
@@ -165,8 +167,8 @@ class Mixture(tf.Module):
             self.rare_share.assign(shares[self._rarest])
             self.planned.assign(number + 1)
 
-        with tf.control_dependencies([tf.cond(number < self.planned, _nothing, _then(new))]):
-            shares = tf.gather(self.shares, place)
+        tf.cond(number < self.planned, lambda: None, new)
+        shares = tf.gather(self.shares, place)
         start = tf.random.stateless_uniform([], [self._seed, number], dtype=tf.float64)
         points = (start + _GOLDEN * tf.range(_BLOCK, dtype=tf.float64)) % 1.0
         positions = tf.zeros([len(self._prior)], tf.int64)
@@ -182,23 +184,6 @@ def _told(example: tuple, drawn: tuple) -> tuple:
     if own:
         told |= {"weight": weight * tf.cast(own[0], tf.float32), "importance": weight}
     return inputs, labels, told
-
-
-def _nothing() -> tf.Tensor:
-    return tf.constant(True)
-
-
-def _then(act):
-    def acted() -> tf.Tensor:
-        act()
-        return tf.constant(True)
-
-    return acted
-
-
-def _as_it_stands(function):
-    """Python that AutoGraph need not look at."""
-    return tf.autograph.experimental.do_not_convert(function)
 
 
 def _positive(name: str, values: Sequence[float], count: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from tf_importance import (
     compat,
     element_specs,
     fresh,
+    graphs,
     keys,
     losses,
     marks,
@@ -224,9 +225,11 @@ class _Groups:
             # Nothing is decided, so that a group need not be larger than a batch.
             plain = dataset.batch(self._setting.batch_size)
             if self._reservoirs is None:
-                return plain.map(_as_it_stands(self._uniform))
+                return plain.map(graphs.as_it_stands(self._uniform))
             together = tf.data.Dataset.zip((plain, _numbers(seed)))
-            return together.map(_as_it_stands(lambda *one: self._uniform(*self._exchanged(*one))))
+            return together.map(
+                graphs.as_it_stands(lambda *one: self._uniform(*self._exchanged(*one)))
+            )
         numbers = _numbers(seed)
         groups = dataset.batch(self._setting.group_size, drop_remainder=not self._ends)
         together = tf.data.Dataset.zip((groups, numbers))
@@ -235,11 +238,11 @@ class _Groups:
             together = together.prefetch(1)
         if self._reservoirs is not None:
             together = together.map(
-                _as_it_stands(lambda elements, n: (self._exchanged(elements, n), n))
+                graphs.as_it_stands(lambda elements, n: (self._exchanged(elements, n), n))
             )
         if max(self._turns()) == 1:
-            return together.map(_as_it_stands(self._at_once)).unbatch()
-        return together.flat_map(_as_it_stands(self._one_after_another)).unbatch()
+            return together.map(graphs.as_it_stands(self._at_once)).unbatch()
+        return together.flat_map(graphs.as_it_stands(self._one_after_another)).unbatch()
 
     def _exchanged(self, elements: tuple, number: tf.Tensor) -> tuple:
         """((x, told), y, weight, importance), what reservoirs give for a group's examples."""
@@ -290,7 +293,7 @@ class _Groups:
         # A short group has no plan, and leaves at once.
         count = tf.gather([1, *self._turns()], plan + 1)
         return tf.data.Dataset.range(tf.cast(count, tf.int64)).map(
-            _as_it_stands(
+            graphs.as_it_stands(
                 lambda turn: self._stack(group, plan, gain_ratio, seed, tf.cast(turn, tf.int32))
             )
         )
@@ -444,11 +447,6 @@ def _seed_of(number: tf.Tensor) -> tf.Tensor:
     """[2] for the draws from a group, of its random number in 32 bits; XLA draws by no others."""
     seed = tf.bitcast(tf.cast(number, tf.uint32), tf.int32)
     return tf.stack([seed, tf.zeros_like(seed)])
-
-
-def _as_it_stands(function: Callable) -> Callable:
-    """Python that AutoGraph need not look at."""
-    return tf.autograph.experimental.do_not_convert(function)
 
 
 def _switch(switch: Any, tau_threshold: float | str | None) -> switches.Switch:

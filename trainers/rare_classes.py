@@ -1,7 +1,7 @@
 """Rare classes: strata and scores against what people do about them, by log loss.
 
     python -m trainers.rare_classes --out=runs/late --method=strata --steps=1000
-    python -m trainers.compare --flagfile=configs/rare_classes/flights_late.cfg
+    python -m trainers.compare --flagfile=configs/main.cfg
 
 --dataset is flights_late or flights_cancelled, real flights out of a package that the trainers
 install, or images (digits, mnist, fashion_mnist, cifar10) in whose training data --rare_class is
