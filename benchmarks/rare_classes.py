@@ -73,8 +73,8 @@ TASKS = {
     "mnist_10": Task("mnist", "mlp_128", {"share": 0.0975}),
     "mnist_1": Task("mnist", "mlp_128", {"share": 0.01}),
     "mnist_01": Task("mnist", "mlp_128", {"share": 0.001}),
-    "cifar10_1": Task("cifar10", "cnn", {"share": 0.01}),
-    "cifar10_long_tail": Task("cifar10", "cnn", {"long_tail": 100.0}),
+    "cifar10_1": Task("cifar10", "strided_cnn", {"share": 0.01}),
+    "cifar10_long_tail": Task("cifar10", "strided_cnn", {"long_tail": 100.0}),
 }
 
 

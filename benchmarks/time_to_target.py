@@ -187,8 +187,7 @@ def lstm(data: Data) -> keras.Model:
 
 
 def wrn_10_1(data: Data) -> keras.Model:
-    net = nets.wide_resnet.wide_resnet(data.x.shape[1:], 10, depth=10, width=1)
-    return tfi.layers.weight_batch_normalization(net)
+    return nets.wide_resnet.wide_resnet(data.x.shape[1:], 10, depth=10, width=1)
 
 
 @functools.cache

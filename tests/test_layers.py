@@ -206,7 +206,8 @@ def test_conversion_keeps_weights_and_works_in_place():
     before, x = net.get_weights(), values((6, 4))
     expected = np.asarray(net(x))
     assert len(tfi.layers.ordinary_batch_normalizations(net)) == 2
-    assert tfi.layers.weight_batch_normalization(net) is net
+    with pytest.warns(FutureWarning, match="adapt_batch_normalization"):
+        assert tfi.layers.weight_batch_normalization(net) is net
     assert not tfi.layers.ordinary_batch_normalizations(net)
     np.testing.assert_array_equal(net(x), expected)
     for a, b in zip(before, net.get_weights()):
@@ -216,6 +217,7 @@ def test_conversion_keeps_weights_and_works_in_place():
     assert np.abs(weighted - np.asarray(net(x, training=True))).max() > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:weight_batch_normalization")
 def test_a_converted_net_is_saved_and_restored(tmp_path):
     net = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
     tfi.layers.weight_batch_normalization(net)
@@ -224,6 +226,7 @@ def test_a_converted_net_is_saved_and_restored(tmp_path):
     assert isinstance(restored.layers[-1], tfi.layers.BatchNormalization)
 
 
+@pytest.mark.filterwarnings("ignore:weight_batch_normalization")
 def test_a_layer_that_changes_batch_normalization_is_not_converted():
     class Own(keras.layers.BatchNormalization):
         pass

@@ -537,18 +537,18 @@ def test_the_decay_is_checked(decay):
 
 def test_ordinary_batch_normalization_warns_once_and_names_the_remedy(recwarn):
     net = keras.Sequential([keras.Input((6,)), L.BatchNormalization(name="bn"), L.Dense(3)])
-    model = tfi.ISModel(net)
+    model = tfi.ISModel(net, adapt_batch_normalization=False)
     model.compile("sgd", "mse")
     dataset = tf.data.Dataset.from_tensor_slices((X, X[:, :3]))
     dataset.apply(tfi.importance_sample(model))
     found = [str(w.message) for w in recwarn if "batch normalization" in str(w.message)]
     assert len(found) == 1
-    assert "(bn)" in found[0] and "tfi.layers.weight_batch_normalization(net)" in found[0]
+    assert "(bn)" in found[0] and "tfi.layers.adapt_batch_normalization(net)" in found[0]
 
 
 def test_a_converted_net_does_not_warn(recwarn):
     net = keras.Sequential([keras.Input((6,)), L.BatchNormalization(), L.Dense(3)])
-    tfi.ISModel(tfi.layers.weight_batch_normalization(net))
+    tfi.ISModel(tfi.layers.adapt_batch_normalization(net), adapt_batch_normalization=False)
     assert not [w for w in recwarn if "batch normalization" in str(w.message)]
 
 

@@ -38,7 +38,7 @@ class Datasets:
             drawing: which lives as long as the dataset.
         """
         self._drawings[id(drawing)] = drawing
-        self._model.warn_of_batch_normalization()
+        self._model.adapt_batch_normalization()
         if not self._in_fit:
             self._expect(drawing, False)
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_importance import compat, proposals
+from tf_importance import batch_statistics, compat, proposals
+from tf_importance.scorers import base, forward
 
 
 class Group(NamedTuple):
@@ -97,35 +98,39 @@ class Scored(NamedTuple):
         proposal: [B] g ∝ worth + c mean(worth), worth = |w| Ĝ and w the weights that the examples
             come with; uniform where the scores are unusable.
         usable: scalar bool.
+        statistics: [S] of its batch normalization, S = 0 for a net that has none.
     """
 
     scores: tf.Tensor
     proposal: tf.Tensor
     usable: tf.Tensor
+    statistics: tf.Tensor
 
 
 class Way(NamedTuple):
     """How batches are drawn by fresh scores (Katharopoulos & Fleuret 2018, lines 6–9).
 
     Attributes:
-        score: (x, y) -> [B]; two that compare equal score alike.
+        score: (x, y, importance) -> `Scores`; two that compare equal score alike.
         smoothing: c ≥ 0.
         resample: of `proposals`.
         batch_size: b.
     """
 
-    score: Callable[..., tf.Tensor]
+    score: Callable[..., Scores]
     smoothing: float
     resample: proposals.Resampling
     batch_size: int
 
     def scored(self, presample: Group) -> Scored:
         """Score a pre-sample."""
-        scores = self.score(presample.inputs, presample.labels)
+        scores, statistics = self.score(
+            presample.inputs, presample.labels, presample.importance
+        )
         worth = scores * tf.abs(presample.weights)
         usable = proposals.usable(worth)
         smooth = proposals.smooth(worth, self.smoothing * tf.reduce_mean(worth))
-        return Scored(scores, proposals.normalize(tf.where(usable, smooth, 0.0)), usable)
+        return Scored(scores, proposals.normalize(tf.where(usable, smooth, 0.0)), usable, statistics)
 
     def positions(self, proposal: tf.Tensor, seed: tf.Tensor, draws: int = 1) -> proposals.Draw:
         """Draw R batches of b: [R, b] each.
@@ -164,15 +169,41 @@ def _reweighted(group: Group, factor: tf.Tensor) -> Group:
 # Scorers ----------------------------------------------------------------------------------
 
 
+class Scores(NamedTuple):
+    """What a scoring pass gives.
+
+    Attributes:
+        values: [B] float32. statistics: [S] as in `Scored`.
+    """
+
+    values: tf.Tensor
+    statistics: tf.Tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A scorer of a model, as a function of (x, y)."""
+    """A scorer of a model, as a function of (x, y, importance).
+
+    Batch normalization uses the statistics of the examples in its pass; a scorer that does not read
+    a pass of the model's has a pass made for them beside it.
+    """
 
     scorer: Callable[[Any, Any, Any], tf.Tensor]
     model: keras.Model
 
-    def __call__(self, inputs, labels) -> tf.Tensor:
-        return tf.cast(self.scorer(self.model, inputs, labels), tf.float32)
+    def __call__(self, inputs, labels, importance) -> Scores:
+        places = batch_statistics.places(self.model, inputs)
+        if not places:
+            values = self.scorer(self.model, inputs, labels)
+            return Scores(tf.cast(values, tf.float32), tf.zeros([0]))
+        collected = batch_statistics.Collected(places, importance)
+        with collected.in_force():
+            passed = forward.of(self.model, inputs)
+        if isinstance(self.scorer, base.OutputScorer):
+            values = self.scorer.from_forward(self.model.objective, labels, passed)
+        else:
+            values = self.scorer(self.model, inputs, labels)
+        return Scores(tf.cast(values, tf.float32), collected.packed())
 
 
 def check_model(model: Any) -> None:
@@ -206,7 +237,7 @@ def check(score: Any, jit_compile: bool | str) -> None:
 
 
 def compiled(score: Score, spec: tuple, presample_size: int, jit_compile: bool | str) -> Callable:
-    """The scorer as a function of [B, …] nests, traced once, run where the weights are."""
+    """The scorer as a function of (x, y, importance), traced once, run where the weights are."""
     model = score.model
     device = compat.device(model)
     accelerated = "GPU" in device or "TPU" in device
@@ -216,8 +247,9 @@ def compiled(score: Score, spec: tuple, presample_size: int, jit_compile: bool |
     batched = tf.nest.map_structure(
         lambda leaf: tf.TensorSpec([presample_size, *leaf.shape], leaf.dtype), spec[:2]
     )
+    importance = tf.TensorSpec([presample_size], tf.float32)
     try:
-        scores = function.get_concrete_function(*batched).structured_outputs
+        scores = function.get_concrete_function(*batched, importance).structured_outputs.values
     except (TypeError, ValueError, KeyError, tf.errors.InvalidArgumentError) as error:
         raise ValueError(
             f"scorer {score.scorer!r} and the compiled loss {model.objective.loss!r} cannot be "
@@ -229,9 +261,9 @@ def compiled(score: Score, spec: tuple, presample_size: int, jit_compile: bool |
             f"[{presample_size}]; got shape {scores.shape}."
         )
 
-    def scored(inputs, labels):
+    def scored(inputs, labels, importance):
         # XLA cannot read weights that live on another device than the pipeline's.
         with tf.device(device if accelerated else None):
-            return function(inputs, labels)
+            return function(inputs, labels, importance)
 
     return scored

@@ -42,3 +42,10 @@ def weakly(function: Callable) -> Callable:
         return alive(*args)
 
     return called
+
+
+def by_autograph(function: Callable) -> Callable:
+    """The function as AutoGraph has it, wherever it is called: as inside of a `tf.function`."""
+    context = tf.__internal__.autograph.control_status_ctx()
+    enabled = type(context)(status=type(context.status).ENABLED)
+    return tf.__internal__.autograph.tf_convert(function, enabled, user_requested=True)

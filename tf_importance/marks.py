@@ -27,6 +27,8 @@ class Drawing:
         fresh: what draws from the groups that the steps get, None where they get none.
         sampler: that draws by a memory, None for none.
         reservoirs: that strata of a stream are drawn from, None without strata.
+        averages_statistics: whether batch normalization normalizes by an average over batches what
+            is not by a pre-sample's statistics; a sampler says it itself.
         row_size: how many scores a step writes to the sampler's journal, where batches differ in
             size; None for one of each example.
     """
@@ -39,6 +41,7 @@ class Drawing:
     fresh: Any = None
     sampler: Any = None
     reservoirs: Any = None
+    averages_statistics: bool = False
     row_size: int | None = None
 
 

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import (
+    batch_statistics,
     compat,
     datasets,
     draws,
@@ -86,6 +87,8 @@ class ISModel(keras.Model):
             the step an `OutputScorer` reads the step's own forward pass; for any other,
             which would need passes of its own, `upper_bound` stands in.
         tau_decay: a in [0, 1), the decay of τ's average (a_τ in Algorithm 1).
+        adapt_batch_normalization: whether the net's batch normalization is to use the data's
+            statistics where examples are drawn (`tfi.layers.adapt_batch_normalization`).
     Attributes:
         tau: variable, the bias-corrected τ; 0 before the first step.
         datasets: those that were made for it, and which of them its steps are on.
@@ -102,6 +105,7 @@ class ISModel(keras.Model):
         *,
         scorer: scorers.Scorer = scorers.upper_bound,
         tau_decay: float = 0.9,
+        adapt_batch_normalization: bool = True,
         **kwargs,
     ) -> None:
         if not isinstance(net, keras.Model) or isinstance(net, ISModel):
@@ -131,8 +135,10 @@ class ISModel(keras.Model):
         compat.untracked(self, "_meters", {})
         for name in ("sampler", "schedule"):
             compat.track(self, name, None)
+        compat.track(self, "statistics", batch_statistics.Averages())
+        compat.untracked(self, "_adapts", adapt_batch_normalization)
         compat.untracked(self, "_warned", False)
-        self.warn_of_batch_normalization()
+        self.adapt_batch_normalization()
 
     def _state(self, name: str, shape: list[int], initial: float | tuple = 0.0):
         return self.add_weight(
@@ -256,9 +262,14 @@ class ISModel(keras.Model):
         """
         self.counts.assign_add(tf.stack([drawn, uniform, fallbacks]))
 
-    def warn_of_batch_normalization(self) -> None:
-        """Warn of ordinary layers once, as soon as the net has them."""
-        compat.untracked(self, "_warned", self._warned or layers.warned_of_ordinary(self.net))
+    def adapt_batch_normalization(self) -> None:
+        """Convert the layers that the net has by now, and say so; or warn of them once."""
+        if not self._adapts:
+            compat.untracked(self, "_warned", self._warned or layers.warned_of_ordinary(self.net))
+            return
+        found = layers.adapted(self.net)
+        if found:
+            layers.told_of_adapted(self.net, found)
 
     @property
     def follows_gain(self) -> bool:
@@ -284,6 +295,7 @@ class ISModel(keras.Model):
             if known
             else keras.saving.serialize_keras_object(self.scorer),
             "tau_decay": self.tau_decay,
+            "adapt_batch_normalization": self._adapts,
             "name": self.name,
         }
 

@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import (
+    batch_statistics,
     compat,
     draws,
     fresh,
@@ -100,7 +101,7 @@ class Step:
         """Make Keras's step on the batch, and see what there is to see. Returns the logs."""
         self.gain = self._advance()
         with self._in_force(), layers.importance_weights(self._of_statistics()):
-            with forward.recorded() as passes:
+            with self._normalized(), forward.recorded() as passes:
                 logs = keras_step(self.data)
         return {**logs, **self._seen(passes)}
 
@@ -137,8 +138,10 @@ class Step:
             # As many scores as there are, though they are b here: XLA compiles both ways for
             # each size.
             nothing = tf.zeros_like(weights)
-            return cut, fresh.Scored(nothing, nothing, tf.constant(True))
+            statistics = tf.zeros([batch_statistics.size(places)])
+            return cut, fresh.Scored(nothing, nothing, tf.constant(True), statistics)
 
+        places = batch_statistics.places(self.model, inputs)
         self.is_group = tf.shape(weights)[0] > way.batch_size
         if (weights.shape[0] or 0) > way.batch_size:
             self.is_group = tf.constant(True)
@@ -184,6 +187,27 @@ class Step:
         if not self.is_drawn or self.mean_weight is None:
             return self.weights if self.is_drawn else None
         return tf.math.divide_no_nan(self.weights, self.mean_weight)
+
+    def _normalized(self):
+        """Whose statistics batch normalization uses for this batch."""
+        weights, told = self._of_statistics(), self.told
+        places = batch_statistics.places(self.model, self.data[0]) if self.is_drawn else ()
+        if not places or weights is None:
+            return contextlib.nullcontext()
+        if told is not None and told.importance is not None:
+            weights = told.importance
+        given = None
+        if self.presample is not None:
+            there = self.is_group
+            given = batch_statistics.Given(places, self.presample.statistics, there, True)
+        elif told is not None and told.statistics is not None:
+            there, packed = told.statistics[0, 0] > 0, told.statistics[0, 1:]
+            given = batch_statistics.Given(places, packed, there, False)
+        by_average = self.drawing is not None and self.drawing.averages_statistics
+        if told is not None and told.indices is not None:
+            by_average = self.model.sampler.averages_statistics
+        averages = self.model.statistics if by_average else None
+        return batch_statistics.Training(weights, given, averages).in_force()
 
     # Between the forward and the backward pass ----------------------------------------------
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tf_importance import (
     arguments,
+    batch_statistics,
     compat,
     element_specs,
     fresh,
@@ -113,8 +114,8 @@ def importance_sample(
             scores them, draws a batch and trains in one compiled function. The step's scores are
             its own, and what is read ahead needs none. With the same seed both draw the same
             (but for a step that XLA compiles, whose random generators are others). By default
-            the step where the learning rate follows the gain, on one replica, for one batch of
-            b from each pre-sample; else the pipeline.
+            the step where the learning rate follows the gain or the net has batch normalization,
+            on one replica, for one batch of b from each pre-sample; else the pipeline.
         scorer: `(model, x, y) -> [B]`; by default the model's.
         resampling: "multinomial" (independent draws, as in the papers), "systematic" (less
             variance; the default of a `Gain` switch), or a function
@@ -148,7 +149,8 @@ def importance_sample(
     switch.open(setting)
     fresh.check(model.scorer if scorer is None else scorer, jit_compile)
     score = fresh.Score(model.scorer if scorer is None else scorer, model)
-    in_step = _in_step(score_in, menu, model, with_gain) and switch.may_draw
+    follows = with_gain or batch_statistics.has_any(model.net)
+    in_step = _in_step(score_in, menu, model, follows) and switch.may_draw
     if stratified:
         _check_strata(menu, reservoir_size)
     _warn(model, switch, seed)
@@ -173,14 +175,22 @@ def importance_sample(
             switch=switch,
             meter=meter,
             fresh=way(score) if in_step else None,
+            averages_statistics=any(plan.draws > 1 for plan in setting.plans),
         )
+        group_of = tf.nest.map_structure(
+            lambda leaf: tf.TensorSpec([setting.group_size, *leaf.shape], leaf.dtype), spec[0]
+        )
+        places = () if in_step else batch_statistics.places(model, group_of)
         model.datasets.adopt(drawing)
         # The step compiles the scorer itself; that it can be is found out here all the same.
         sizes = {setting.group_size} if in_step else setting.presample_sizes
         ways = {size: way(fresh.compiled(score, spec, size, jit_compile)) for size in sizes}
-        batches = _Groups(setting, switch, ways, drawing, number_of).batches(dataset, seed)
-        # Scores must be of the very step where the learning rate follows the gain.
-        ahead = seed is None and (in_step or not with_gain or not switch.may_draw)
+        groups = _Groups(setting, switch, ways, drawing, number_of, batch_statistics.size(places))
+        batches = groups.batches(dataset, seed)
+        # Scores must be of the very step where the learning rate follows the gain, and statistics
+        # of batch normalization too: those of a step before let a high learning rate diverge.
+        of_the_step = with_gain or bool(places)
+        ahead = seed is None and (in_step or not of_the_step or not switch.may_draw)
         batches = batches.prefetch(1) if ahead else batches
         return marks.put(batches.with_options(compat.data_options(ahead)), drawing)
 
@@ -195,6 +205,7 @@ class _Groups:
         ways: by B, how to draw from a pre-sample.
         drawing: what is to be said of the batches.
         number_of: nests (x, y) of [B, …] -> [B] strata, where there are reservoirs.
+        statistics: S of batch normalization, that batches tell.
     """
 
     def __init__(
@@ -204,7 +215,9 @@ class _Groups:
         ways: dict[int, fresh.Way],
         drawing: marks.Drawing,
         number_of: Callable | None,
+        statistics: int,
     ) -> None:
+        self._statistics = statistics
         self._setting, self._switch, self._ways = setting, switch, ways
         self._model = setting.model
         self._sample_weighted = drawing.sample_weighted
@@ -370,7 +383,7 @@ class _Groups:
             self._model.count(drawn=float(choice.draws))
             own_seed = seed + tf.stack([turn, 0])
             batches, _ = way.drawn(presample, scored.proposal, own_seed, choice.draws)
-            return self._emitted(batches, gain_ratio, seed)
+            return self._emitted(batches, gain_ratio, seed, scored.statistics)
 
         def all_of_it():
             batches = fresh.whole(presample, self._setting.batch_size)
@@ -379,11 +392,18 @@ class _Groups:
 
         return tf.cond(scored.usable, drawn, all_of_it)
 
-    def _emitted(self, group: fresh.Group, gain_ratio: tf.Tensor | float, seed: tf.Tensor) -> tuple:
+    def _emitted(
+        self,
+        group: fresh.Group,
+        gain_ratio: tf.Tensor | float,
+        seed: tf.Tensor,
+        statistics: tf.Tensor | None = None,
+    ) -> tuple:
         """What the training step gets, stacked.
 
         Args:
             group: batches or pre-samples. gain_ratio: r of all. seed: [2] of the group.
+            statistics: [S] of the pre-sample that batches were drawn from.
         """
         told = {"weight": group.weights}
         inputs, shape = group.inputs, fresh.sizes(group.weights)
@@ -392,7 +412,17 @@ class _Groups:
             told |= of_strata
         if self._with_gain:
             told["gain"] = tf.fill(shape, gain_ratio)
-        if self._sample_weighted and len(told) > 1:
+        if self._statistics:
+            there = [0.0] if statistics is None else [1.0]
+            statistics = tf.zeros([self._statistics]) if statistics is None else statistics
+            packed = tf.concat([there, statistics], axis=0)
+            # The later batches of a pre-sample are trained on when the net is another one.
+            first = tf.cast(tf.range(shape[0]) == 0, tf.float32)
+            packed = first[:, tf.newaxis] * packed
+            told["statistics"] = tf.broadcast_to(
+                packed[:, tf.newaxis], [*shape, 1 + self._statistics]
+            )
+        if self._sample_weighted and (len(told) > 1 or self._in_step):
             told["importance"] = group.importance
         if self._in_step:
             # For each example, so that batches have nothing without a batch axis; each pre-sample

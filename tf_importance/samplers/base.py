@@ -120,6 +120,8 @@ class Sampler(tf.Module):
         may_draw_ahead: whether a batch may be drawn before the step on the last one is done.
         has_limits: whether `limits` are any.
         knows_at_start: whether it has something to draw by before it has learned anything.
+        averages_statistics: whether batch normalization normalizes what it draws by an average over
+            batches; else by a pre-sample's or the batch's own weighted statistics.
         moves_logits: whether losses have no weights, and logits are moved by `logit_shift`.
         follows_training: whether it learns in `maintain`, after each step, and `begin` and `end`
             must be called; else it learns between blocks.
@@ -130,6 +132,7 @@ class Sampler(tf.Module):
     may_draw_ahead = True
     has_limits = False
     knows_at_start = False
+    averages_statistics = True
     moves_logits = False
     follows_training = False
 

@@ -43,6 +43,8 @@ class Fresh(Over):
         # In a function: a tf.Module takes what it holds for a part of its checkpoints.
         self.scorer = lambda: scorer
         super().__init__(Uniform() if over is None else over)
+        # A pre-sample has statistics of its own.
+        self.averages_statistics = False
 
     def row_size(self, batch_size: int) -> int:
         if self.presample_size < batch_size:

@@ -70,6 +70,7 @@ class Stratified(Sampler):
     """
 
     knows_at_start = True
+    averages_statistics = False
 
     def __init__(
         self,

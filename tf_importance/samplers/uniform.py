@@ -13,5 +13,7 @@ class Uniform(Sampler):
         gain_smoothing: as in `Sampler`; the gain is 1.
     """
 
+    averages_statistics = False
+
     def _draw(self, turn: Turn) -> Draw:
         return passing(turn.position, turn.examples, self.num_examples, turn.seed)

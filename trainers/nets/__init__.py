@@ -25,6 +25,7 @@ NETS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
     "mlp": mlp.mlp,
     "wide_mlp": mlp.wide_mlp,
     "cnn": cnn.cnn,
+    "strided_cnn": cnn.strided_cnn,
     "wide_resnet": wide_resnet.wide_resnet,
     "wide_resnet_28_10": functools.partial(wide_resnet.wide_resnet, width=10),
     "wide_resnet_10_1": functools.partial(wide_resnet.wide_resnet, depth=10, width=1),

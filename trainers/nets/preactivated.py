@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import keras
 
-import tf_importance as tfi
-
 # λ/2 ‖w‖² with λ = 5e-4, of K&F 2018 (as weight decay) and Johnson & Guestrin 2018 alike.
 _L2 = 0.0005 / 2
 
@@ -40,4 +38,4 @@ def logits(hidden, num_classes: int):
 
 
 def _activated(inputs):
-    return keras.layers.ReLU()(tfi.layers.BatchNormalization(momentum=0.9)(inputs))
+    return keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(inputs))

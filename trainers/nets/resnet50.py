@@ -6,8 +6,6 @@ import pathlib
 
 import keras
 
-import tf_importance as tfi
-
 IMAGENET = "imagenet"
 # Of the blue, green and red channel of ImageNet, from which the weights were trained to deviate.
 _MEANS = (103.939, 116.779, 123.68)
@@ -18,7 +16,6 @@ def resnet50(
 ) -> keras.Model:
     """keras.applications' ResNet-50 on images in [0, 1], with a new last layer.
 
-    Batch normalization is importance-weighted, with the weights of the ordinary one.
 
     Args:
         input_shape: (height, width, 3), each side at least 32.
@@ -51,5 +48,4 @@ def resnet50(
             "--weights=FILE."
         ) from error
     logits = keras.layers.Dense(num_classes, name="logits")(body.output)
-    net = keras.Model(inputs, logits, name="resnet50")
-    return tfi.layers.weight_batch_normalization(net)
+    return keras.Model(inputs, logits, name="resnet50")

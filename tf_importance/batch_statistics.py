@@ -1,0 +1,371 @@
+"""Whose statistics batch normalization uses while its net is trained on drawn examples.
+
+A converted layer is a plain Keras layer whose `call` asks first whether a way is in force:
+
+* while a net's places are looked for (`places`), it says where it is and does as in inference;
+* in a scoring pass (`collected`) it normalizes by the statistics of the pre-sample, and notes them;
+* in a training step (`training`) it normalizes a drawn batch by the statistics of the pre-sample
+  that it was drawn from, by a short average over batches, or by its own weighted ones, and
+  gradients flow through its own weighted ones.
+
+Outside of these it is Keras's own. The context variable and the patched `call` are here and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import contextvars
+import inspect
+import math
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_importance import graphs, normalization
+from tf_importance.normalization import Statistics
+
+# a of the short average: it is over some 30 batches.
+_DECAY = 0.97
+# How far statistics of steps before may be from the batch's own, in its standard deviations: limits
+# of batch renormalization (Ioffe 2017) on √(v/σ_w²), and on |m − μ_w|/σ_w.
+_LARGEST_RATIO, _LARGEST_DISTANCE = 3.0, 5.0
+# What a batch of weights 0 counts in it, so that the first one is not divided by nothing.
+_LEAST_WEIGHT = 1e-6
+
+_way: contextvars.ContextVar[_Way | None] = contextvars.ContextVar("way", default=None)
+
+
+class Place(NamedTuple):
+    """A call of a layer in a pass, where training normalizes by the batch.
+
+    Attributes:
+        layer: converted. number: of the call among the layer's in one pass. channels: C.
+    """
+
+    layer: keras.layers.Layer
+    number: int
+    channels: int
+
+
+Places = tuple[Place, ...]
+
+
+def size(places: Places) -> int:
+    """How many numbers their statistics are: S."""
+    return 2 * sum(place.channels for place in places)
+
+
+# Layers ---------------------------------------------------------------------------------------
+
+
+class _Call:
+    """The `call` of a converted layer."""
+
+    def __init__(self, layer: keras.layers.Layer) -> None:
+        self._layer, self._of_keras = layer, layer.call
+
+    def __call__(self, inputs, training=None, mask=None):
+        def of_keras(training):
+            return self._of_keras(inputs, training=training, mask=mask)
+
+        way = _way.get()
+        if way is None or not self._layer.trainable:
+            return of_keras(training)
+        number = way.calls[self._layer]
+        way.calls[self._layer] += 1
+        return way.outputs(self._layer, number, of_keras, inputs, training, mask)
+
+
+class _Inlined:
+    """The `call` of a layer that is a tf.function: part of the step's graph in a way.
+
+    A function of its own has a trace of its own, which statistics of another graph cannot enter
+    and its own cannot leave.
+    """
+
+    def __init__(self, layer: keras.layers.Layer) -> None:
+        self._function = layer.call
+        # What TensorFlow has bound to the layer cannot be converted, what stands in its class can.
+        function = inspect.getattr_static(layer, "call")
+        python = function.python_function
+        python = graphs.by_autograph(python) if function._autograph else python
+        bound = "call" not in vars(layer)
+        self._python = types.MethodType(python, layer) if bound else python
+
+    def __call__(self, *args, **kwargs):
+        return (self._function if _way.get() is None else self._python)(*args, **kwargs)
+
+
+def is_adapted(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is converted."""
+    return isinstance(layer.call, _Call)
+
+
+def has_any(net: keras.Model) -> bool:
+    """Whether a net has converted layers, as far as it has layers by now."""
+    return any(map(is_adapted, net._flatten_layers()))
+
+
+def adapt(layer: keras.layers.Layer) -> None:
+    """Convert a layer that is Keras's own, or does in `call` what Keras's own does."""
+    layer.call = _Call(layer)
+
+
+def inline_calls(net: keras.Model) -> None:
+    """Let a net's layers whose `call` is a tf.function be part of the step's graph."""
+    for layer in net._flatten_layers():
+        if isinstance(layer.call, tf.types.experimental.GenericFunction):
+            layer.call = _Inlined(layer)
+
+
+# Ways -----------------------------------------------------------------------------------------
+
+
+class _Way:
+    """How converted layers normalize."""
+
+    def __init__(self) -> None:
+        self.calls: collections.Counter[keras.layers.Layer] = collections.Counter()
+
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        token = _way.set(self)
+        try:
+            yield
+        finally:
+            _way.reset(token)
+
+    def outputs(self, layer, number: int, of_keras: Callable, inputs, training, mask):
+        """The outputs of a call.
+
+        Args:
+            number: of the call among the layer's. of_keras: training -> Keras's own outputs.
+        """
+        raise NotImplementedError
+
+
+class _Looking(_Way):
+    """Notes where training normalizes by the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[Place] = []
+        self._graph = tf.compat.v1.get_default_graph()
+
+    def outputs(self, layer, number, of_keras, inputs, training, mask):
+        if training:
+            _refuse_function(layer, self._graph)
+            if tf.compat.v1.get_default_graph() is self._graph:
+                self.places.append(Place(layer, number, math.prod(layer.moving_mean.shape)))
+        return of_keras(False)
+
+
+def _refuse_function(layer: keras.layers.Layer, outer: Any) -> None:
+    graph = tf.compat.v1.get_default_graph()
+    while graph is not outer and graph is not None:
+        if type(graph).__name__ == "FuncGraph":
+            raise ValueError(
+                f"layer {layer.name!r} is called inside of a tf.function of the net's own, which "
+                "keeps its trace from one kind of data to the next, so that its statistics can "
+                "neither enter nor leave it. Take the tf.function off (the training step is "
+                "compiled as a whole), or give ISModel(net, adapt_batch_normalization=False)."
+            )
+        graph = getattr(graph, "outer_graph", None)
+
+
+def places(model: keras.Model, inputs) -> Places:
+    """Where a model's net normalizes by the batch in training.
+
+    Frozen layers, and calls with `training=False`, do not; a loop or a branch of the net's own is
+    not looked into, and a layer there uses its own weighted statistics.
+
+    Args:
+        model: an ISModel. inputs: a nest of [b, …] tensors or specs.
+    Raises:
+        ValueError: a layer is called inside of a tf.function of the net's own.
+    """
+    if not has_any(model.net):
+        return ()
+    specs = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape, part.dtype), inputs)
+    found: list[Place] = []
+
+    def passed(inputs):
+        looking = _Looking()
+        with looking.in_force():
+            model(inputs, training=True)
+        found.extend(looking.places)
+
+    with tf.init_scope():
+        tf.function(passed, autograph=False).get_concrete_function(specs)
+    return tuple(found)
+
+
+class Collected(_Way):
+    """The statistics of a pass in inference.
+
+    Args:
+        places: where. weights: [B] of the examples.
+    """
+
+    def __init__(self, places: Places, weights: tf.Tensor) -> None:
+        super().__init__()
+        self._places, self._weights = places, weights
+        self._found: dict[tuple[keras.layers.Layer, int], Statistics] = {}
+
+    def outputs(self, layer, number, of_keras, inputs, training, mask):
+        if not any(place[:2] == (layer, number) for place in self._places):
+            return of_keras(training)
+        batch = normalization.rows(layer, inputs, self._weights, mask)
+        own = normalization.own_statistics(layer, batch, of_all_replicas=False)
+        self._found[layer, number] = own
+        return normalization.normalized(layer, batch, own, own)
+
+    def packed(self) -> tf.Tensor:
+        """All of them: [S]. Where inference does not pass, those of inference."""
+        parts: list[tf.Tensor] = []
+        for layer, number, _ in self._places:
+            own = self._found.get((layer, number))
+            parts += normalization.moving(layer, tf.float32) if own is None else own
+        return tf.concat([tf.cast(part, tf.float32) for part in parts] or [tf.zeros([0])], axis=0)
+
+
+class Given(NamedTuple):
+    """Statistics that a batch is normalized by.
+
+    Attributes:
+        places: where. packed: [S], as `Collected` has them. there: scalar bool, whether there are.
+        of_the_step: whether they are of the net as it is in this step, and not of steps before.
+    """
+
+    places: Places
+    packed: tf.Tensor
+    there: tf.Tensor
+    of_the_step: bool
+
+    def unpacked(self) -> dict[tuple[keras.layers.Layer, int], Statistics]:
+        """Raises: ValueError: they are those of other places."""
+        if self.packed.shape[0] != size(self.places):
+            raise ValueError(
+                "layers were frozen or thawed since the dataset was made, which is scored without "
+                "that; apply importance_sample to the dataset again."
+            )
+        sizes = [place.channels for place in self.places for _ in Statistics._fields]
+        parts = iter(tf.split(self.packed, sizes) if sizes else [])
+        return {place[:2]: Statistics(next(parts), next(parts)) for place in self.places}
+
+
+class Averages(tf.Module):
+    """Of each layer, importance-weighted statistics over the latest batches together.
+
+    A batch counts by its weights, those before it less by the decay a with each step, so that no
+    correction is needed at the start. State of training and not of the net: checkpoints have it,
+    files of weights do not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="statistics")
+        self._layers: list[keras.layers.Layer] = []
+
+    def taken_up(self, layer: keras.layers.Layer, own: Statistics, weight: tf.Tensor) -> Statistics:
+        """Take up a batch's, of mean weight `weight`, and tell those of all."""
+        state, channels = self._of(layer), own.mean.shape[0]
+        mean, variance, total = tf.split(tf.cast(state, own.mean.dtype), [channels, channels, 1])
+        kept, weight = _DECAY * total[0], tf.maximum(weight, _LEAST_WEIGHT)
+        new = normalization.pooled(Statistics(mean, variance), kept, own, weight)
+        packed = tf.concat([*new, [kept + weight]], axis=0)
+        state.assign(tf.cast(packed, tf.float32))
+        return new
+
+    def _of(self, layer: keras.layers.Layer) -> tf.Variable:
+        if not any(one is layer for one in self._layers):
+            number = len(self._layers)
+            with tf.init_scope():
+                zeros = tf.zeros([2 * math.prod(layer.moving_mean.shape) + 1])
+                state = tf.Variable(
+                    zeros,
+                    trainable=False,
+                    name="average",
+                    aggregation=tf.VariableAggregation.MEAN,
+                )
+            setattr(self, f"layer_{number}", state)
+            self._layers.append(layer)
+        (number,) = [i for i, one in enumerate(self._layers) if one is layer]
+        return getattr(self, f"layer_{number}")
+
+
+class Training(_Way):
+    """A step on drawn examples.
+
+    Args:
+        weights: [b] importance weights.
+        given: the pre-sample's, None where there is none.
+        averages: in its place, or None for the batch's own weighted statistics.
+    """
+
+    def __init__(
+        self, weights: tf.Tensor, given: Given | None = None, averages: Averages | None = None
+    ) -> None:
+        super().__init__()
+        self._weights, self._averages = weights, averages
+        self._there = None if given is None else given.there
+        self._of_the_step = given is None or given.of_the_step
+        self._given = {} if given is None else given.unpacked()
+
+    def outputs(self, layer, number, of_keras, inputs, training, mask):
+        if not training:
+            return of_keras(training)
+        batch = normalization.rows(layer, inputs, self._weights, mask)
+        own = normalization.own_statistics(layer, batch)
+        given = self._given_to(layer, number, own)
+        value, moved = self._without(layer, own, given)
+        if given is not None:
+            value = self._chosen(given, value)
+            moved = self._chosen(normalization.moved(layer, given), moved)
+        normalization.set_moving(layer, moved)
+        return normalization.normalized(layer, batch, own, value)
+
+    def _given_to(self, layer, number: int, own: Statistics) -> Statistics | None:
+        given = self._given.get((layer, number))
+        if given is None:
+            return None
+        dtype = own.mean.dtype
+        one, *sums = normalization.summed(layer, tf.ones([]), *given)
+        given = Statistics(*(tf.cast(part / one, dtype) for part in sums))
+        return given if self._of_the_step else _limited(layer, given, own)
+
+    def _without(
+        self, layer, own: Statistics, given: Statistics | None
+    ) -> tuple[Statistics, Statistics]:
+        """What to normalize by without a pre-sample, and the moving averages then."""
+        weights = tf.cast(self._weights, own.mean.dtype)
+        if self._averages is None:
+            return own, normalization.moved_weighted(layer, own, weights)
+        mean_weight = tf.reduce_mean(normalization.truncated(weights))
+        newest = own
+        if given is not None:
+            newest = self._chosen(given, own)
+            mean_weight = tf.where(self._there, tf.ones_like(mean_weight), mean_weight)
+        value = _limited(layer, self._averages.taken_up(layer, newest, mean_weight), own)
+        return value, normalization.moved(layer, value)
+
+    def _chosen(self, given: Statistics, other: Statistics) -> Statistics:
+        if tf.get_static_value(self._there):
+            return given
+        return Statistics(*(tf.where(self._there, a, b) for a, b in zip(given, other)))
+
+
+def _limited(layer: keras.layers.Layer, old: Statistics, own: Statistics) -> Statistics:
+    """Statistics of steps before, no further from the batch's own than what may have changed."""
+    variance = own.variance + layer.epsilon
+    away = _LARGEST_DISTANCE * tf.sqrt(variance)
+    return Statistics(
+        tf.clip_by_value(old.mean, own.mean - away, own.mean + away),
+        tf.clip_by_value(
+            old.variance, variance / _LARGEST_RATIO**2 - layer.epsilon, variance * _LARGEST_RATIO**2
+        ),
+    )
