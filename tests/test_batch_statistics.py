@@ -65,9 +65,7 @@ def test_the_gradient_is_that_of_its_surrogate(case):
     np.testing.assert_allclose(outputs, expected, rtol=1e-6)
 
     def loss(x, gamma, beta):
-        outputs, _ = numpy_outputs(
-            x, weights, mask, axis, gamma, beta, layer.epsilon, value, held
-        )
+        outputs, _ = numpy_outputs(x, weights, mask, axis, gamma, beta, layer.epsilon, value, held)
         return (outputs * upstream).sum()
 
     for number, (point, gradient) in enumerate(zip((x, gamma, beta), gradients)):
@@ -392,10 +390,11 @@ def hard_cluster():
 def drawn_by(model, x, y, way):
     data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(4000, seed=1).repeat()
     if way in ("fresh", "control"):
-        return {"x": data.apply(tfi.importance_sample(model, 16, 64, tau_threshold="always", seed=1))}
+        drawn = tfi.importance_sample(model, 16, 64, tau_threshold="always", seed=1)
+        return {"x": data.apply(drawn)}
     sampler = {
-        "RAIS": lambda: tfi.samplers.RAIS(),
-        "proportional": lambda: tfi.samplers.Proportional(),
+        "RAIS": tfi.samplers.RAIS,
+        "proportional": tfi.samplers.Proportional,
         "strata": lambda: tfi.samplers.Stratified((x.sum(1) > 15).astype(int), shares={1: 0.5}),
     }[way]()
     model.compile(model.optimizer, LOSS, sampler=sampler)
@@ -537,9 +536,11 @@ def test_renorm_is_refused():
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_mixed_precision_and_xla(jit_compile):
     keras.utils.set_random_seed(0)
-    policy = keras.mixed_precision.global_policy().name if hasattr(
-        keras.mixed_precision, "global_policy"
-    ) else keras.config.dtype_policy().name
+    policy = (
+        keras.mixed_precision.global_policy().name
+        if hasattr(keras.mixed_precision, "global_policy")
+        else keras.config.dtype_policy().name
+    )
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
         model = compiled(functional(), jit_compile=jit_compile)
@@ -563,8 +564,11 @@ def test_layers_that_were_frozen_since_are_left_out_or_refused():
 def test_averages_are_in_checkpoints_and_in_no_file_of_weights(tmp_path):
     model = compiled(functional(), sampler=tfi.samplers.RAIS())
     model.fit(X, Y, batch_size=16, steps_per_epoch=4, verbose=0)
-    names = [name for name, _ in tf.train.list_variables(
-        tf.train.Checkpoint(model).save(str(tmp_path / "checkpoint"))
-    )]
+    names = [
+        name
+        for name, _ in tf.train.list_variables(
+            tf.train.Checkpoint(model).save(str(tmp_path / "checkpoint"))
+        )
+    ]
     assert any("statistics/layer_0" in name for name in names)
     assert not any("average" in weight.name for weight in model.weights)

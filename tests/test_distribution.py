@@ -18,10 +18,18 @@ def strategy():
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def model_in(strategy, learning_rate=0.2, batch_norm=False):
+NORMALIZATIONS = {
+    "": None,
+    "weighted": lambda: tfi.layers.BatchNormalization(momentum=0.97),
+    "converted": lambda: L.BatchNormalization(momentum=0.97),
+    "synchronized": lambda: L.BatchNormalization(momentum=0.97, synchronized=True),
+}
+
+
+def model_in(strategy, learning_rate=0.2, batch_norm=None):
     with strategy.scope():
         layers = [L.Dense(8, activation="relu")]
-        layers += [tfi.layers.BatchNormalization(momentum=0.97)] if batch_norm else []
+        layers += [batch_norm()] if batch_norm else []
         net = keras.Sequential([keras.Input((2,)), *layers, L.Dense(4, activation="softmax")])
         model = tfi.ISModel(net)
         model.compile(
@@ -50,7 +58,7 @@ def fed(strategy, route, model, data, batch_size, presample_size, **kwargs):
     return make()
 
 
-@pytest.mark.parametrize("batch_norm", [False, True], ids=["", "batch norm"])
+@pytest.mark.parametrize("batch_norm", NORMALIZATIONS.values(), ids=NORMALIZATIONS)
 @pytest.mark.parametrize("route", ROUTES)
 def test_training_under_a_strategy(strategy, route, batch_norm, blobs):
     keras.utils.set_random_seed(1)

@@ -33,6 +33,7 @@ ROOMS = (
     "normalization",
     "batch_statistics",
     "layers",
+    "coupling",
     "scorers.forward",
     "scorers.base",
     "scorers.norms.contributions",

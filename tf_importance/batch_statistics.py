@@ -178,6 +178,11 @@ def _refuse_function(layer: keras.layers.Layer, outer: Any) -> None:
         graph = getattr(graph, "outer_graph", None)
 
 
+def looking() -> contextlib.AbstractContextManager:
+    """Within this context converted layers do as in inference."""
+    return _Looking().in_force()
+
+
 def places(model: keras.Model, inputs) -> Places:
     """Where a model's net normalizes by the batch in training.
 

@@ -17,7 +17,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import compat, draws, epochs, losses, marks, processes, samplers, source
+from tf_importance import (
+    compat,
+    coupling,
+    draws,
+    epochs,
+    losses,
+    marks,
+    processes,
+    samplers,
+    source,
+)
 
 _SOURCES = (
     "give fit arrays, model.fit(x, y, batch_size=32), or what has random access, or a dataset of "
@@ -42,6 +52,8 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
             if sampler.follows_training:
                 given["callbacks"] = samplers.with_maintenance(given["callbacks"], sampler)
         _refuse_class_weight(given)
+        if drawing is not None:
+            _refuse_coupled(model, given["x"])
         with model.datasets.fitting(drawing, given["class_weight"] is not None):
             if processes.are_several(model.distribute_strategy):
                 return _in_several_processes(model, given)
@@ -85,6 +97,16 @@ def _drawing(model, x: Any) -> marks.Drawing | None:
             f"the dataset was made, whose batches do not tell their gain; {again}"
         )
     return drawing
+
+
+def _refuse_coupled(model, batches: Any) -> None:
+    """Raises: ValueError: the net couples the examples of a batch."""
+    if not model.net.built:
+        return
+    leaves = batches.element_spec[0]
+    coupling.refuse(
+        model, tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), leaves)
+    )
 
 
 def _refuse_class_weight(given: dict[str, Any]) -> None:

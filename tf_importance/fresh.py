@@ -130,7 +130,8 @@ class Way(NamedTuple):
         worth = scores * tf.abs(presample.weights)
         usable = proposals.usable(worth)
         smooth = proposals.smooth(worth, self.smoothing * tf.reduce_mean(worth))
-        return Scored(scores, proposals.normalize(tf.where(usable, smooth, 0.0)), usable, statistics)
+        proposal = proposals.normalize(tf.where(usable, smooth, 0.0))
+        return Scored(scores, proposal, usable, statistics)
 
     def positions(self, proposal: tf.Tensor, seed: tf.Tensor, draws: int = 1) -> proposals.Draw:
         """Draw R batches of b: [R, b] each.

@@ -124,10 +124,10 @@ def warned_of_ordinary(net: keras.Model) -> bool:
 def adapt_batch_normalization(net: keras.Model) -> keras.Model:
     """Let a net's batch normalization use the data's statistics where examples are drawn.
 
-    A batch that was drawn from a scored pre-sample is normalized by the pre-sample's statistics, one
-    that was drawn by a memory by a short importance-weighted average over batches; gradients flow
-    through the batch's own weighted statistics, and moving averages follow those that were used
-    (docs/batch_normalization.md). On plain data, and outside of an ISModel, it is Keras's own.
+    A batch that was drawn from a scored pre-sample is normalized by the pre-sample's statistics,
+    one that was drawn by a memory by a short importance-weighted average over batches; gradients
+    flow through the batch's own weighted statistics, and moving averages follow those that were
+    used (docs/batch_normalization.md). On plain data, and outside of an ISModel, it is Keras's own.
 
     Works in place and for any net, functional or subclassed, nested, built or not: the layers stay
     Keras's own, and a net that is saved or exported has nothing of this package. `ISModel` does it
@@ -182,8 +182,8 @@ def _names(found: list[keras.layers.Layer]) -> str:
 def weight_batch_normalization(net: keras.Model) -> keras.Model:
     """Turn every ordinary batch normalization of a net into `tfi.layers.BatchNormalization`.
 
-    Works in place, weights kept. To be removed: `adapt_batch_normalization` trains better, and RAIS's
-    own statistics are had by building the net of `tfi.layers.BatchNormalization`.
+    Works in place, weights kept. To be removed: `adapt_batch_normalization` trains better, and
+    RAIS's own statistics are had by building the net of `tfi.layers.BatchNormalization`.
 
     Args:
         net: a model.

@@ -17,6 +17,7 @@ from tf_importance import (
     arguments,
     batch_statistics,
     compat,
+    coupling,
     element_specs,
     fresh,
     graphs,
@@ -161,6 +162,7 @@ def importance_sample(
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
         spec = element_specs.checked(model, dataset)
         element_specs.build(model, spec, lambda: next(iter(dataset.batch(1)))[0])
+        coupling.refuse(model, spec[0])
         number_of, kept = None, None
         if strata is not None:
             number_of = keys.number_of(strata, spec)
