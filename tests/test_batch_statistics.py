@@ -1,5 +1,6 @@
 """Whose statistics batch normalization uses: of the layer, of the step, and of a training."""
 
+import copy
 import itertools
 import os
 import subprocess
@@ -428,28 +429,42 @@ LOADS = """
 import sys
 sys.modules["tf_importance"] = None
 import keras, numpy as np, tensorflow as tf
-found = keras.models.load_model(sys.argv[1])
-served = tf.saved_model.load(sys.argv[2])
-x = np.load(sys.argv[3])
-np.save(sys.argv[4], np.stack([found(x), served.serve(x)]))
+x_path, served, *saved = sys.argv[1:]
+x = np.load(x_path)
+found = [keras.models.load_model(path)(x) for path in saved]
+np.save(x_path, np.stack([*found, tf.saved_model.load(served).serve(x)]))
 """
 
 
 def test_saved_and_exported_nets_need_nothing_of_this_package(tmp_path):
     model = compiled(nested())
     fitted(model)
-    paths = [tmp_path / name for name in ("net.keras", "served", "x.npy", "y.npy")]
-    model.net.save(paths[0])
-    model.export(paths[1])
-    np.save(paths[2], X[:8])
+    formats = ["net.keras", "net.h5"] if compat.KERAS_3 else ["net.keras", "net.h5", "net"]
+    saved = [tmp_path / name for name in formats]
+    for path in saved:
+        model.net.save(path)
+    model.export(tmp_path / "served")
+    np.save(tmp_path / "x.npy", X[:8])
     subprocess.run(
-        [sys.executable, "-c", LOADS, *map(str, paths)],
+        [sys.executable, "-c", LOADS, *map(str, (tmp_path / "x.npy", tmp_path / "served", *saved))],
         check=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         cwd=tmp_path,
     )
-    for outputs in np.load(paths[3]):
+    for outputs in np.load(tmp_path / "x.npy"):
         np.testing.assert_allclose(outputs, model.net(X[:8]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_copy_is_a_net_of_its_own():
+    model = compiled(nested())
+    fitted(model)
+    copied = copy.deepcopy(model.net)
+    before, outputs = model.net.get_weights(), np.asarray(model.net(X))
+    np.testing.assert_allclose(copied(X), outputs, rtol=1e-5, atol=1e-6)
+    fitted(compiled(copied))
+    for a, b in zip(before, model.net.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    assert np.abs(copied(X) - outputs).max() > 1e-3
 
 
 def test_a_converted_net_looks_like_keras_own():

@@ -63,22 +63,18 @@ def size(places: Places) -> int:
 # Layers ---------------------------------------------------------------------------------------
 
 
-class _Call:
+def _call(layer: keras.layers.Layer, inputs, training=None, mask=None):
     """The `call` of a converted layer."""
 
-    def __init__(self, layer: keras.layers.Layer) -> None:
-        self._layer, self._of_keras = layer, layer.call
+    def of_keras(training):
+        return type(layer).call(layer, inputs, training=training, mask=mask)
 
-    def __call__(self, inputs, training=None, mask=None):
-        def of_keras(training):
-            return self._of_keras(inputs, training=training, mask=mask)
-
-        way = _way.get()
-        if way is None or not self._layer.trainable:
-            return of_keras(training)
-        number = way.calls[self._layer]
-        way.calls[self._layer] += 1
-        return way.outputs(self._layer, number, of_keras, inputs, training, mask)
+    way = _way.get()
+    if way is None or not layer.trainable:
+        return of_keras(training)
+    number = way.calls[layer]
+    way.calls[layer] += 1
+    return way.outputs(layer, number, of_keras, inputs, training, mask)
 
 
 class _Inlined:
@@ -103,7 +99,7 @@ class _Inlined:
 
 def is_adapted(layer: keras.layers.Layer) -> bool:
     """Whether a layer is converted."""
-    return isinstance(layer.call, _Call)
+    return getattr(layer.call, "__func__", None) is _call
 
 
 def has_any(net: keras.Model) -> bool:
@@ -113,7 +109,8 @@ def has_any(net: keras.Model) -> bool:
 
 def adapt(layer: keras.layers.Layer) -> None:
     """Convert a layer that is Keras's own, or does in `call` what Keras's own does."""
-    layer.call = _Call(layer)
+    # A bound method: Keras 2 saves what looks like a layer's own.
+    layer.call = types.MethodType(_call, layer)
 
 
 def inline_calls(net: keras.Model) -> None:
