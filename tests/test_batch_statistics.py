@@ -430,9 +430,9 @@ import sys
 sys.modules["tf_importance"] = None
 import keras, numpy as np, tensorflow as tf
 x_path, served, *saved = sys.argv[1:]
-x = np.load(x_path)
+x, served = np.load(x_path), tf.saved_model.load(served)
 found = [keras.models.load_model(path)(x) for path in saved]
-np.save(x_path, np.stack([*found, tf.saved_model.load(served).serve(x)]))
+np.save(x_path, np.stack([*found, served.serve(x)]))
 """
 
 
