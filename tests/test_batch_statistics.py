@@ -352,6 +352,22 @@ def test_a_function_of_the_nets_own_is_refused_by_name():
         stream().apply(tfi.importance_sample(model, 16, 64))
 
 
+def test_what_is_never_drawn_from_is_plain_keras():
+    found = []
+    for threshold in ("never", None):
+        keras.utils.set_random_seed(0)
+        model = compiled(nested())
+        data = tf.data.Dataset.from_tensor_slices((X, Y)).repeat()
+        if threshold is None:
+            data = data.batch(16)
+        else:
+            data = data.apply(tfi.importance_sample(model, 16, 64, tau_threshold=threshold))
+        model.fit(data, steps_per_epoch=8, verbose=0, shuffle=None)
+        found.append(model.net.get_weights())
+    for a, b in zip(*found):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("way", ["fresh", "several draws", "RAIS", "Fresh over RAIS", "switched"])
 def test_every_way_of_drawing_trains(way):
     keras.utils.set_random_seed(0)

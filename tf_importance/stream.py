@@ -182,7 +182,9 @@ def importance_sample(
         group_of = tf.nest.map_structure(
             lambda leaf: tf.TensorSpec([setting.group_size, *leaf.shape], leaf.dtype), spec[0]
         )
-        places = () if in_step else batch_statistics.places(model, group_of)
+        # Nothing is told where the step scores itself, or nothing is ever drawn.
+        tells = switch.may_draw and not in_step
+        places = batch_statistics.places(model, group_of) if tells else ()
         model.datasets.adopt(drawing)
         # The step compiles the scorer itself; that it can be is found out here all the same.
         sizes = {setting.group_size} if in_step else setting.presample_sizes
