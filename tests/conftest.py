@@ -26,6 +26,12 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
+@pytest.fixture(scope="session")
+def strategy():
+    """One for all tests: TensorFlow's collectives on CPUs are the process's, not a strategy's."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 def pytest_collection_finish() -> None:
     """Keep what the imports made, 400,000 objects, out of all further collections of garbage."""
     gc.collect()

@@ -12,12 +12,6 @@ L = keras.layers
 ROUTES = ["auto-sharded", "from function"]
 
 
-@pytest.fixture(scope="module")
-def strategy():
-    """One for all tests: TensorFlow's collectives on CPUs are the process's, not a strategy's."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 NORMALIZATIONS = {
     "": None,
     "weighted": lambda: tfi.layers.BatchNormalization(momentum=0.97),

@@ -20,6 +20,7 @@ ROOMS = (
     "proposals",
     "variance",
     "gain",
+    "observed",
     "meter",
     "plans",
     "switches.base",

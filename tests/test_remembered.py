@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
-from tf_importance import fresh, gain, marks, plans, switches
+from tf_importance import fresh, gain, marks, observed, plans, switches
 from tf_importance.samplers.switched import AT_ONCE
 from tf_importance.scorers import forward
 from tf_importance.switches import costs, trial
@@ -480,6 +480,9 @@ class Told:
 
     def moments(self):
         return self.now, tf.constant(True)
+
+    def observed(self):
+        return observed.nothing().observed
 
     def largest_gain(self):
         return tf.constant(1e6)

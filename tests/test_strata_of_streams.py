@@ -193,11 +193,6 @@ def test_examples_of_unknown_shape_are_refused():
 # Several replicas -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def strategy():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 @pytest.mark.parametrize("route", ["auto-sharded", "from function"])
 @pytest.mark.parametrize("threshold", ["never", "always"])
 def test_replicas_learn_the_shares_of_one(strategy, route, threshold):

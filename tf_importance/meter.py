@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_importance import gain, graphs
+from tf_importance import gain, graphs, observed
 
 # The newest step's share in the averages late in a training, as in RAIS.
 _SMOOTHING = 0.01
@@ -82,6 +82,16 @@ class Meter(tf.Module):
             name="averages",
             aggregation=tf.VariableAggregation.MEAN,
         )
+        self.seen = tf.Variable(
+            observed.nothing().packed(),
+            trainable=False,
+            name="seen",
+            aggregation=tf.VariableAggregation.MEAN,
+        )
+
+    def observed(self) -> observed.Observed:
+        """What the gain of drawing was seen to be."""
+        return observed.Seen.unpack(tf.convert_to_tensor(self.seen)).observed
 
     def moments(self) -> tuple[gain.Moments, tf.Tensor]:
         """The moments, and whether enough steps have been measured."""
@@ -92,25 +102,38 @@ class Meter(tf.Module):
         self,
         number: tf.Tensor,
         drawn: tf.Tensor,
-        moments: Callable[[Callable[[tf.Tensor], tf.Tensor]], gain.Moments],
+        moments: Callable[
+            [Callable[[tf.Tensor], tf.Tensor]], tuple[gain.Moments, tf.Tensor]
+        ],
     ) -> None:
         """Take up a step's batch, where it is due; one that is not finite is left out.
 
         Args:
             number: of the step. drawn: whether the batch is no uniform one, scalar bool.
-            moments: of the batch, by a function from weighted scores [b] to mean(Ĝ) over the latest
-                steps, this one included.
+            moments: of the batch, and its ‖g‖², by a function from weighted scores [b] to mean(Ĝ)
+                over the latest steps, this one included.
         """
-        state = tf.convert_to_tensor(self.averages)
+        state, seen = tf.convert_to_tensor(self.averages), tf.convert_to_tensor(self.seen)
         due = tf.equal(tf.cast(number, tf.int32) % _EVERY, 0)
+        number = tf.cast(number, tf.float32)
+        near = observed.Seen.unpack(seen).observed.is_near(number)
 
-        def updated() -> tf.Tensor:
-            before = Averages.unpack(state)
-            found = moments(lambda scores: self._mean_score(before, scores))
+        def updated() -> tuple[tf.Tensor, tf.Tensor]:
+            before, was_seen = Averages.unpack(state), observed.Seen.unpack(seen)
+            found, square = moments(lambda scores: self._mean_score(before, scores))
             after = before.with_step(found).packed()
-            return tf.where(tf.reduce_all(tf.math.is_finite(after)), after, state)
+            of_drawn = was_seen.with_drawn(number, square, found.square).packed()
+            of_uniform = was_seen.with_uniform(number, square).packed()
+            now_seen = tf.where(drawn, of_drawn, of_uniform)
+            finite = tf.reduce_all(tf.math.is_finite(after)) & tf.math.is_finite(square)
+            return tf.where(finite, after, state), tf.where(finite, now_seen, seen)
 
-        self.averages.assign(tf.cond(due | drawn, lambda: graphs.apart(updated), lambda: state))
+        measured = due | drawn | near
+        after, now_seen = tf.cond(
+            measured, lambda: graphs.apart(updated), lambda: (state, seen)
+        )
+        self.averages.assign(after)
+        self.seen.assign(now_seen)
 
     def _mean_score(self, before: Averages, weighted_scores: tf.Tensor) -> tf.Tensor:
         score = before.score / (1 + self.sampling.smoothing)

@@ -39,6 +39,11 @@ class Plan(NamedTuple):
         """Whether fresh scores choose the batch."""
         return self.draws > 0 and (self.presample_size > self.batch_size or not self.remembered)
 
+    @property
+    def is_compared(self) -> bool:
+        """Whether its batches are compared with uniform ones: drawn from a stream's pre-samples."""
+        return self.draws > 0 and not self.per_batch and not self.remembered
+
     def batches(self, group_size: int) -> int:
         """Number of batches that a group becomes."""
         if self.draws and not self.per_batch:

@@ -389,10 +389,10 @@ class Step:
             importance = tf.cast(told.importance, tf.float32)
         memory = told.memory if told is not None and told.memory is not None else 1.0
 
-        def moments(mean_score) -> gain.Moments:
+        def moments(mean_score) -> tuple[gain.Moments, tf.Tensor]:
             sample_weights = tf.abs(tf.math.divide_no_nan(weights, importance))
             squares = self._squares(self.labels, passed, weights)
-            return gain.batch_moments(
+            found = gain.batch_moments(
                 sample_weights * scores,
                 sample_weights**2 * squares.per_example,
                 importance,
@@ -401,6 +401,7 @@ class Step:
                 mean_score(importance * sample_weights * scores),
                 memory,
             )
+            return found, squares.batch
 
         undrawn = 1.0 if self._of_strata is None else memory
         drawn = tf.reduce_any(importance != undrawn) if self.is_group is None else self.is_group

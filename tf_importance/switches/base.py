@@ -11,6 +11,9 @@ from tf_importance import gain
 from tf_importance.meter import Meter
 from tf_importance.plans import Plan
 
+# Of groups that are drawn from in a row, the first ones to leave uniformly.
+_COMPARED_EARLY = (10, 30, 70)
+
 
 class Setting(NamedTuple):
     """What a switch decides for.
@@ -53,14 +56,52 @@ class Setting(NamedTuple):
     def gains(self, in_force: tf.Tensor) -> tf.Tensor:
         """r of each plan over uniform batches of b: [k]; 1 as long as too little is known.
 
-        None is larger than the model's learning rate can follow.
+        None is larger than the model's learning rate can follow, and where the plan in force
+        draws by fresh scores, none than what was seen of it allows.
 
         Args:
             in_force: index of the plan by which the latest batches were made.
         """
+        ratios, share, known = self.predicted(in_force), self.seen_share(in_force), self.known()
+        return tf.where(self.compares(in_force), tf.where(known, share * ratios, 1.0), ratios)
+
+    def predicted(self, in_force: tf.Tensor) -> tf.Tensor:
+        """As `gains`, by the moments alone."""
         return self._over_uniform(
             in_force, lambda moments: tf.stack([self._square(moments, plan) for plan in self.plans])
         )
+
+    def known(self) -> tf.Tensor:
+        """Whether enough was seen of what the plan in force does."""
+        return self._measured.observed().known
+
+    def seen_share(self, in_force: tf.Tensor, sure: bool = True) -> tf.Tensor:
+        """What is said of the gain of the plan in force, as a share of its prediction: [k].
+
+        1 at most, and 1 for plans of another kind.
+
+        Args:
+            sure: as in `Observed.gain`.
+        """
+        moments, _ = self._measured.moments()
+        moments = moments._replace(mean_square=self._mean_square(moments, in_force))
+        uniform = gain.uniform_square(moments, self.batch_size)
+        seen = self._measured.observed().gain(
+            tf.math.divide_no_nan(uniform, moments.square), sure
+        )
+        predicted = tf.gather(self.predicted(in_force), in_force)
+        share = tf.clip_by_value(tf.math.divide_no_nan(seen, predicted), 0.0, 1.0)
+        alike = tf.constant([plan.is_compared for plan in self.plans])
+        return tf.where(alike, share, 1.0)
+
+    def compares(self, in_force: tf.Tensor) -> tf.Tensor:
+        """Whether the plan in force is one that uniform batches are compared with."""
+        return tf.gather(tf.constant([plan.is_compared for plan in self.plans]), in_force)
+
+    @property
+    def compared_every(self) -> int:
+        """Groups of which one leaves uniformly, so that one batch in 32 does."""
+        return 31 * (self.group_size // self.batch_size) + 1
 
     def gain_of(self, plan: tf.Tensor) -> tf.Tensor:
         """r of the plan that is taken; 1 for uniform batches of b by definition."""
@@ -135,6 +176,24 @@ class Switch(tf.Module):
 
     may_draw = True
 
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.in_a_row = tf.Variable(0, trainable=False, name="in_a_row")
+
+    def compared(self, setting: Setting, plan: tf.Tensor) -> tf.Tensor:
+        """A plan; in place of some that draw uniform batches, with which they are compared.
+
+        Called once for each group. The first ones come early.
+        """
+        if setting.meter is None:
+            return plan
+        compares = tf.gather(tf.constant([one.is_compared for one in setting.plans]), plan)
+        in_a_row = tf.where(compares, self.in_a_row + 1, 0)
+        with tf.control_dependencies([self.in_a_row.assign(in_a_row)]):
+            early = tf.reduce_any(tf.equal(in_a_row, _COMPARED_EARLY))
+            due = early | tf.equal(in_a_row % setting.compared_every, _COMPARED_EARLY[0])
+            return tf.where(due, 0, plan)
+
     def open(self, setting: Setting) -> None:
         """Get to know what is to be decided on.
 
@@ -149,7 +208,7 @@ class Switch(tf.Module):
 
     def decided(self, setting: Setting) -> tuple[tf.Tensor, tf.Tensor]:
         """The index of a plan and its predicted gain; asked once for all batches of a group."""
-        plan = self.choose(setting)
+        plan = self.compared(setting, self.choose(setting))
         return plan, tf.constant(1.0) if setting.meter is None else setting.gain_of(plan)
 
     def interrupted(self) -> None:

@@ -23,6 +23,10 @@ _REFRESH_EVERY = 1024
 # Pre-samples that are drawn from to begin with, and those up to which τ or strata keep it so.
 _FIRST = 8
 _TRIED = 150
+# Weighings for which drawing goes on once it has begun: by then it can be judged by what it did.
+_UNTIL_SEEN = 3
+# With each weighing, how much of what was seen of drawing is forgotten while there is none.
+_FORGOTTEN = 1 / 64
 # Of uniform batches' speed, what is worth a trial.
 _NEAR = 0.75
 
@@ -85,6 +89,7 @@ class Gain(Switch):
         self.speedup = tf.Variable(1.0, trainable=False, name="speedup")
         self.presamples = tf.Variable(0, dtype=tf.int64, trainable=False, name="presamples")
         self.held = tf.Variable(0, trainable=False, name="held")
+        self.correction = tf.Variable(1.0, trainable=False, name="correction")
         self.costs: costs.StepCosts | None = None
         # Of a pipeline that has something to checkpoint.
         self.decisions: tf.Module | None = None
@@ -134,7 +139,7 @@ class Gain(Switch):
         return plan
 
     def decided(self, setting: Setting) -> tuple[tf.Tensor, tf.Tensor]:
-        plan = self.choose(setting)
+        plan = self.compared(setting, self.choose(setting))
         with tf.control_dependencies([plan]):
             in_force, gain = tf.identity(self.plan), tf.identity(self.gain)
         # While another plan is timed there is none but 1 that is known to be safe.
@@ -144,18 +149,40 @@ class Gain(Switch):
     def _weigh(self, setting: Setting) -> tf.Tensor:
         """Take the fastest plan by gain and cost as they are now; True."""
         current = tf.convert_to_tensor(self.plan)
-        gains = setting.gains(current)
+        gains, known = self._gains(setting, current)
+        sure = setting.gains(current)
         seconds = self._seconds(setting)
         speeds, uniform = gains / seconds, 1 / seconds[0]
         held = tf.convert_to_tensor(self.held)
         best = tf.where(held > 0, current, self._best(speeds, uniform, current))
         first, begun = self._first_choice(setting, current)
         best = tf.where(begun, first, best)
-        self.held.assign(tf.maximum(held - 1, 0))
+        begins = tf.equal(current, 0) & setting.compares(best)
+        self.held.assign(tf.where(begins, _UNTIL_SEEN, tf.maximum(held - 1, 0)))
         self.plan.assign(best)
-        self.gain.assign(tf.gather(gains, best))
+        # A learning rate follows what is sure; which plan is taken, what is likely.
+        untried = setting.compares(best) & (~known | ~setting.compares(current))
+        self.gain.assign(tf.where(untried, 1.0, tf.gather(sure, best)))
         self.speedup.assign(tf.where(uniform > 0, tf.gather(speeds, best) / uniform, 1.0))
         return tf.constant(True)
+
+    def _gains(self, setting: Setting, current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """r of each plan, [k]: what is predicted, corrected by what was seen of drawing.
+
+        The correction is kept while batches are uniform, and slowly forgotten, so that drawing is
+        tried again.
+
+        Returns:
+            And whether enough was seen.
+        """
+        predicted, known = setting.predicted(current), setting.known()
+        drawing = setting.compares(current)
+        seen = tf.gather(setting.seen_share(current, sure=False), current)
+        forgotten = 1 - (1 - self.correction) * (1 - _FORGOTTEN)
+        correction = tf.where(drawing, tf.where(known, seen, self.correction), forgotten)
+        self.correction.assign(correction)
+        alike = tf.constant([plan.is_compared for plan in setting.plans])
+        return tf.where(alike, correction * predicted, predicted), known
 
     def _first_choice(self, setting: Setting, current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """What is drawn by before a gain can be judged, and whether it is too early for that.
