@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -330,6 +331,30 @@ def test_fed_by_plain_data_it_is_plain_keras(name):
         nets.append(net)
     for a, b in zip(*(net.get_weights() for net in nets)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [tfi.layers.BatchNormalization, L.BatchNormalization])
+def test_a_net_that_is_a_tf_function_sees_the_weights_of_each_batch(kind):
+    """Weighted, or ordinary and left so; after a plain fit and before another."""
+    keras.utils.set_random_seed(0)
+    net = Compiled()
+    net.bn = kind(momentum=0.5)
+    net(X[:4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = tfi.ISModel(net, adapt_batch_normalization=False)
+    model.compile(keras.optimizers.SGD(0.01), LOSS)
+    plain = tf.data.Dataset.from_tensor_slices((X, Y)).repeat().batch(16)
+    # A tenth of the examples, far away, has weights of a hundredth.
+    far = np.arange(512) % 10 == 0
+    weights = np.where(far, 0.01, 1.1).astype("float32")
+    drawn = tf.data.Dataset.from_tensor_slices((X + 100 * far[:, None], Y, weights)).repeat()
+    drawn = drawn.apply(tfi.importance_sample(model, 16, 64, tau_threshold="never"))
+    model.fit(plain, steps_per_epoch=3, verbose=0, shuffle=None)
+    model.fit(drawn, steps_per_epoch=30, verbose=0, shuffle=None)
+    mean = np.abs(np.asarray(net.bn.moving_mean)).max()
+    assert (mean < 3) == (kind is tfi.layers.BatchNormalization)
+    model.fit(plain, steps_per_epoch=3, verbose=0, shuffle=None)
 
 
 def test_a_function_of_the_nets_own_is_refused_by_name():

@@ -1,5 +1,6 @@
 """The learning rate that follows the gain, for any schedule and optimizer."""
 
+import gc
 import importlib.util
 import math
 
@@ -151,3 +152,93 @@ def test_wrong_exponents_and_ceilings_are_refused(wrong):
 def test_a_wrong_learning_rate_is_refused(bad):
     with pytest.raises(ValueError, match="positive and finite; got"):
         GainAdapted(bad)
+
+
+def following_model(schedule):
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, activation="softmax")])
+    model = tfi.ISModel(net)
+    model.compile(keras.optimizers.SGD(schedule), "sparse_categorical_crossentropy")
+    return model
+
+
+def test_two_models_cannot_share_one(blobs):
+    schedule = tfi.schedules.GainAdapted(0.1)
+    first = following_model(schedule)
+    with pytest.raises(ValueError, match=f"of model '{first.name}'.*make one for each"):
+        following_model(schedule)
+
+
+def test_with_another_optimizer_it_starts_anew_and_with_the_same_goes_on(blobs):
+    decay = keras.optimizers.schedules.PolynomialDecay(0.1, 20, 0.0)
+    schedule = tfi.schedules.GainAdapted(decay)
+    model = following_model(schedule)
+    model.fit(*blobs, batch_size=16, steps_per_epoch=20, verbose=0)
+    assert float(schedule.following) == 20
+    optimizer = model.optimizer
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    assert float(schedule.following) == 20
+    model.compile(keras.optimizers.SGD(schedule), "sparse_categorical_crossentropy")
+    assert float(schedule.following) == 0 and float(schedule.gain) == 1
+    before = model.get_weights()
+    model.fit(*blobs, batch_size=16, steps_per_epoch=2, verbose=0)
+    assert any(np.any(a != b) for a, b in zip(before, model.get_weights()))
+
+
+def test_a_model_that_is_gone_leaves_it_to_the_next():
+    schedule = tfi.schedules.GainAdapted(0.1)
+    model = following_model(schedule)
+    schedule.following.assign(5.0)
+    del model
+    gc.collect()
+    following_model(schedule)
+    assert float(schedule.following) == 0
+
+
+def ending(blobs, most, epochs=1, **options):
+    """A training whose steps all have a gain of 2, and how many of them it makes."""
+    keras.utils.set_random_seed(0)
+    decay = keras.optimizers.schedules.PolynomialDecay(0.1, 60, 0.0)
+    schedule = tfi.schedules.GainAdapted(decay, ceiling=1e9, **options)
+    model, rates = following_model(schedule), []
+    advance = schedule.advance
+    schedule.advance = lambda gain: advance(2.0)
+    noted = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: rates.append(float(schedule(0)))
+    )
+    model.fit(
+        *blobs, batch_size=16, steps_per_epoch=most, epochs=epochs, verbose=0, callbacks=[noted]
+    )
+    return model, rates
+
+
+@pytest.mark.parametrize("steps, epochs", [(60, 1), (20, 3)])
+def test_training_ends_where_the_schedule_does(blobs, monkeypatch, steps, epochs):
+    said = []
+    monkeypatch.setattr(tf.get_logger(), "info", said.append)
+    model, rates = ending(blobs, steps, epochs)
+    assert len(rates) == 30 and min(rates) > 0
+    assert [line for line in said if "ends after 30 steps" in line]
+    with pytest.raises(ValueError, match="nothing left to train"):
+        model.fit(*blobs, batch_size=16, steps_per_epoch=2, verbose=0)
+
+
+def test_another_end_can_be_given(blobs):
+    _, rates = ending(blobs, 60, steps=20)
+    assert len(rates) == 10
+
+
+@pytest.mark.parametrize(
+    "schedule, end",
+    [
+        (0.1, None),
+        (keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5), None),
+        (keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.01), None),
+        (keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.0), 10),
+        (keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.0, cycle=True), None),
+        (keras.optimizers.schedules.CosineDecay(0.1, 10), 10),
+        (keras.optimizers.schedules.CosineDecay(0.0, 10, warmup_target=0.1, warmup_steps=5), 15),
+        (keras.optimizers.schedules.PiecewiseConstantDecay([5], [0.1, 0.0]), None),
+    ],
+)
+def test_the_end_of_a_schedule(schedule, end):
+    assert tfi.schedules.GainAdapted(schedule).steps == end

@@ -80,12 +80,15 @@ def _call(layer: keras.layers.Layer, inputs, training=None, mask=None):
 class _Inlined:
     """The `call` of a layer that is a tf.function: part of the step's graph in a way.
 
-    A function of its own has a trace of its own, which statistics of another graph cannot enter
-    and its own cannot leave.
+    A function of its own has a trace of its own, which statistics and weights of another graph
+    cannot enter and its own cannot leave.
+
+    Args:
+        layer: whose call it is. weighted: whether weights are in force.
     """
 
-    def __init__(self, layer: keras.layers.Layer) -> None:
-        self._function = layer.call
+    def __init__(self, layer: keras.layers.Layer, weighted: Callable[[], bool]) -> None:
+        self._function, self._weighted = layer.call, weighted
         # What TensorFlow has bound to the layer cannot be converted, what stands in its class can.
         function = inspect.getattr_static(layer, "call")
         python = function.python_function
@@ -94,7 +97,8 @@ class _Inlined:
         self._python = types.MethodType(python, layer) if bound else python
 
     def __call__(self, *args, **kwargs):
-        return (self._function if _way.get() is None else self._python)(*args, **kwargs)
+        apart = _way.get() is None and not self._weighted()
+        return (self._function if apart else self._python)(*args, **kwargs)
 
 
 def is_adapted(layer: keras.layers.Layer) -> bool:
@@ -113,11 +117,15 @@ def adapt(layer: keras.layers.Layer) -> None:
     layer.call = types.MethodType(_call, layer)
 
 
-def inline_calls(net: keras.Model) -> None:
-    """Let a net's layers whose `call` is a tf.function be part of the step's graph."""
+def inline_calls(net: keras.Model, weighted: Callable[[], bool]) -> None:
+    """Let a net's layers whose `call` is a tf.function be part of the step's graph.
+
+    Args:
+        weighted: whether weights are in force that a layer reads.
+    """
     for layer in net._flatten_layers():
         if isinstance(layer.call, tf.types.experimental.GenericFunction):
-            layer.call = _Inlined(layer)
+            layer.call = _Inlined(layer, weighted)
 
 
 # Ways -----------------------------------------------------------------------------------------

@@ -54,6 +54,8 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
         _refuse_class_weight(given)
         if drawing is not None:
             _refuse_coupled(model, given["x"])
+        if model.schedule is not None and model.schedule.steps is not None:
+            given["callbacks"] = _followed_by(given["callbacks"], UntilTheEnd(model.schedule))
         with model.datasets.fitting(drawing, given["class_weight"] is not None):
             if processes.are_several(model.distribute_strategy):
                 return _in_several_processes(model, given)
@@ -97,6 +99,50 @@ def _drawing(model, x: Any) -> marks.Drawing | None:
             f"the dataset was made, whose batches do not tell their gain; {again}"
         )
     return drawing
+
+
+class UntilTheEnd(keras.callbacks.Callback):
+    """Ends a training where its learning rate's schedule ends: t̂ has reached N.
+
+    Args:
+        schedule: a `GainAdapted` with steps.
+    """
+
+    # The variable is read so many times while what is left halves, and not in each step.
+    _LOOKS = 32
+
+    def __init__(self, schedule) -> None:
+        super().__init__()
+        self._schedule, self._steps, self._next = schedule, 0, 0
+
+    def on_train_begin(self, logs=None) -> None:
+        if self._schedule.ended:
+            raise ValueError(
+                f"t̂ of the learning rate is {float(self._schedule.following):g}, and its schedule "
+                f"ends at {self._schedule.steps:g}: there is nothing left to train. Compile with a "
+                "new GainAdapted, or with a schedule of more steps."
+            )
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        self._steps += 1
+        if self._steps < self._next:
+            return
+        left = self._schedule.steps - float(self._schedule.following)
+        self._next = self._steps + max(1, int(left / self._LOOKS))
+        if self._schedule.ended:
+            self.model.stop_training = True
+            tf.get_logger().info(
+                f"training of {self.model.name!r} ends after {self._steps} steps: by their gains "
+                f"they count as the {self._schedule.steps:g} of its learning rate's schedule."
+            )
+
+
+def _followed_by(callbacks, last: keras.callbacks.Callback):
+    """The callbacks of a `fit`, and one more."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(last)
+        return callbacks
+    return [*tf.nest.flatten(callbacks or []), last]
 
 
 def _refuse_coupled(model, batches: Any) -> None:

@@ -161,9 +161,14 @@ def adapted(net: keras.Model) -> list[keras.layers.Layer]:
             )
     for layer in found:
         batch_statistics.adapt(layer)
-    if found:
-        batch_statistics.inline_calls(net)
+    inline_calls(net)
     return found
+
+
+def inline_calls(net: keras.Model) -> None:
+    """Let batch normalization in a `call` that is a tf.function see the weights of each batch."""
+    if any(isinstance(one, keras.layers.BatchNormalization) for one in net._flatten_layers()):
+        batch_statistics.inline_calls(net, lambda: current_weights() is not None)
 
 
 def told_of_adapted(net: keras.Model, found: list[keras.layers.Layer]) -> None:

@@ -173,7 +173,7 @@ class ISModel(keras.Model):
         if sampler is not None:
             sampler.bind(self)
         compat.track(self, "sampler", sampler)
-        compat.track(self, "schedule", schedules.followed_by(self.optimizer))
+        compat.track(self, "schedule", schedules.followed_by(self, self.optimizer))
 
     def compile_from_config(self, config) -> None:
         """Compile as a saved model was; Keras does so only for its own `compile`."""
@@ -265,6 +265,7 @@ class ISModel(keras.Model):
     def adapt_batch_normalization(self) -> None:
         """Convert the layers that the net has by now, and say so; or warn of them once."""
         if not self._adapts:
+            layers.inline_calls(self.net)
             compat.untracked(self, "_warned", self._warned or layers.warned_of_ordinary(self.net))
             return
         found = layers.adapted(self.net)

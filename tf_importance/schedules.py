@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -45,17 +47,26 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
             Nadam, Adamax, RMSprop, Adadelta, Adafactor, Lion, Lamb), else 1; also for Adagrad,
             whose sum over all steps hardly falls with the newest.
         ceiling: c ≥ 1.
+        steps: N, at which the schedule ends: `ISModel.fit` stops where t̂ has reached it, after
+            fewer steps than N; an own loop can ask `ended`. By default that of a Keras schedule
+            that falls to 0 and stays there; None for no end.
     Attributes:
         gain: variable, r̂, no larger than the ceiling allows.
         effective_step: variable, t̂ of the step that is being made; float64.
         exponent: e.
+        steps: N, or None.
     Raises:
         TypeError: schedule is neither. ValueError: a number that is not positive and finite, an
             exponent out of (0, 1], a ceiling below 1.
     """
 
     def __init__(
-        self, schedule, exponent: float | None = None, *, ceiling: float = 2.0
+        self,
+        schedule,
+        exponent: float | None = None,
+        *,
+        ceiling: float = 2.0,
+        steps: float | None = None,
     ) -> None:
         tf.Module.__init__(self, name="gain_adapted")
         keras.optimizers.schedules.LearningRateSchedule.__init__(self)
@@ -64,7 +75,11 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
             raise ValueError(f"exponent must be in (0, 1]; got {exponent}.")
         if not ceiling >= 1:
             raise ValueError(f"ceiling must be at least 1; got {ceiling}.")
+        if steps is not None and not steps > 0:
+            raise ValueError(f"steps must be positive; got {steps}.")
         self._ceiling = float(ceiling)
+        self._steps = steps
+        self.steps = _end_of(schedule) if steps is None else float(steps)
         self._exponent = exponent
         self.exponent = 1.0 if exponent is None else exponent
         # In a function: Keras's own schedules are not trackable, and this one is.
@@ -75,16 +90,45 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         self.following = _variable(tf.constant(0.0, tf.float64), "following")
         # The largest value that the schedule has had.
         self.peak = _variable(tf.constant(0.0), "peak")
+        # References to the model and the optimizer whose it is, once there are any; in a function
+        # as well.
+        self._served: Callable[[], tuple[weakref.ref, weakref.ref] | None] = lambda: None
 
     @property
     def given(self):
         """The schedule or number that it adapts."""
         return self._given()
 
+    @property
+    def ended(self) -> bool:
+        """Whether t̂ of the next step is at the schedule's end."""
+        return self.steps is not None and float(self.following) >= self.steps
+
     def suit(self, optimizer) -> None:
         """Take the exponent that suits an optimizer, where none was given."""
         if self._exponent is None:
             self.exponent = 0.5 if _normalizes(optimizer) else 1.0
+
+    def serve(self, model, optimizer) -> None:
+        """Be the learning rate of a model's optimizer; of another one than before it starts anew.
+
+        Raises:
+            ValueError: it is another model's, whose steps would move it on.
+        """
+        optimizer, served = compat.innermost(optimizer), self._served()
+        if served is not None:
+            other, its_optimizer = (reference() for reference in served)
+            if other is not None and other is not model:
+                raise ValueError(
+                    f"this GainAdapted is the learning rate of model {other.name!r}, and would "
+                    f"move on with the steps of {model.name!r} as well; make one for each: "
+                    "GainAdapted(schedule)."
+                )
+            if its_optimizer is not optimizer:
+                for variable in (self.gain, self.effective_step, self.following, self.peak):
+                    variable.assign(tf.cast(variable is self.gain, variable.dtype))
+        now = weakref.ref(model), weakref.ref(optimizer)
+        self._served = lambda: now
 
     def advance(self, gain: tf.Tensor) -> None:
         """Begin a step of gain ratio r̂; a gain that is not finite and positive counts as 1."""
@@ -121,14 +165,21 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         given = self._given()
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
             given = keras.saving.serialize_keras_object(given)
-        return {"schedule": given, "exponent": self._exponent, "ceiling": self._ceiling}
+        return {
+            "schedule": given,
+            "exponent": self._exponent,
+            "ceiling": self._ceiling,
+            "steps": self._steps,
+        }
 
     @classmethod
     def from_config(cls, config) -> GainAdapted:
         given = config["schedule"]
         if isinstance(given, dict):
             given = keras.saving.deserialize_keras_object(given)
-        return cls(given, config["exponent"], ceiling=config["ceiling"])
+        return cls(
+            given, config["exponent"], ceiling=config["ceiling"], steps=config.get("steps")
+        )
 
 
 # By name: which of them there are depends on the version of Keras and on TensorFlow Addons.
@@ -138,11 +189,12 @@ _NORMALIZING = frozenset(
 )
 
 
-def followed_by(optimizer):
-    """The learning rate of an optimizer where it follows the gain, else None.
+def followed_by(model, optimizer):
+    """The learning rate of a model's optimizer where it follows the gain, else None.
 
     Raises:
-        ValueError: the optimizer makes one step of several.
+        ValueError: the optimizer makes one step of several, or its learning rate is of another
+            model.
     """
     schedule = compat.learning_rate(optimizer)
     if not hasattr(schedule, "advance"):
@@ -153,6 +205,7 @@ def followed_by(optimizer):
             "a learning rate that follows the gain moves on with every step, and this "
             f"optimizer makes one of {accumulated}; leave out gradient_accumulation_steps."
         )
+    schedule.serve(model, optimizer)
     schedule.suit(optimizer)
     return schedule
 
@@ -187,3 +240,16 @@ def _as_schedule(schedule):
     if not (np.isfinite(schedule) and schedule > 0):
         raise ValueError(f"a constant learning rate must be positive and finite; got {schedule}.")
     return lambda step: tf.constant(float(schedule), tf.float32)
+
+
+def _end_of(schedule) -> float | None:
+    """The step from which on a Keras schedule is 0; None if there is none."""
+    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return None
+    try:
+        config = schedule.get_config()
+    except NotImplementedError:
+        return None
+    last = (config.get("decay_steps") or 0) + (config.get("warmup_steps") or 0)
+    rates = [float(schedule(tf.constant(step * last, tf.float32))) for step in (0.5, 1.0, 2.5)]
+    return float(last) if rates[0] > 0 and rates[1:] == [0.0, 0.0] else None
