@@ -86,6 +86,45 @@ def test_last_layer_gradients_are_those_of_a_tape(name):
     assert float(found.batch) == pytest.approx(batch @ batch, rel=1e-3)
 
 
+SEQUENCE_NETS = {
+    "dense": lambda: sequential(L.Reshape((2, 2)), L.Dense(5, "tanh"), L.Dense(CLASSES)),
+    "no bias": lambda: sequential(L.Reshape((2, 2)), L.Dense(CLASSES, use_bias=False)),
+    "penalty": lambda: sequential(L.Reshape((2, 2)), L.Dense(CLASSES, kernel_regularizer=L2)),
+    "two axes": lambda: sequential(L.Reshape((2, 1, 2)), L.Dense(5), L.Dense(CLASSES)),
+    "recurrent": lambda: sequential(
+        L.Reshape((4, 1)), L.GRU(3, return_sequences=True), L.Dense(CLASSES)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCE_NETS)
+def test_a_head_at_several_positions_adds_up_their_gradients(name):
+    model = compiled(SEQUENCE_NETS[name], True)
+    labels = RNG.integers(CLASSES, size=(N, *model.net.output_shape[1:-1]))
+
+    @tf.function
+    def squares():
+        with forward.recorded() as passes:
+            model(X, training=True)
+            return last_layer.gradient_squares(
+                model.net, model.objective, labels, passes[-1], tf.constant(WEIGHTS)
+            )
+
+    def gradient_of(rows, weights, penalty=False):
+        with tf.GradientTape() as tape:
+            values = losses.per_example_losses(model.objective, labels[rows], model(X[rows]))
+            total = tf.reduce_mean(values * weights)
+            if penalty and model.losses:
+                total += tf.add_n(model.losses)
+        parts = tape.gradient(total, model.net.layers[-1].trainable_variables)
+        return np.concatenate([np.ravel(tf.convert_to_tensor(part)) for part in parts])
+
+    found, each = squares(), [gradient_of([i], [1.0]) for i in range(N)]
+    np.testing.assert_allclose(found.per_example, [g @ g for g in each], rtol=1e-3)
+    batch = gradient_of(np.arange(N), WEIGHTS, penalty=True)
+    assert float(found.batch) == pytest.approx(batch @ batch, rel=1e-3)
+
+
 def test_where_the_last_layer_is_out_of_sight_the_gradient_is_a_biass():
     model = compiled(*NETS["logits"])
     found = squares_of(model, WEIGHTS, function=lambda f: f)

@@ -25,7 +25,8 @@ class Dense(NamedTuple):
     """A dense layer as seen in the graph.
 
     Attributes:
-        inputs: [b, d] h. kernel: [d, k], as it was read.
+        inputs: [b, d] h, or [b, …, d] of a head that is used at several positions, with these
+            folded into the first axis. kernel: [d, k], as it was read.
         has_bias: whether a bias was added.
     """
 
@@ -51,9 +52,11 @@ def gradient_squares(
 ) -> GradientSquares:
     """‖∇f_i‖² = (‖h_i‖² + 1)‖δ_i‖², and the same of the weighted mini-batch gradient.
 
-    Where the last layer is not dense, or its input is out of sight (eager mode), h is left out
-    and the gradients are those of a bias alone. Several outputs add up. A penalty on a dense
-    kernel counts in the batch's gradient, as λw does in RAIS's g_R.
+    A dense layer that is used at several positions t (of a sequence, say) has the sum of theirs,
+    Σ_t h_t δ_tᵀ, as an example's gradient. Where the last layer is not dense, or its input is out
+    of sight (eager mode), h is left out and the gradients are those of a bias alone. Several
+    outputs add up. A penalty on a dense kernel counts in the batch's gradient, as λw does in RAIS's
+    g_R.
 
     Args:
         net: the net that made the pass. objective: the compiled loss.
@@ -71,10 +74,15 @@ def gradient_squares(
 
 
 def _of_output(net, preactivation, delta, weights) -> GradientSquares:
+    dense = seen_dense(preactivation)
+    folded = None not in (preactivation.shape[0], weights.shape[0]) and (
+        preactivation.shape[0] != weights.shape[0]
+    )
+    if dense is not None and (preactivation.shape.rank > 2 or folded):
+        return _of_positions(net, dense, delta, weights)
     delta = of_examples(delta, weights)
     weighted = delta * (weights / tf.cast(tf.size(weights), tf.float32))[:, tf.newaxis]
     delta_squares = tf.reduce_sum(delta**2, axis=1)
-    dense = seen_dense(preactivation)
     if dense is None:
         return GradientSquares(delta_squares, tf.reduce_sum(tf.reduce_sum(weighted, axis=0) ** 2))
     inputs = tf.cast(dense.inputs, tf.float32)
@@ -90,17 +98,34 @@ def _of_output(net, preactivation, delta, weights) -> GradientSquares:
     return GradientSquares(per_example, tf.reduce_sum(gradient**2))
 
 
+def _of_positions(net, dense: Dense, delta, weights) -> GradientSquares:
+    """Of a head that is used at T positions of each example, by Σ_t h_t δ_tᵀ."""
+    size = tf.shape(weights)[0]
+    delta = tf.reshape(delta, [size, -1, dense.kernel.shape[1]])
+    inputs = tf.reshape(tf.cast(dense.inputs, tf.float32), [size, -1, dense.kernel.shape[0]])
+    more = [[0, 0], [0, 1]] if dense.has_bias else [[0, 0], [0, 0]]
+    inputs = tf.pad(inputs, [[0, 0], *more], constant_values=1.0)
+    of_each = tf.linalg.matmul(inputs, delta, transpose_a=True)
+    gradient = tf.tensordot(weights / tf.cast(size, tf.float32), of_each, 1)
+    penalty = _penalty_gradient(net, dense)
+    if penalty is not None:
+        gradient += tf.pad(penalty, more[::-1])
+    return GradientSquares(tf.reduce_sum(of_each**2, axis=[1, 2]), tf.reduce_sum(gradient**2))
+
+
 def seen_dense(preactivation: tf.Tensor) -> Dense | None:
     """h and the kernel of z = h W (+ b), read off the graph; None where that is not what made z.
 
     Args:
-        preactivation: [b, k] z.
+        preactivation: [b, …, k] z.
     """
-    if tf.executing_eagerly() or preactivation.shape.rank != 2:
+    if tf.executing_eagerly() or preactivation.shape.rank < 2:
         return None
     operation = _source(preactivation)
     has_bias = operation.type in _SUMS
     if has_bias:
+        operation = _source(operation.inputs[0])
+    if operation.type == "Reshape" and preactivation.shape.rank > 2:
         operation = _source(operation.inputs[0])
     if operation.type != "MatMul" or operation.inputs[1].shape.rank != 2:
         return None
