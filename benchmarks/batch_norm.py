@@ -9,6 +9,9 @@ linearly to 0:
     ordinary   drawn, each batch by its own statistics, as Keras does
     adapted    drawn, by the pre-sample's statistics, with the gradient of the batch's weighted ones
 
+and, by --ways=memory,memory_control, drawn by RAIS and uniformly, both normalized by a short
+average over batches.
+
 By train loss in inference and test error, medians and ranges over the seeds: after N steps, and,
 for drawn ones, after N/(1 + c), c the seconds of a forward pass of B over those of a uniform step.
 --optimizer, --batch_size and --factor (B/b) show where it ends.
@@ -38,7 +41,7 @@ from trainers import augmentation, datasets, nets
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("nets", [], "Nets; all by default.")
-flags.DEFINE_list("ways", [], "Ways; all by default.")
+flags.DEFINE_list("ways", [], "Ways; the first five by default.")
 flags.DEFINE_list("rates", [], "Learning rates, in place of each net's own.")
 flags.DEFINE_enum("optimizer", None, ["sgd", "momentum", "adam"], "In place of each net's own.")
 flags.DEFINE_integer("batch_size", 32, "b.")
@@ -178,12 +181,21 @@ class Way(NamedTuple):
     Attributes:
         layer: the class of all batch normalization. adapts: whether ISModel converts it.
         draws: whether batches are drawn. scorer: None for the upper bound.
+        sampler: in place of a pre-sample, a memory.
     """
 
     layer: type
     adapts: bool
     draws: bool
     scorer: Callable | None = None
+    sampler: Callable[[], tfi.samplers.Sampler] | None = None
+
+
+def averaged_uniform() -> tfi.samplers.Sampler:
+    """Uniform batches, normalized by what a memory's are."""
+    sampler = tfi.samplers.Uniform()
+    sampler.averages_statistics = True
+    return sampler
 
 
 WAYS = {
@@ -192,7 +204,10 @@ WAYS = {
     "weighted": Way(tfi.layers.BatchNormalization, False, True),
     "ordinary": Way(L.BatchNormalization, False, True),
     "adapted": Way(L.BatchNormalization, True, True),
+    "memory": Way(L.BatchNormalization, True, True, sampler=tfi.samplers.RAIS),
+    "memory_control": Way(L.BatchNormalization, True, True, sampler=averaged_uniform),
 }
+_BY_DEFAULT = tuple(WAYS)[:5]
 
 
 class Run(NamedTuple):
@@ -209,7 +224,7 @@ class Run(NamedTuple):
 
 def train(name: str, rate: float, way: str, steps: int, seed: int) -> Run:
     """Train a net: its loss on the training data and its error on the test's, in inference."""
-    case, (layer, adapts, draws, scorer) = CASES[name], WAYS[way]
+    case, (layer, adapts, draws, scorer, make_sampler) = CASES[name], WAYS[way]
     data = case.data()
     keras.utils.set_random_seed(seed)
     net = case.net(data.x.shape[1:])
@@ -226,8 +241,11 @@ def train(name: str, rate: float, way: str, steps: int, seed: int) -> Run:
     model = net
     if draws:
         model = tfi.ISModel(net, adapt_batch_normalization=adapts)
-    model.compile(optimizer, LOSS)
-    if draws:
+    sampler = {} if make_sampler is None else {"sampler": make_sampler()}
+    model.compile(optimizer, LOSS, **sampler)
+    if sampler:
+        batches = tfi.history_sample(data[:2], sampler["sampler"], FLAGS.batch_size).repeat()
+    elif draws:
         size = FLAGS.factor * FLAGS.batch_size
         sampled = tfi.importance_sample(
             model, FLAGS.batch_size, size, tau_threshold="always", smoothing=0.2, scorer=scorer
@@ -316,13 +334,13 @@ def row(runs: list[Run], base: float) -> dict[str, Any]:
 def compared(name: str, rate: float, cost: float, runs: Runs) -> dict[str, dict[str, Any]]:
     """Of each way its numbers after as many steps, and of drawn ones at equal cost."""
     steps = FLAGS.steps or CASES[name].steps
-    ways = ["uniform", *(way for way in FLAGS.ways or WAYS if way != "uniform")]
+    ways = ["uniform", *(way for way in FLAGS.ways or _BY_DEFAULT if way != "uniform")]
     found, base = {}, 0.0
     for way in ways:
         made = [runs.get(name, rate, way, steps, seed) for seed in range(FLAGS.seeds)]
         base = base or statistics.median(run.loss for run in made)
         found[way] = row(made, base)
-        if WAYS[way].draws and FLAGS.equal_cost:
+        if WAYS[way].draws and WAYS[way].sampler is None and FLAGS.equal_cost:
             fewer = round(steps / (1 + cost))
             made = [runs.get(name, rate, way, fewer, seed) for seed in range(FLAGS.seeds)]
             found[way]["at_equal_cost"] = row(made, base)
