@@ -253,7 +253,8 @@ def test_training_measures_the_exact_moments(switch, blobs):
         systematic=True,
         meter=model.meter_of(sampling),
     )
-    ratio = float(setting.gains(tf.constant(1 if switch == "drawn" else 0))[1])
+    in_force = tf.constant(1 if switch == "drawn" else 0)
+    ratio = float(setting.predicted(in_force)[1])
     truth = as_moments(exact, [rounding])
     expected = gain.gain_ratio(
         gain.uniform_square(truth, 16), gain.drawn_square(truth, 16, 0.25, rounding)
