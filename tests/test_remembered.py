@@ -389,11 +389,17 @@ def exact(population, smoothing, rate) -> gain.Moments:
     )
 
 
+def as_they_are(scores, labels, weights):
+    """A scorer of scores."""
+    del labels, weights
+    return fresh.Scores(scores, tf.zeros([0]))
+
+
 def redrawn(population, smoothing, seed):
     """A pre-sample of 4 · 16 by p, and 16 of it by fresh scores: their mean gradient."""
     gradients, scores, p = map(tf.constant, population)
     first = tfi.proposals.multinomial(p, 64, tf.stack([seed, 1]))
-    way = fresh.Way(lambda x, y, weights: fresh.Scores(x, tf.zeros([0])), smoothing, tfi.proposals.systematic, 16)
+    way = fresh.Way(as_they_are, smoothing, tfi.proposals.systematic, 16)
     of_first = tf.gather(scores, first.indices)
     scored = way.scored(fresh.Group(of_first, None, first.weights, first.weights))
     second = tfi.proposals.systematic(scored.proposal, 16, tf.stack([seed, 2]))
