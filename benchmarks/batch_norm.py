@@ -287,15 +287,8 @@ def scoring_cost(name: str) -> float:
     step = tf.function(net.train_step, reduce_retracing=True)
     forward = tf.function(lambda: net(x, training=False))
     repeats = 1 if FLAGS.short else 20
-    found = measure.interleaved(
-        {
-            "step": lambda: measure.call_seconds(lambda: step(batch), repeats),
-            "forward": lambda: measure.call_seconds(forward, repeats),
-        },
-        rounds=1 if FLAGS.short else 7,
-        say=lambda line: None,
-    )
-    return statistics.median(one["forward"] / one["step"] for one in found)
+    rounds = 1 if FLAGS.short else 7
+    return measure.scoring_cost(lambda: step(batch), forward, repeats, rounds)
 
 
 # All of it ----------------------------------------------------------------------------------

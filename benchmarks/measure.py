@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping
 
@@ -57,6 +58,21 @@ def interleaved(
             times = ", ".join(f"{n} {1e3 * results[-1][n]:.2f} ms" for n in variants)
             say(f"round {number}/{rounds}: {times}")
     return results[1:]
+
+
+def scoring_cost(
+    step: Callable[[], object], forward: Callable[[], object], repeats: int, rounds: int
+) -> float:
+    """Seconds of a forward pass over those of a step: the median over the rounds."""
+    found = interleaved(
+        {
+            "step": lambda: call_seconds(step, repeats),
+            "forward": lambda: call_seconds(forward, repeats),
+        },
+        rounds=rounds,
+        say=lambda line: None,
+    )
+    return statistics.median(one["forward"] / one["step"] for one in found)
 
 
 def summary(ratios: list[float]) -> dict[str, float]:

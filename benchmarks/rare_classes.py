@@ -24,7 +24,6 @@ import gc
 import json
 import math
 import pathlib
-import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -146,15 +145,8 @@ def scoring_cost(task: Task, data: rare.Rare) -> float:
     forward = tf.function(lambda: net(x, training=False))
     model.optimizer.build(model.trainable_variables)
     repeats = 2 if FLAGS.short else 100
-    found = measure.interleaved(
-        {
-            "step": lambda: measure.call_seconds(lambda: step(batch), repeats),
-            "forward": lambda: measure.call_seconds(forward, repeats),
-        },
-        rounds=1 if FLAGS.short else 7,
-        say=lambda line: None,
-    )
-    return statistics.median(one["forward"] / one["step"] for one in found)
+    rounds = 1 if FLAGS.short else 7
+    return measure.scoring_cost(lambda: step(batch), forward, repeats, rounds)
 
 
 def run(name: str, methods: list[str], out: pathlib.Path) -> None:

@@ -3,8 +3,8 @@
 A converted layer is a plain Keras layer whose `call` asks first whether a way is in force:
 
 * while a net's places are looked for (`places`), it says where it is and does as in inference;
-* in a scoring pass (`collected`) it normalizes by the statistics of the pre-sample, and notes them;
-* in a training step (`training`) it normalizes a drawn batch by the statistics of the pre-sample
+* in a scoring pass (`Collected`) it normalizes by the statistics of the pre-sample, and notes them;
+* in a training step (`Training`) it normalizes a drawn batch by the statistics of the pre-sample
   that it was drawn from, by a short average over batches, or by its own weighted ones, and
   gradients flow through its own weighted ones.
 
@@ -205,10 +205,10 @@ def places(model: keras.Model, inputs) -> Places:
     found: list[Place] = []
 
     def passed(inputs):
-        looking = _Looking()
-        with looking.in_force():
+        way = _Looking()
+        with way.in_force():
             model(inputs, training=True)
-        found.extend(looking.places)
+        found.extend(way.places)
 
     with tf.init_scope():
         tf.function(passed, autograph=False).get_concrete_function(specs)
@@ -292,8 +292,9 @@ class Averages(tf.Module):
         return new
 
     def _of(self, layer: keras.layers.Layer) -> tf.Variable:
-        if not any(one is layer for one in self._layers):
-            number = len(self._layers)
+        known = [id(one) for one in self._layers]
+        number = known.index(id(layer)) if id(layer) in known else len(known)
+        if number == len(known):
             with tf.init_scope():
                 zeros = tf.zeros([2 * math.prod(layer.moving_mean.shape) + 1])
                 state = tf.Variable(
@@ -304,7 +305,6 @@ class Averages(tf.Module):
                 )
             setattr(self, f"layer_{number}", state)
             self._layers.append(layer)
-        (number,) = [i for i, one in enumerate(self._layers) if one is layer]
         return getattr(self, f"layer_{number}")
 
 

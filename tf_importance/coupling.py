@@ -17,7 +17,7 @@ from tf_importance import batch_statistics, compat, layers
 _EXAMPLES = 4
 # Of an axis whose size the data leave open.
 _UNKNOWN_SIZE = 8
-# Up to what another order of summation changes.
+# Up to which outputs are the same.
 _RELATIVE, _ABSOLUTE = 1e-2, 1e-3
 _KNOWN = ("keras.", "tensorflow_addons.", "tf_importance.")
 _checked: weakref.WeakSet[keras.Model] = weakref.WeakSet()
@@ -42,7 +42,9 @@ def refuse(model: keras.Model, inputs) -> None:
         return
     _checked.add(model.net)
     rng = np.random.default_rng(0)
-    first, others = ([_examples(leaf, rng) for leaf in leaves] for _ in range(2))
+    first, others = (
+        [examples_like(_EXAMPLES, leaf.shape, leaf.dtype, rng) for leaf in leaves] for _ in range(2)
+    )
     for examples, neighbours in zip(first, others):
         neighbours[0] = examples[0]
     for training in (True, False):
@@ -55,11 +57,11 @@ def refuse(model: keras.Model, inputs) -> None:
             )
         except (TypeError, ValueError, tf.errors.OpError):
             return  # Random examples are none of this net's; its own will show.
-        if _close(one, again):
+        if are_close(one, again):
             break
     else:
         return
-    if not _close(one, another):
+    if not are_close(one, another):
         _checked.discard(model.net)
         raise ValueError(
             f"net {model.net.name!r} couples the examples of a batch: the outputs of one depend on "
@@ -104,17 +106,21 @@ def _outputs_of_first(model, batch, training: bool) -> list[np.ndarray]:
     return found
 
 
-def _examples(leaf: tf.TensorSpec, rng: np.random.Generator) -> np.ndarray:
-    """Like those of a spec; 0 and 1 for integers, which any table has."""
-    shape = [_EXAMPLES, *(_UNKNOWN_SIZE if size is None else size for size in leaf.shape)]
-    if leaf.dtype.is_floating:
-        return rng.normal(size=shape).astype(leaf.dtype.as_numpy_dtype)
-    return rng.integers(2, size=shape).astype(leaf.dtype.as_numpy_dtype)
+def examples_like(
+    number: int, shape: tf.TensorShape, dtype: tf.DType, rng: np.random.Generator
+) -> np.ndarray:
+    """Random examples of a shape each; 0 and 1 for integers, which any table has."""
+    whole = [number, *(_UNKNOWN_SIZE if size is None else size for size in shape)]
+    if dtype.is_floating:
+        return rng.normal(size=whole).astype(dtype.as_numpy_dtype)
+    return rng.integers(2, size=whole).astype(dtype.as_numpy_dtype)
 
 
-def _close(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+def are_close(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    """Up to what another order of summation changes."""
     return all(
-        np.allclose(
+        a.shape == b.shape
+        and np.allclose(
             a.astype(np.float64), b.astype(np.float64), _RELATIVE, _ABSOLUTE, equal_nan=True
         )
         for a, b in zip(one, other)

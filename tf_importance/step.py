@@ -71,6 +71,7 @@ class Step:
     def __init__(self, model, data, drawing, class_weighted: bool = False) -> None:
         self.model, self.drawing = model, drawing
         self.presample: fresh.Scored | None = None
+        self.places: batch_statistics.Places | None = None
         self.is_group: tf.Tensor | None = None
         if draws.is_group(data):
             data = self._drawn(data)
@@ -141,7 +142,7 @@ class Step:
             statistics = tf.zeros([batch_statistics.size(places)])
             return cut, fresh.Scored(nothing, nothing, tf.constant(True), statistics)
 
-        places = batch_statistics.places(self.model, inputs)
+        self.places = places = batch_statistics.places(self.model, inputs)
         self.is_group = tf.shape(weights)[0] > way.batch_size
         if (weights.shape[0] or 0) > way.batch_size:
             self.is_group = tf.constant(True)
@@ -191,8 +192,12 @@ class Step:
     def _normalized(self):
         """Whose statistics batch normalization uses for this batch."""
         weights, told = self._of_statistics(), self.told
-        places = batch_statistics.places(self.model, self.data[0]) if self.is_drawn else ()
-        if not places or weights is None:
+        if not self.is_drawn or weights is None:
+            return contextlib.nullcontext()
+        places = self.places
+        if places is None:
+            places = batch_statistics.places(self.model, self.data[0])
+        if not places:
             return contextlib.nullcontext()
         if told is not None and told.importance is not None:
             weights = told.importance

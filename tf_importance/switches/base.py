@@ -62,8 +62,11 @@ class Setting(NamedTuple):
         Args:
             in_force: index of the plan by which the latest batches were made.
         """
-        ratios, share, known = self.predicted(in_force), self.seen_share(in_force), self.known()
-        return tf.where(self.compares(in_force), tf.where(known, share * ratios, 1.0), ratios)
+        ratios = self.predicted(in_force)
+        if not any(plan.is_compared for plan in self.plans):
+            return ratios
+        seen = tf.where(self.known(), self.seen_share(in_force) * ratios, 1.0)
+        return tf.where(self.compares(in_force), seen, ratios)
 
     def predicted(self, in_force: tf.Tensor) -> tf.Tensor:
         """As `gains`, by the moments alone."""
@@ -91,12 +94,16 @@ class Setting(NamedTuple):
         )
         predicted = tf.gather(self.predicted(in_force), in_force)
         share = tf.clip_by_value(tf.math.divide_no_nan(seen, predicted), 0.0, 1.0)
-        alike = tf.constant([plan.is_compared for plan in self.plans])
-        return tf.where(alike, share, 1.0)
+        return tf.where(self.are_compared, share, 1.0)
+
+    @property
+    def are_compared(self) -> tf.Tensor:
+        """[k] whether uniform batches are compared with those of each plan."""
+        return tf.constant([plan.is_compared for plan in self.plans])
 
     def compares(self, in_force: tf.Tensor) -> tf.Tensor:
-        """Whether the plan in force is one that uniform batches are compared with."""
-        return tf.gather(tf.constant([plan.is_compared for plan in self.plans]), in_force)
+        """Whether uniform batches are compared with those of the plan in force."""
+        return tf.gather(self.are_compared, in_force)
 
     @property
     def compared_every(self) -> int:
@@ -187,8 +194,7 @@ class Switch(tf.Module):
         """
         if setting.meter is None:
             return plan
-        compares = tf.gather(tf.constant([one.is_compared for one in setting.plans]), plan)
-        in_a_row = tf.where(compares, self.in_a_row + 1, 0)
+        in_a_row = tf.where(setting.compares(plan), self.in_a_row + 1, 0)
         with tf.control_dependencies([self.in_a_row.assign(in_a_row)]):
             early = tf.reduce_any(tf.equal(in_a_row, _COMPARED_EARLY))
             due = early | tf.equal(in_a_row % setting.compared_every, _COMPARED_EARLY[0])

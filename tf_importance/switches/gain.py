@@ -181,8 +181,7 @@ class Gain(Switch):
         forgotten = 1 - (1 - self.correction) * (1 - _FORGOTTEN)
         correction = tf.where(drawing, tf.where(known, seen, self.correction), forgotten)
         self.correction.assign(correction)
-        alike = tf.constant([plan.is_compared for plan in setting.plans])
-        return tf.where(alike, correction * predicted, predicted), known
+        return tf.where(setting.are_compared, correction * predicted, predicted), known
 
     def _first_choice(self, setting: Setting, current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """What is drawn by before a gain can be judged, and whether it is too early for that.

@@ -16,7 +16,6 @@ def resnet50(
 ) -> keras.Model:
     """keras.applications' ResNet-50 on images in [0, 1], with a new last layer.
 
-
     Args:
         input_shape: (height, width, 3), each side at least 32.
         num_classes: number of logits.

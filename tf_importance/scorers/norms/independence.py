@@ -12,9 +12,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_importance import coupling
 from tf_importance.scorers.norms import plan, recording
 
-_UNKNOWN_SIZE = 8
 _foreign: weakref.WeakKeyDictionary[keras.Model, frozenset[int]] = weakref.WeakKeyDictionary()
 
 
@@ -39,7 +39,7 @@ def require(model: keras.Model, x: Any) -> frozenset[int]:
     if any(leaf.dtype == tf.string or leaf.shape.rank in (None, 0) for leaf in leaves):
         return frozenset()
     rng = np.random.default_rng(0)
-    pairs = [_examples(leaf, rng) for leaf in leaves]
+    pairs = [coupling.examples_like(3, leaf.shape[1:], leaf.dtype, rng) for leaf in leaves]
 
     def seen(neighbour: int) -> tuple[list[np.ndarray], list[recording.Use]]:
         batch = [tf.constant(examples[[0, neighbour]]) for examples in pairs]
@@ -53,8 +53,8 @@ def require(model: keras.Model, x: Any) -> frozenset[int]:
         except (TypeError, ValueError, tf.errors.OpError):
             return frozenset()  # Random examples are none of this model's; its own will show.
     _foreign[model] = frozenset()
-    if _close(one[0], again[0]):
-        if not _close(one[0], other[0]):
+    if coupling.are_close(one[0], again[0]):
+        if not coupling.are_close(one[0], other[0]):
             del _foreign[model]
             raise ValueError(
                 f"model {model.name!r} couples the examples of a batch: the outputs of one depend "
@@ -84,7 +84,7 @@ def _variables_of_others(uses, others) -> frozenset[int]:
     for use, other in zip(uses, others):
         steps = math.prod(int(step) for step in use.steps)
         one, another = _first(use, steps), _first(other, steps)
-        if one is None or another is None or not _close(one, another):
+        if one is None or another is None or not coupling.are_close(one, another):
             found |= {id(variable) for variable in use.variables if variable is not None}
     return frozenset(found)
 
@@ -95,20 +95,3 @@ def _first(use: recording.Use, steps: int) -> list[np.ndarray] | None:
     if any(len(output) != 2 * steps for output in outputs):
         return None
     return [output[:steps] for output in outputs]
-
-
-def _examples(leaf: tf.Tensor, rng: np.random.Generator) -> np.ndarray:
-    """Three examples like those of a tensor; 0 and 1 for integers, which any table has."""
-    shape = [3, *(_UNKNOWN_SIZE if size is None else size for size in leaf.shape[1:])]
-    if leaf.dtype.is_floating:
-        return rng.normal(size=shape).astype(leaf.dtype.as_numpy_dtype)
-    return rng.integers(2, size=shape).astype(leaf.dtype.as_numpy_dtype)
-
-
-def _close(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    """Up to what another order of summation changes."""
-    return all(
-        a.shape == b.shape
-        and np.allclose(a.astype(np.float64), b.astype(np.float64), 1e-2, 1e-3, equal_nan=True)
-        for a, b in zip(one, other)
-    )
