@@ -80,12 +80,17 @@ def test_the_gradient_is_that_of_its_surrogate(case):
             np.testing.assert_allclose(gradient.numpy()[position], difference, atol=1e-6)
 
 
+def training(weights, given=None):
+    averages = batch_statistics.Averages()
+    return batch_statistics.Training(weights, given, averages, by_average=False).in_force()
+
+
 def test_by_its_own_statistics_it_is_the_weighted_layer():
     rng = np.random.default_rng(0)
     x, weights = rng.normal(size=(6, 3)).astype("float32"), tf.constant(rng.uniform(0.2, 3, 6))
     net = net_of(3, L.BatchNormalization(name="bn"))
     named = tfi.layers.BatchNormalization()
-    with batch_statistics.Training(weights).in_force():
+    with training(weights):
         found = net(x, training=True)
     with tfi.layers.importance_weights(weights):
         expected = named(x, training=True)
@@ -106,7 +111,7 @@ def test_moving_averages_follow_what_is_given():
     packed = tf.constant([5.0, 6.0, 2.0, 3.0])
     given = batch_statistics.Given(places, packed, tf.constant(True), True)
     x = np.random.default_rng(0).normal(size=(4, 2)).astype("float32")
-    with batch_statistics.Training(tf.ones([4]), given).in_force():
+    with training(tf.ones([4]), given):
         outputs = net(x, training=True)
     np.testing.assert_allclose(outputs, (x - [5, 6]) / np.sqrt(np.array([2, 3]) + 1e-3), rtol=1e-5)
     np.testing.assert_allclose(bn.moving_mean, [0.5, 0.6], rtol=1e-5)
@@ -125,7 +130,7 @@ def test_statistics_of_steps_before_stay_near_the_batchs_own():
             tf.constant(True),
             of_the_step,
         )
-        with batch_statistics.Training(tf.ones([64]), given).in_force():
+        with training(tf.ones([64]), given):
             outputs.append(np.abs(net(x, training=True)).max())
     assert outputs[0] > 5 * outputs[1] and outputs[1] < 3 * 3.5
 
@@ -288,7 +293,8 @@ def test_the_scoring_pass_normalizes_by_its_examples(name):
     assert packed.shape[0] == 2 * sum(place.channels for place in places)
     assert len(places) == {"shared": 2, "nested": 2, "time distributed": len(places)}.get(name, 1)
     if len(set(map(id, trained))) == len(trained):
-        means = np.split(packed.numpy(), np.cumsum([c for *_, c in places for _ in "ab"])[:-1])[::2]
+        ends = np.cumsum([place.channels for place in places for _ in "ab"])
+        means = np.split(packed.numpy(), ends[:-1])[::2]
         moved = [0.01 * mean for mean in means]
         found = [np.asarray(layer.moving_mean) for layer in trained]
         for a, b in zip(moved, found):
@@ -462,6 +468,41 @@ def test_moving_statistics_are_the_datas(way):
         assert off > 0.35
     else:
         assert off < 0.2 and np.all((scale > 0.7) & (scale < 1.4))
+
+
+@pytest.mark.parametrize("score_in", ["step", "pipeline"])
+def test_behind_dropout_statistics_are_those_of_training(score_in):
+    """A pass in inference would tell half of the variance, and each layer would double it."""
+    x, y = hard_cluster()
+    x = x / x.std(0)
+    keras.utils.set_random_seed(0)
+    net = keras.Sequential([keras.Input((6,)), L.Dropout(0.5), L.BatchNormalization(), L.Dense(3)])
+    model = compiled(net, 0.0)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).repeat().shuffle(2000)
+    way = tfi.importance_sample(model, 16, 64, tau_threshold="always", score_in=score_in)
+    model.fit(data.apply(way), steps_per_epoch=1500, verbose=0, shuffle=None)
+    # Var(d x) of a mask d of 0 and 2.
+    expected = x.var(0) + (x**2).mean(0)
+    scale = np.asarray(net.layers[-2].moving_variance) / expected
+    assert np.all((scale > 0.7) & (scale < 1.4))
+
+
+def test_what_is_random_in_training_is_found():
+    def noisy(*layers, shape=(8, 6)):
+        model = tfi.ISModel(keras.Sequential([keras.Input(shape), *layers]))
+        spec = tf.TensorSpec([4, *shape])
+        return [place.is_noisy for place in batch_statistics.places(model, spec)]
+
+    bn = L.BatchNormalization
+    dropped = L.GRU(4, return_sequences=True, recurrent_dropout=0.5)
+    assert noisy(bn(), dropped, bn()) == [False, True]
+    plain = L.GRU(4, return_sequences=True)
+    assert noisy(bn(), plain, bn(), L.Dropout(0.5), bn(), L.Dense(2), bn()) == [
+        *(False, False),
+        *(True, True),
+    ]
+    assert noisy(bn(), L.RandomTranslation(0.2, 0.2), bn(), shape=(8, 8, 1)) == [False, True]
+    assert noisy(L.Dropout(0.0), bn()) == [False]
 
 
 # Conversion ---------------------------------------------------------------------------------

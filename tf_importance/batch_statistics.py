@@ -8,6 +8,9 @@ A converted layer is a plain Keras layer whose `call` asks first whether a way i
   that it was drawn from, by a short average over batches, or by its own weighted ones, and
   gradients flow through its own weighted ones.
 
+Behind dropout, or whatever else is random in training and not in inference, a pass in inference
+does not tell what statistics a step has: there a drawn batch is normalized by the short average.
+
 Outside of these it is Keras's own. The context variable and the patched `call` are here and nowhere
 else.
 """
@@ -45,19 +48,26 @@ class Place(NamedTuple):
 
     Attributes:
         layer: converted. number: of the call among the layer's in one pass. channels: C.
+        is_noisy: whether its inputs are random in training, behind dropout for example.
     """
 
     layer: keras.layers.Layer
     number: int
     channels: int
+    is_noisy: bool = False
 
 
 Places = tuple[Place, ...]
 
 
 def size(places: Places) -> int:
-    """How many numbers their statistics are: S."""
-    return 2 * sum(place.channels for place in places)
+    """How many numbers a pass tells of them: S."""
+    return 2 * sum(place.channels for place in told_of(places))
+
+
+def told_of(places: Places) -> Places:
+    """Those whose statistics in training are those of a pass in inference."""
+    return tuple(place for place in places if not place.is_noisy)
 
 
 # Layers ---------------------------------------------------------------------------------------
@@ -161,12 +171,15 @@ class _Looking(_Way):
         super().__init__()
         self.places: list[Place] = []
         self._graph = tf.compat.v1.get_default_graph()
+        self._clean: set[str] = set()
 
     def outputs(self, layer, number, of_keras, inputs, training, mask):
         if training:
             _refuse_function(layer, self._graph)
             if tf.compat.v1.get_default_graph() is self._graph:
-                self.places.append(Place(layer, number, math.prod(layer.moving_mean.shape)))
+                channels = math.prod(layer.moving_mean.shape)
+                noisy = graphs.is_random(inputs, self._clean)
+                self.places.append(Place(layer, number, channels, noisy))
         return of_keras(False)
 
 
@@ -236,9 +249,9 @@ class Collected(_Way):
         return normalization.normalized(layer, batch, own, own)
 
     def packed(self) -> tf.Tensor:
-        """All of them: [S]. Where inference does not pass, those of inference."""
+        """All that is told: [S]. Where inference does not pass, those of inference."""
         parts: list[tf.Tensor] = []
-        for layer, number, _ in self._places:
+        for layer, number, *_ in told_of(self._places):
             own = self._found.get((layer, number))
             parts += normalization.moving(layer, tf.float32) if own is None else own
         return tf.concat([tf.cast(part, tf.float32) for part in parts] or [tf.zeros([0])], axis=0)
@@ -264,9 +277,10 @@ class Given(NamedTuple):
                 "layers were frozen or thawed since the dataset was made, which is scored without "
                 "that; apply importance_sample to the dataset again."
             )
-        sizes = [place.channels for place in self.places for _ in Statistics._fields]
+        told = told_of(self.places)
+        sizes = [place.channels for place in told for _ in Statistics._fields]
         parts = iter(tf.split(self.packed, sizes) if sizes else [])
-        return {place[:2]: Statistics(next(parts), next(parts)) for place in self.places}
+        return {place[:2]: Statistics(next(parts), next(parts)) for place in told}
 
 
 class Averages(tf.Module):
@@ -314,17 +328,24 @@ class Training(_Way):
     Args:
         weights: [b] importance weights.
         given: the pre-sample's, None where there is none.
-        averages: in its place, or None for the batch's own weighted statistics.
+        averages: of the latest batches.
+        by_average: whether they are what is normalized by where there is no pre-sample; else the
+            batch's own weighted statistics. In noisy places they always are, of drawn batches.
     """
 
     def __init__(
-        self, weights: tf.Tensor, given: Given | None = None, averages: Averages | None = None
+        self,
+        weights: tf.Tensor,
+        given: Given | None,
+        averages: Averages,
+        by_average: bool,
     ) -> None:
         super().__init__()
-        self._weights, self._averages = weights, averages
+        self._weights, self._averages, self._by_average = weights, averages, by_average
         self._there = None if given is None else given.there
         self._of_the_step = given is None or given.of_the_step
         self._given = {} if given is None else given.unpacked()
+        self._noisy = {place[:2] for place in given.places if place.is_noisy} if given else set()
 
     def outputs(self, layer, number, of_keras, inputs, training, mask):
         if not training:
@@ -332,7 +353,13 @@ class Training(_Way):
         batch = normalization.rows(layer, inputs, self._weights, mask)
         own = normalization.own_statistics(layer, batch)
         given = self._given_to(layer, number, own)
-        value, moved = self._without(layer, own, given)
+        if self._by_average:
+            value, moved = self._averaged(layer, own, given)
+        else:
+            value, moved = self._by_itself(layer, own)
+            if (layer, number) in self._noisy:
+                averaged = self._averaged(layer, own, None)
+                value, moved = map(self._chosen, averaged, (value, moved))
         if given is not None:
             value = self._chosen(given, value)
             moved = self._chosen(normalization.moved(layer, given), moved)
@@ -348,15 +375,17 @@ class Training(_Way):
         given = Statistics(*(tf.cast(part / one, dtype) for part in sums))
         return given if self._of_the_step else _limited(layer, given, own)
 
-    def _without(
+    def _by_itself(self, layer, own: Statistics) -> tuple[Statistics, Statistics]:
+        """What to normalize by, and the moving averages then: the batch's own."""
+        weights = tf.cast(self._weights, own.mean.dtype)
+        return own, normalization.moved_weighted(layer, own, weights)
+
+    def _averaged(
         self, layer, own: Statistics, given: Statistics | None
     ) -> tuple[Statistics, Statistics]:
-        """What to normalize by without a pre-sample, and the moving averages then."""
+        """The same by the average over batches, which takes up this one, or its pre-sample."""
         weights = tf.cast(self._weights, own.mean.dtype)
-        if self._averages is None:
-            return own, normalization.moved_weighted(layer, own, weights)
-        mean_weight = tf.reduce_mean(normalization.truncated(weights))
-        newest = own
+        mean_weight, newest = tf.reduce_mean(normalization.truncated(weights)), own
         if given is not None:
             newest = self._chosen(given, own)
             mean_weight = tf.where(self._there, tf.ones_like(mean_weight), mean_weight)

@@ -49,3 +49,38 @@ def by_autograph(function: Callable) -> Callable:
     context = tf.__internal__.autograph.control_status_ctx()
     enabled = type(context)(status=type(context.status).ENABLED)
     return tf.__internal__.autograph.tf_convert(function, enabled, user_requested=True)
+
+
+def is_random(tensor: tf.Tensor, clean: set[str]) -> bool:
+    """Whether random numbers have gone into a tensor of a graph.
+
+    Args:
+        clean: names of operations of which it is known that none have; more of them are added.
+    """
+    waiting, seen = [tensor.op], {tensor.op.name}
+    while waiting:
+        operation = waiting.pop()
+        if _draws(operation):
+            return True
+        sources = {part.op.name: part.op for part in operation.inputs}
+        new = {name: source for name, source in sources.items() if name not in seen | clean}
+        seen |= new.keys()
+        waiting.extend(new.values())
+    clean |= seen
+    return False
+
+
+def _draws(operation: tf.Operation) -> bool:
+    """Whether an operation, or a function that it calls, makes random numbers."""
+    if any(name in operation.type for name in ("Random", "Multinomial")):
+        return True
+    graph = operation.graph
+    for name in operation.op_def.attr:
+        value = operation.get_attr(name.name) if name.type == "func" else None
+        function = None if value is None else graph._get_function(value.name)
+        definition = getattr(function, "cached_definition", None) or getattr(
+            function, "definition", None
+        )
+        if definition is not None and any("Random" in node.op for node in definition.node_def):
+            return True
+    return False

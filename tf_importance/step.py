@@ -211,8 +211,8 @@ class Step:
         by_average = self.drawing is not None and self.drawing.averages_statistics
         if told is not None and told.indices is not None:
             by_average = self.model.sampler.averages_statistics
-        averages = self.model.statistics if by_average else None
-        return batch_statistics.Training(weights, given, averages).in_force()
+        averages = self.model.statistics
+        return batch_statistics.Training(weights, given, averages, by_average).in_force()
 
     # Between the forward and the backward pass ----------------------------------------------
 
