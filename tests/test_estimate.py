@@ -37,7 +37,7 @@ def dataset(data):
     return tf.data.Dataset.from_tensor_slices(data)
 
 
-def exact(model, data) -> tuple[reference.Moments, np.ndarray, np.ndarray]:
+def exact(model, data) -> tuple[reference.Moments, np.ndarray, np.ndarray, np.ndarray]:
     """Of a net that is its last layer: the gradients of all its parameters."""
     x, y = data
     logits = model(x).numpy().astype(np.float64)
@@ -47,13 +47,13 @@ def exact(model, data) -> tuple[reference.Moments, np.ndarray, np.ndarray]:
     gradients = (inputs[:, :, np.newaxis] * deltas[:, np.newaxis]).reshape(N, -1)
     scores = np.linalg.norm(deltas, axis=1)
     smooth = scores + SMOOTHING * scores.mean()
-    return reference.moments(gradients, smooth), scores, smooth
+    return reference.moments(gradients, smooth), scores, smooth, gradients
 
 
 def test_the_numbers_are_those_of_all_gradients(trained, data):
     """All examples in four chunks: U, Q and τ to a few percent, A by its unbiased estimate."""
     found = tfi.estimate_gain(trained, dataset(data), batch_sizes=[16], examples=N)
-    moments, scores, smooth = exact(trained, data)
+    moments, scores, smooth, gradients = exact(trained, data)
     assert found.examples == N
     tau = np.sqrt((scores**2).mean()) / scores.mean()
     assert found.tau == pytest.approx(tau, rel=1e-4)
@@ -61,7 +61,7 @@ def test_the_numbers_are_those_of_all_gradients(trained, data):
     as_tensors = gain.Moments(*map(tf.constant, moments), tf.zeros([0]))
     for prediction in found.predictions:
         rate = prediction.batch_size / prediction.presample_size
-        rounding = reference.rounding(smooth, rate)
+        rounding = reference.rounding(gradients, smooth, rate)
         expected = gain.gain_ratio(
             gain.uniform_square(as_tensors, 16), gain.drawn_square(as_tensors, 16, rate, rounding)
         )

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
-from tf_importance import losses, variance
+from tf_importance import gain, losses, variance
 from tf_importance.samplers.gain import GainEstimator
 from tf_importance.scorers import forward, last_layer
 
@@ -135,33 +135,145 @@ def test_where_the_last_layer_is_out_of_sight_the_gradient_is_a_biass():
     assert float(found.batch) == pytest.approx(batch @ batch, rel=1e-3)
 
 
-def test_the_estimator_is_equation_7_of_exponential_averages():
-    estimator, moments, batch = GainEstimator(0.1), np.zeros(3), 6
-    rng = np.random.default_rng(0)
-    for _ in range(30):
-        squares, weights = rng.gamma(1.0, 1.0, [2, batch])
-        square = rng.gamma(1.0, 1.0)
-        newest = [np.mean(weights * squares), np.mean(weights**2 * squares), square]
-        estimator.learn(tf.constant([newest], tf.float32), tf.constant(batch))
-        moments = 0.9 * moments + 0.1 * np.array(newest)
-        expected = 1 + (moments[0] - moments[1]) / moments[2] / batch
-        assert float(estimator.ratio) == pytest.approx(max(expected, 1 / batch), rel=1e-4)
+def test_the_estimator_is_a_ratio_of_exponential_averages_within_its_error():
+    """With α = 0.1 of (q, ‖g‖²); the error is that of the weighted mean of q/q̄ − ‖g‖²/mean."""
+    estimator, rng = GainEstimator(0.1), np.random.default_rng(0)
+    rows = rng.gamma([[20.0, 5.0, 1.0]], 1.0, [60, 3])
+    for count, row in enumerate(rows, start=1):
+        estimator.learn(tf.constant([row], tf.float32))
+        shares = 0.1 * 0.9 ** np.arange(count)[::-1]
+        shares /= shares.sum()
+        uniform, drawn = shares @ rows[:count, 0], shares @ rows[:count, 1]
+        apart = rows[:count, 0] / uniform - rows[:count, 1] / drawn
+        error = np.sqrt(shares @ apart**2 * np.sum(shares**2))
+        ratio = uniform / drawn
+        expected = np.clip(1, ratio * (1 - 1.645 * error), ratio * (1 + 1.645 * error))
+        assert float(estimator.ratio) == pytest.approx(expected, rel=1e-3)
+    assert 1.5 < float(estimator.ratio) < ratio
 
 
-def test_uniform_weights_have_gain_1_and_bad_batches_are_left_out():
+def test_uniform_batches_have_gain_1_and_bad_ones_are_left_out():
     estimator = GainEstimator(0.5)
 
     def ratio_after(*row: float) -> float:
-        estimator.learn(tf.constant([row]), tf.constant(4))
+        estimator.learn(tf.constant([row]))
         return float(estimator.ratio)
 
-    assert ratio_after(3.0, 3.0, 0.1) == 1
-    before = estimator.moments.numpy()
+    assert ratio_after(3.0, 3.0, 1.0) == 1
+    before = estimator.averages.numpy()
     for bad in (np.nan, np.inf):
-        assert ratio_after(bad, bad, 0.1) == ratio_after(1.0, 1.0, bad) == 1
-    np.testing.assert_array_equal(estimator.moments, before)
+        assert ratio_after(bad, 0.1, 1.0) == ratio_after(1.0, bad, 1.0) == 1
+    np.testing.assert_array_equal(estimator.averages, before)
     estimator = GainEstimator(0.5)
-    assert ratio_after(0.0, 0.0, 0.0) == 1
+    assert ratio_after(0.0, 0.0, 1.0) == 1
+
+
+@pytest.mark.parametrize("block", [1, 8, 32])
+def test_what_no_batch_says_of_itself_uniform_ones_among_them_show(block):
+    """q is 4 times ‖g‖², and of one batch in 32, which is uniform, ‖g‖² is no larger."""
+    estimator, rng = GainEstimator(), np.random.default_rng(0)
+    squares = rng.gamma(4.0, 0.25, 2048)
+    rows = np.stack([4 * squares, squares, np.ones(2048)], axis=1).astype(np.float32)
+    uniform = np.arange(2048) % 32 == 16
+    for compares in (False, True):
+        for first in range(0, 2048, block):
+            part = slice(first, first + block)
+            those = tf.constant(uniform[part]) if compares else None
+            estimator.learn(tf.constant(rows[part]), those)
+        assert float(estimator.ratio) < 1.6 if compares else 3.9 < float(estimator.ratio) < 4.1
+    count, ratio, *_ = estimator.comparisons.numpy()
+    assert count == 64 and ratio == pytest.approx(1, rel=0.2)
+
+
+def test_a_common_factor_of_the_weights_is_no_gain():
+    found = []
+    for normalized in (False, True):
+        estimator = GainEstimator(normalized=normalized)
+        estimator.learn(tf.constant([[2.0, 1.0 / 9, 1 / 3]] * 40))
+        found.append(float(estimator.ratio))
+    np.testing.assert_allclose(found, [18, 2], rtol=1e-4)
+
+
+def squared(vectors) -> np.ndarray:
+    return np.sum(np.square(vectors), axis=-1)
+
+
+def of_uniform(gradients, batch):
+    mean = squared(gradients.mean(0))
+    return mean + (squared(gradients).mean() - mean) / batch
+
+
+def test_what_a_batch_says_of_uniform_ones_is_exact_over_all_draws():
+    """Two draws of four by p; or two of three that p drew, by other scores."""
+    rng, batch, presample = np.random.default_rng(0), 2, 3
+    gradients, p = rng.normal(size=(4, 3)) + 0.5, np.array([0.1, 0.2, 0.3, 0.4])
+    scores = rng.gamma(1.0, 1.0, 4)
+
+    def said(drawn, weights, presampled=None) -> float:
+        square = squared((weights[:, None] * gradients[drawn]).mean(0))
+        return float(
+            gain.uniform_square_by(
+                tf.constant(squared(gradients[drawn])),
+                tf.constant(weights),
+                tf.constant(square),
+                presampled,
+            )
+        )
+
+    alone = together = 0.0
+    for drawn in map(list, np.ndindex(*[4] * batch)):
+        alone += np.prod(p[drawn]) * said(drawn, 1 / (4 * p[drawn]))
+    for first in map(list, np.ndindex(*[4] * presample)):
+        memory = 1 / (4 * p[first])
+        g = memory * scores[first] / np.sum(memory * scores[first])
+        for second in map(list, np.ndindex(*[presample] * batch)):
+            drawn, weights = np.array(first)[second], memory[second] / (presample * g[second])
+            presampled = gain.Presampled(
+                presample, tf.constant(memory[second]), tf.ones([batch], tf.float64)
+            )
+            chance = np.prod(p[first]) * np.prod(g[second])
+            together += chance * said(drawn, weights, presampled)
+    expected = of_uniform(gradients, batch)
+    assert alone == pytest.approx(expected, rel=1e-9)
+    assert together == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_a_systematic_batch_says_of_uniform_ones_is_their_mean():
+    """By scores that are not in proportion to the norms.
+
+    Equation 7 takes the pre-sample's noise for gradient.
+    """
+    rng, batch, presample, count = np.random.default_rng(0), 16, 24, 400
+    gradients = rng.normal(size=(count, 4)) * rng.gamma(0.5, 1.0, [count, 1]) + 0.3
+    p = rng.gamma(1.0, 1.0, count) + 0.3
+    p /= p.sum()
+    scores = np.sqrt(squared(gradients)) * rng.gamma(4.0, 0.25, count) + 0.2
+
+    @tf.function
+    def said(squares, weights, square, memory, variances):
+        presampled = gain.Presampled(presample, memory, variances)
+        with_it = gain.uniform_square_by(squares, weights, square, presampled)
+        return tf.stack([with_it, gain.uniform_square_by(squares, weights, square)])
+
+    found = []
+    for _ in range(4000):
+        first = rng.choice(count, presample, p=p)
+        memory = 1 / (count * p[first])
+        g = memory * scores[first] / np.sum(memory * scores[first])
+        points = (rng.random() + np.arange(batch)) / batch
+        second = np.minimum(np.searchsorted(np.cumsum(g), points), presample - 1)
+        drawn, counts = first[second], batch * g[second]
+        weights = memory[second] / (presample * g[second])
+        fractions = counts % 1
+        square = squared((weights[:, None] * gradients[drawn]).mean(0))
+        variances = fractions * (1 - fractions) / counts
+        parts = (squared(gradients[drawn]), weights, square, memory[second], variances)
+        found.append(said(*map(tf.constant, parts)).numpy())
+    by_counts, by_equation_7 = np.mean(found, axis=0)
+    expected = of_uniform(gradients, batch)
+    error = np.std(np.array(found)[:, 0]) / len(found) ** 0.5
+    assert abs(by_counts - expected) < 0.05 * expected + 3 * error
+    assert by_equation_7 > 1.1 * expected
 
 
 def exact_second_moment(gradients, p, batch, penalty):
@@ -203,14 +315,13 @@ def test_the_estimated_gain_converges_to_the_exact_one():
     variables = model.trainable_variables
     each = np.stack([gradient(model, [i], [1.0], variables) for i in range(N)])
     penalty = gradient(model, np.arange(N), 1.0, variables, True) - each.mean(axis=0)
-    scores = np.asarray(model.scorer(model, X, Y), np.float64)
+    norms, scores = np.linalg.norm(each, axis=1), np.asarray(model.scorer(model, X, Y), np.float64)
     p = scores / scores.sum()
     moments = [exact_second_moment(each, q, batch, penalty) for q in (np.full(N, 1 / N), p)]
     exact = moments[0] / moments[1]
     assert float(sampler.gain.ratio) == pytest.approx(exact, abs=0.1 * (exact - 1))
     # Negative control: without the batch's own gradient in it, the gain would be larger.
-    uniform, importance, _ = sampler.gain.moments.numpy()
-    assert uniform / importance - exact > 0.1 * (exact - 1)
+    assert np.mean(norms**2) / np.mean(norms) ** 2 - exact > 0.1 * (exact - 1)
 
 
 def test_exact_gain_is_at_least_1_and_1_without_gradients():

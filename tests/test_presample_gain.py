@@ -65,7 +65,7 @@ def test_the_variance_of_drawn_batches(population, draws, systematic):
     together = batches.mean(axis=1) - population[0].mean(axis=0)
     found = exact.mean_square + draws * (together**2).sum(axis=1).mean()
     rate = draws * b / B
-    rounding = reference.rounding(population[1], rate) if systematic else 1.0
+    rounding = reference.rounding(*population, rate) if systematic else 1.0
     predicted = gain.drawn_square(as_moments(exact), b, rate, rounding)
     assert found == pytest.approx(float(predicted), rel=0.07)
     # It is told apart from a uniform batch's, and from what τ alone would have it be.
@@ -78,7 +78,9 @@ def test_equal_scores_gain_nothing_and_lose_nothing(draws):
     """Systematic draws of equal scores are a uniform batch without repetitions."""
     moments = gain.Moments(*map(tf.constant, (0.3, 2.0, 1.0, 2.0)), tf.zeros([0]))
     rate = draws * b / B
-    factor = gain.rounding_factors(tf.ones([50]), tf.ones([50]), [rate], tf.constant(1.0))[0]
+    ones = tf.ones([50])
+    squares = gain.rounded_squares(ones, 2 * ones, ones, [rate], tf.constant(1.0))
+    factor = moments._replace(rounding=squares).rounding_factor(0)
     assert float(factor) == pytest.approx(1 - rate, abs=1e-6)
     drawn = gain.drawn_square(moments, b, rate, factor)
     assert float(gain.gain_ratio(gain.uniform_square(moments, b), drawn)) == pytest.approx(1)
@@ -86,11 +88,12 @@ def test_equal_scores_gain_nothing_and_lose_nothing(draws):
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 2.5])
 def test_rounding_against_numpy(population, rate):
-    scores = population[1]
-    factor = gain.rounding_factors(
-        tf.constant(scores), tf.ones([N]), [rate], tf.constant(scores.mean())
+    squares, scores = (population[0] ** 2).sum(axis=1), population[1]
+    found = gain.rounded_squares(
+        *map(tf.constant, (scores, squares)), tf.ones([N]), [rate], tf.constant(scores.mean())
     )
-    assert float(factor[0]) == pytest.approx(reference.rounding(scores, rate), rel=1e-4)
+    expected = reference.rounded(squares.astype(np.float64), scores.astype(np.float64), rate)
+    assert float(found[0]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_no_scores_gain_more_than_the_presample_has(population):
@@ -133,7 +136,8 @@ def test_a_batch_estimates_the_moments_without_bias(population, weighted):
     run = tf.function(lambda: tf.map_fn(one, tf.range(4000), fn_output_signature=tf.float32))
     values = run().numpy().astype(np.float64)
     exact = reference.moments(*population)
-    truth = np.array([*exact, exact.mean_square, reference.rounding(scores, b / B)])
+    squares = (population[0] ** 2).sum(axis=1)
+    truth = np.array([*exact, exact.mean_square, reference.rounded(squares, scores, b / B)])
     errors = values.std(axis=0) / np.sqrt(len(values))
     distances = np.abs(values.mean(axis=0) - truth)
     kept = [0, 1, 3, 5]
@@ -160,7 +164,7 @@ def test_the_mean_square_of_batches_from_presamples_is_corrected(population, sys
     values = run().numpy().astype(np.float64)
     exact = reference.moments(gradients, scores)
     moments = as_moments(exact)._replace(mean_square=tf.constant(values.mean(), tf.float32))
-    rounding = reference.rounding(scores, b / B) if systematic else 1.0
+    rounding = reference.rounding(gradients, scores, b / B) if systematic else 1.0
     corrected = float(gain.corrected_mean_square(moments, b, B, rounding))
     error = values.std() / np.sqrt(len(values))
     # What is left: normalizing by the pre-sample's own sum, some 1/B of the noise.
@@ -201,7 +205,7 @@ def test_several_batches_do_not_repeat_each_other():
 
 
 def exact_of(model, x, y, sampling):
-    """Moments of the whole data, of a net that is its last layer: (moments, F)."""
+    """Moments of the whole data, of a net that is its last layer: (moments, D)."""
     logits = model(x).numpy().astype(np.float64)
     chances = np.exp(logits - logits.max(axis=1, keepdims=True))
     deltas = chances / chances.sum(axis=1, keepdims=True) - np.eye(logits.shape[1])[y]
@@ -209,7 +213,10 @@ def exact_of(model, x, y, sampling):
     gradients = (inputs[:, :, np.newaxis] * deltas[:, np.newaxis]).reshape(len(x), -1)
     scores = np.linalg.norm(deltas, axis=1)
     scores += sampling.smoothing * scores.mean()
-    return reference.moments(gradients, scores), reference.rounding(scores, sampling.rates[0])
+    squares = (gradients**2).sum(axis=1)
+    return reference.moments(gradients, scores), reference.rounded(
+        squares, scores, sampling.rates[0]
+    )
 
 
 @pytest.mark.slow
@@ -241,11 +248,11 @@ def test_training_measures_the_exact_moments(switch, blobs):
     model.fit(train, steps_per_epoch=400 if switch == "drawn" else 1600, verbose=0)
     sampling = gain.Sampling((0.25,), 0.2)
     measured, enough = model.meter_of(sampling).moments()
-    exact, rounding = exact_of(model, x, y, sampling)
+    exact, rounded = exact_of(model, x, y, sampling)
     assert bool(enough)
     found = np.array([float(part) for part in measured[1:4]])
     np.testing.assert_allclose(found, exact[1:], rtol=0.08)
-    assert float(measured.rounding[0]) == pytest.approx(rounding, rel=0.08)
+    assert float(measured.rounding[0]) == pytest.approx(rounded, rel=0.1)
     setting = tfi.switches.Setting(
         model,
         64,
@@ -255,9 +262,10 @@ def test_training_measures_the_exact_moments(switch, blobs):
     )
     in_force = tf.constant(1 if switch == "drawn" else 0)
     ratio = float(setting.predicted(in_force)[1])
-    truth = as_moments(exact, [rounding])
+    truth = as_moments(exact, [rounded])
     expected = gain.gain_ratio(
-        gain.uniform_square(truth, 16), gain.drawn_square(truth, 16, 0.25, rounding)
+        gain.uniform_square(truth, 16),
+        gain.drawn_square(truth, 16, 0.25, rounded / exact.drawn_square),
     )
     assert float(expected) > 1.2
     assert ratio == pytest.approx(float(expected), rel=0.05)

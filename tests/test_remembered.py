@@ -383,10 +383,16 @@ def exact(population, smoothing, rate) -> gain.Moments:
     score = (1 + smoothing) * scores.mean()
     counts = rate * memory * smooth / score
     fractions = counts - np.floor(counts)
-    factor = (p * fractions * (1 - fractions)).sum() / rate
+    of_each = fractions * (1 - fractions) * squares / smooth**2
+    rounded = score**2 * (p * of_each).sum() / rate
     return gain.Moments(
-        mean, squares.mean(), score, (squares / smooth).mean(), [factor], (memory * squares).mean()
+        mean, squares.mean(), score, (squares / smooth).mean(), [rounded], (memory * squares).mean()
     )
+
+
+def factor(moments) -> float:
+    """F = D/V."""
+    return float(moments.rounding[0] / (moments.score * moments.square_per_score))
 
 
 def as_they_are(scores, labels, weights):
@@ -427,9 +433,9 @@ def test_the_variance_of_batches_redrawn_from_what_memory_drew(population, smoot
     moments = exact(population, smoothing, 16 / 64)
     found = moments.mean_square + ((means - truth) ** 2).sum(axis=1).mean()
     of_memory = moments._replace(square=moments.remembered)
-    predicted = float(gain.drawn_square(of_memory, 16, 16 / 64, moments.rounding[0]))
+    predicted = float(gain.drawn_square(of_memory, 16, 16 / 64, factor(moments)))
     assert found == pytest.approx(predicted, rel=0.07)
-    uniform = float(gain.drawn_square(moments, 16, 16 / 64, moments.rounding[0]))
+    uniform = float(gain.drawn_square(moments, 16, 16 / 64, factor(moments)))
     assert abs(found / uniform - 1) > 0.1
 
 
@@ -472,7 +478,7 @@ def test_redrawn_batches_estimate_the_moments(population):
 
     def corrected(presamples) -> float:
         measured = moments._replace(mean_square=uncorrected, square=presamples)
-        return gain.corrected_mean_square(measured, 16, 64, moments.rounding[0])
+        return gain.corrected_mean_square(measured, 16, 64, factor(moments))
 
     assert corrected(moments.remembered) == pytest.approx(moments.mean_square, rel=0.1)
     assert corrected(moments.square) != pytest.approx(moments.mean_square, rel=0.3)
@@ -502,10 +508,9 @@ def test_predictions_of_each_plan(population):
     uniform = moments.mean_square + (moments.square - moments.mean_square) / b
     memory = moments.mean_square + (moments.remembered - moments.mean_square) / b
     second = moments.score * moments.square_per_score - moments.mean_square
-    rescored = (
-        moments.mean_square
-        + (b / B * (moments.remembered - moments.mean_square) + moments.rounding[0] * second) / b
-    )
+    of_presample = b / B * (moments.remembered - moments.mean_square)
+    of_draws = factor(moments) * second
+    rescored = moments.mean_square + (of_presample + of_draws) / b
     found = setting.gains(tf.constant(0)).numpy()
     np.testing.assert_allclose(found, [1, uniform / memory, uniform / rescored], rtol=1e-5)
     assert 1 < found[1] < found[2]

@@ -88,7 +88,7 @@ class Blocks:
         told = {"weight": weights, "index": indices, "row": rows, "gain": gains}
         if self._sampler.has_limits:
             told["limit"] = limits
-        if self._drawing.meter is not None:
+        if self._drawing.meter is not None or self._sampler.is_biased:
             told["memory"] = memory
         if self._drawing.fresh is not None:
             told["seed"] = self._seeds(rows)
@@ -166,7 +166,9 @@ class Blocks:
         if not sampler.follows_training:
             self._learn(int(sampler.draws) - self._lag, self._width)
         sampler.tend()
-        return sampler.put_plan(self._block, self._batch_size, self._seed)
+        # Uniform batches among pre-samples are of another size.
+        compares = sampler.compares and (self._differ or self._width == self._batch_size)
+        return sampler.put_plan(self._block, self._batch_size, self._seed, compares)
 
     def _learn(self, end: int, batch_size: int) -> None:
         """Take up what was seen before batch number `end`."""

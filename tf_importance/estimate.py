@@ -164,14 +164,14 @@ def _menu(batch_size: int) -> list[plans.Plan]:
 
 def _prediction(moments, rates, plan: plans.Plan, scoring_cost: float) -> Prediction:
     """What a plan does, if scoring its pre-sample costs so many steps."""
-    rounding = moments.rounding[rates.index(plan.rate)]
+    rounding = moments.rounding_factor(rates.index(plan.rate))
     drawn = gain.drawn_square(moments, plan.batch_size, plan.rate, rounding)
     ratio = gain.gain_ratio(gain.uniform_square(moments, plan.batch_size), drawn)
     return Prediction(plan.batch_size, plan.presample_size, float(ratio), 1 + scoring_cost)
 
 
 def _chunk_moments(model, sampling: gain.Sampling):
-    """A function of a chunk: A, U, S, Q, mean Ĝ, mean Ĝ², F…"""
+    """A function of a chunk: A, U, S, Q, mean Ĝ, mean Ĝ², D…"""
 
     @tf.function(autograph=False)
     def moments(inputs, labels):

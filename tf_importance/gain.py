@@ -15,9 +15,10 @@ then has the variance
     + (V − A) F(ρ)/b   the draws from it
 
 against (U − A)/b of a uniform batch. F is 1 for independent draws. Systematic ones take each
-example ⌊c_i⌋ or ⌈c_i⌉ times, c_i = ρ Ĝ_i/S its expected count, and their variance is that of
-rounding: F(ρ) = E[f (1 − f)]/ρ, f the fractional part of c. For equal scores this is 1 − ρ, and the
-sum is the uniform batch's variance exactly; no score can bring the sum below (U − A) ρ/b.
+example ⌊c_i⌋ or ⌈c_i⌉ times, c_i = ρ Ĝ_i/S its expected count, and their second moment is that of
+rounding, D(ρ) = S² E[f (1 − f) v²/Ĝ²]/ρ, f the fractional part of c; F is D/V. For equal scores
+this is 1 − ρ, and the sum is the uniform batch's variance exactly; no score can bring the sum below
+(U − A) ρ/b.
 
 Where a sampler's memory draws the pre-samples by p, they are no uniform samples: M = E[v²/(n p)]
 takes the place of U in the first term, and an example counts c_i = ρ m_i Ĝ_i/S times, m = 1/(n p).
@@ -46,7 +47,7 @@ class Moments(NamedTuple):
         square: U = E[v²].
         score: S = E[Ĝ].
         square_per_score: Q = E[v²/Ĝ].
-        rounding: [k] F(ρ) at each of k rates.
+        rounding: [k] D(ρ) at each of k rates.
         remembered: M = E[v²/(n p)], second moment of a single weighted draw by a sampler's
             memory; U where there is none.
     """
@@ -62,6 +63,23 @@ class Moments(NamedTuple):
     def drawn_square(self) -> tf.Tensor:
         """V = S Q, the second moment of a single weighted draw by the scores."""
         return self.score * self.square_per_score
+
+    def rounding_factor(self, number: int) -> tf.Tensor:
+        """F = D/V of systematic draws at the rate of that number, at most 1."""
+        return tf.minimum(_ratio(self.rounding[number], self.drawn_square), 1.0)
+
+
+class Presampled(NamedTuple):
+    """How a batch of b was drawn from B examples.
+
+    Attributes:
+        size: B. memory: [b] m = 1/(n p), by which the B were drawn.
+        variances: [b] ν, of the counts, over their expectations.
+    """
+
+    size: int
+    memory: tf.Tensor
+    variances: tf.Tensor
 
 
 class Sampling(NamedTuple):
@@ -105,34 +123,44 @@ def batch_moments(
     of_batch = tf.reduce_mean(weights * scores)
     mean = of_batch if mean_score is None else mean_score
     # A pre-sample that memory has drawn is drawn from by m Ĝ + c mean(m Ĝ).
-    smooth = scores + sampling.smoothing * tf.math.divide_no_nan(mean, memory)
+    smooth = scores + sampling.smoothing * _ratio(mean, memory)
     total = 1 + sampling.smoothing
     return Moments(
-        mean_square=tf.math.divide_no_nan(batch_square - own / size, 1 - 1 / size),
+        mean_square=_ratio(batch_square - own / size, 1 - 1 / size),
         square=tf.reduce_mean(weights * squares),
         score=total * of_batch,
-        square_per_score=tf.reduce_mean(weights * tf.math.divide_no_nan(squares, smooth)),
-        rounding=rounding_factors(
-            memory * smooth, weights / memory, sampling.rates, total * mean
+        square_per_score=tf.reduce_mean(weights * _ratio(squares, smooth)),
+        rounding=rounded_squares(
+            memory * smooth,
+            memory**2 * squares,
+            weights / memory,
+            sampling.rates,
+            total * mean,
         ),
         remembered=tf.reduce_mean(weights * memory * squares),
     )
 
 
-def rounding_factors(
-    scores: tf.Tensor, weights: tf.Tensor, rates: Sequence[float], mean_score: tf.Tensor
+def rounded_squares(
+    scores: tf.Tensor,
+    squares: tf.Tensor,
+    weights: tf.Tensor,
+    rates: Sequence[float],
+    mean_score: tf.Tensor,
 ) -> tf.Tensor:
-    """F(ρ) = E[f (1 − f)]/ρ, f the fractional part of ρ Ĝ/S, for systematic draws.
+    """D(ρ) = S² E[f (1 − f) v²/Ĝ²]/ρ, f the fractional part of ρ Ĝ/S, for systematic draws.
 
     Args:
-        scores: [b]. weights: [b]. rates: k numbers ρ. mean_score: S.
+        scores: [b] Ĝ. squares: [b] v². weights: [b]. rates: k numbers ρ. mean_score: S.
     Returns:
-        [k] in [0, 1]; 1 − ρ for equal scores and ρ ≤ 1.
+        [k], each in [0, V] in expectation; for equal scores and ρ ≤ 1 it is (1 − ρ) U.
     """
     rate = tf.constant(list(rates), scores.dtype)[:, tf.newaxis]
-    counts = rate * tf.math.divide_no_nan(scores, mean_score)
+    relative = _ratio(scores, mean_score)
+    counts = rate * relative
     fractions = counts - tf.floor(counts)
-    return tf.reduce_mean(weights * fractions * (1 - fractions), axis=1) / rate[:, 0]
+    of_each = weights * _ratio(squares, relative**2)
+    return tf.reduce_mean(of_each * fractions * (1 - fractions), axis=1) / rate[:, 0]
 
 
 def corrected_mean_square(
@@ -175,7 +203,43 @@ def drawn_square(
     return mean_square + (of_presample + of_draws) / batch_size
 
 
+def uniform_square_by(
+    squares: tf.Tensor,
+    weights: tf.Tensor,
+    batch_square: tf.Tensor,
+    presampled: Presampled | None = None,
+) -> tf.Tensor:
+    """What one drawn batch says of E‖g‖² of a uniform one; unbiased.
+
+    Independent draws by p with w = 1/(n p): A = (‖g‖² − mean(w² v²)/b)/(1 − 1/b), and so
+    A + (U − A)/b = ‖g‖² + (mean(w v²) − mean(w² v²))/b, the numerator of RAIS's eq. 7.
+
+    For b of B examples that were drawn before, with ν the variance of an example's count over its
+    expected count c, the pre-sample's mean gradient has the square
+    P² = (‖g‖² − mean(ν w² v²)/b)/(1 − mean(ν)/b), and A = (P² − M/B)/(1 − 1/B), M = mean(w m v²).
+    ν is 1 for independent draws from the pre-sample, and f (1 − f)/c for systematic ones, f the
+    fractional part of c.
+
+    Args:
+        squares: [b] v². weights: [b] w. batch_square: ‖mean(w ∇f)‖².
+        presampled: how the batch was drawn from a pre-sample; None for no pre-sample.
+    """
+    size = tf.cast(tf.size(weights), squares.dtype)
+    of_counts = tf.ones_like(weights) if presampled is None else presampled.variances
+    own = tf.reduce_mean(of_counts * weights**2 * squares) / size
+    mean_square = _ratio(batch_square - own, 1 - tf.reduce_mean(of_counts) / size)
+    if presampled is not None:
+        count = tf.cast(presampled.size, squares.dtype)
+        remembered = tf.reduce_mean(weights * presampled.memory * squares)
+        mean_square = _ratio(mean_square - remembered / count, 1 - 1 / count)
+    return mean_square + (tf.reduce_mean(weights * squares) - mean_square) / size
+
+
 def gain_ratio(uniform: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
     """r = E‖g_U‖²/E‖g‖²  (Johnson & Guestrin 2018, eq. 6); 1 where it is not finite."""
-    ratio = tf.math.divide_no_nan(uniform, other)
+    ratio = _ratio(uniform, other)
     return tf.where(tf.math.is_finite(ratio) & (ratio > 0), ratio, 1.0)
+
+
+def _ratio(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    return tf.math.divide_no_nan(one, other)

@@ -137,11 +137,25 @@ class Observed(NamedTuple):
         """
         by_drawn = _ratio(uniform_per_square * self.of_uniform, self.square)
         if sure:
-            error = _QUANTILE * tf.sqrt(self.spread * self.weight)
-            by_drawn = tf.clip_by_value(1.0, by_drawn * (1 - error), by_drawn * (1 + error))
+            by_drawn = surely(by_drawn, tf.sqrt(self.spread * self.weight))
         scatter = tf.maximum(_ratio(self.ratio_spread, self.ratio**2), _LEAST_ERROR**2)
-        at_most = self.ratio * tf.exp(_QUANTILE * tf.sqrt(scatter * self.ratio_weight))
+        at_most = above(self.ratio, scatter * self.ratio_weight)
         return tf.minimum(by_drawn, tf.maximum(at_most, 1.0))
+
+
+def surely(ratio: tf.Tensor, error: tf.Tensor) -> tf.Tensor:
+    """1, unless a ratio contradicts it at 95 %: then what is nearest to 1 of what it allows.
+
+    Args:
+        error: its standard error, relative to it.
+    """
+    away = _QUANTILE * error
+    return tf.clip_by_value(1.0, ratio * (1 - away), ratio * (1 + away))
+
+
+def above(ratio: tf.Tensor, scatter: tf.Tensor) -> tf.Tensor:
+    """What a ratio is below with 95 %; scatter is the square of its relative error."""
+    return ratio * tf.exp(_QUANTILE * tf.sqrt(scatter))
 
 
 class Seen(NamedTuple):

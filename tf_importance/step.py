@@ -28,6 +28,7 @@ from tf_importance import (
     layers,
     losses,
     processes,
+    proposals,
     robust,
     variance,
 )
@@ -73,6 +74,8 @@ class Step:
         self.presample: fresh.Scored | None = None
         self.places: batch_statistics.Places | None = None
         self.is_group: tf.Tensor | None = None
+        # [b] How often an example of the batch is expected among b draws from the pre-sample.
+        self.counts: tf.Tensor | None = None
         if draws.is_group(data):
             data = self._drawn(data)
         self.data, told = draws.split(data)
@@ -87,6 +90,7 @@ class Step:
         by_example = isinstance(weights, tf.Tensor) and weights.shape.rank == 1
         self.weights: tf.Tensor | None = weights if by_example else None
         remembered = told is not None and told.indices is not None
+        self.unbiased = self._unbiased()
         self.is_drawn = drawing is not None or remembered
         self.moves_logits = remembered and model.sampler.moves_logits
         self.has_scale = (
@@ -131,8 +135,9 @@ class Step:
 
         def drawn():
             scored = way.scored(group._replace(inputs=inputs))
-            batches, _ = way.drawn(group, scored.proposal, seed)
-            return tf.nest.map_structure(lambda part: part[0], batches), scored
+            batches, positions = way.drawn(group, scored.proposal, seed)
+            counts = way.batch_size * tf.gather(scored.proposal, positions[0])
+            return tf.nest.map_structure(lambda part: part[0], batches), scored, counts
 
         def as_it_is():
             cut = tf.nest.map_structure(lambda part: part[: way.batch_size], group)
@@ -140,15 +145,17 @@ class Step:
             # each size.
             nothing = tf.zeros_like(weights)
             statistics = tf.zeros([batch_statistics.size(places)])
-            return cut, fresh.Scored(nothing, nothing, tf.constant(True), statistics)
+            # As many as of B equal ones.
+            counts = tf.fill([way.batch_size], way.batch_size / (self.drawing.row_size or 1))
+            return cut, fresh.Scored(nothing, nothing, tf.constant(True), statistics), counts
 
         self.places = places = batch_statistics.places(self.model, inputs)
         self.is_group = tf.shape(weights)[0] > way.batch_size
         if (weights.shape[0] or 0) > way.batch_size:
             self.is_group = tf.constant(True)
-            batch, self.presample = drawn()
+            batch, self.presample, self.counts = drawn()
         else:
-            batch, self.presample = tf.cond(
+            batch, self.presample, self.counts = tf.cond(
                 self.is_group, lambda: graphs.apart(drawn), as_it_is
             )
         for part in tf.nest.flatten(batch):
@@ -172,22 +179,41 @@ class Step:
             schedule.advance(1.0 if ratio is None else ratio)
         return ratio
 
+    def _unbiased(self) -> tf.Tensor | None:
+        """[b] importance weights 1/(n p_i); None where the sampler's own are these."""
+        told, sampler = self.told, self.model.sampler
+        if told is None or told.memory is None or sampler is None or not sampler.is_biased:
+            return None
+        if self.counts is None:
+            return told.memory
+        way = self.drawing.fresh
+        return told.memory * way.batch_size / (self.drawing.row_size * self.counts)
+
     def _mean_weight(self) -> tf.Tensor | None:
         """E|w| where it is not 1, by a bias-corrected average as τ's, this batch included."""
         if not (self.is_drawn and self.has_scale) or self.weights is None:
             return None
         memory = Monitors(*tf.unstack(compat.value(self.model.monitors))).memory
         mean = compat.value(self.model.mean_weight)
-        batch = tf.reduce_mean(tf.abs(tf.cast(self.weights, tf.float32)))
+        batch = tf.reduce_mean(tf.abs(tf.cast(self._unbiased_weights(), tf.float32)))
         mean += self._share(memory * self.model.tau_decay) * (batch - mean)
         self.model.mean_weight.assign(mean)
         return mean
 
     def _of_statistics(self) -> tf.Tensor | None:
         """Weights of expectation 1, for batch normalization and metrics; None for plain batches."""
+        weights = self._unbiased_weights()
         if not self.is_drawn or self.mean_weight is None:
-            return self.weights if self.is_drawn else None
-        return tf.math.divide_no_nan(self.weights, self.mean_weight)
+            return weights if self.is_drawn else None
+        return tf.math.divide_no_nan(weights, self.mean_weight)
+
+    def _unbiased_weights(self) -> tf.Tensor | None:
+        """The weights, with 1/(n p_i) in the place of a sampler's own."""
+        told, weights = self.told, self.weights
+        if self.unbiased is None or told is None or weights is None:
+            return weights
+        own = told.weight if told.importance is None else told.importance
+        return weights * tf.math.divide_no_nan(self.unbiased, own)
 
     def _normalized(self):
         """Whose statistics batch normalization uses for this batch."""
@@ -200,7 +226,7 @@ class Step:
         if not places:
             return contextlib.nullcontext()
         if told is not None and told.importance is not None:
-            weights = told.importance
+            weights = told.importance if self.unbiased is None else self.unbiased
         given = None
         if self.presample is not None:
             there = self.is_group
@@ -263,10 +289,32 @@ class Step:
             factors = scales if factors is None else factors * scales
         squares = self._squares(labels, passed, tf.cast(weights, tf.float32))
         of_each = squares.per_example if factors is None else squares.per_example * factors**2
-        uniform = drawn * of_each
-        moments = [tf.reduce_mean(uniform), tf.reduce_mean(drawn * uniform), squares.batch]
-        self.model.sampler.journal.write(told.row[0], self._of_row(scores), moments)
+        unbiased, batch_square = drawn, squares.batch
+        if self.unbiased is not None:
+            unbiased = self.unbiased
+            fully = weights * tf.math.divide_no_nan(unbiased, drawn)
+            batch_square = self._squares(labels, passed, tf.cast(fully, tf.float32)).batch
+        of_uniform = gain.uniform_square_by(of_each, unbiased, batch_square, self._presampled())
+        sampler = self.model.sampler
+        mean = tf.reduce_mean(drawn) if sampler.is_normalized else tf.constant(1.0)
+        sampler.journal.write(told.row[0], self._of_row(scores), [of_uniform, squares.batch, mean])
         return weights
+
+    def _presampled(self) -> gain.Presampled | None:
+        """How the batch was drawn from a pre-sample; None where the step drew none."""
+        if self.counts is None:
+            return None
+        way, weights, counts = self.drawing.fresh, self.told.weight, self.counts
+        if self.told.importance is not None:
+            weights = self.told.importance
+        if self.unbiased is not None:
+            weights = self.unbiased
+        fractions = counts - tf.floor(counts)
+        variances = tf.math.divide_no_nan(fractions * (1 - fractions), counts)
+        if way.resample is not proposals.systematic:
+            variances = tf.ones_like(counts)
+        size = self.drawing.row_size
+        return gain.Presampled(size, weights * size / way.batch_size * counts, variances)
 
     def _of_row(self, scores: tf.Tensor) -> tf.Tensor:
         """The scores of a row: the batch's, or those of the pre-sample that it was drawn from."""
@@ -346,7 +394,7 @@ class Step:
         they are, times a user's weights. With strata it is τ of what they give, by which a
         pre-sample of theirs is to be judged.
         """
-        sizes = self.weights
+        sizes = self._unbiased_weights()
         of_strata = self._of_strata
         if of_strata is not None:
             scores, sizes = scores * of_strata, tf.math.divide_no_nan(sizes, of_strata)

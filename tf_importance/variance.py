@@ -138,33 +138,6 @@ def maximum_speedup(presample_size: int, batch_size: int) -> float:
     return 3 * presample_size / (presample_size + 3 * batch_size)
 
 
-def gain_ratio(
-    uniform_square: tf.Tensor,
-    importance_square: tf.Tensor,
-    batch_square: tf.Tensor,
-    batch_size: int | tf.Tensor,
-) -> tf.Tensor:
-    """r = E‖g_U‖² / E‖g_R‖² = 1 + (E‖g_U1‖² − E‖g_R1‖²) / (|M| E‖g_R‖²)   (RAIS, eq. 7).
-
-    Expected progress of a step by importance sampling over that of a uniform one, if its
-    learning rate is multiplied by r (Johnson & Guestrin 2018, proposition 3.2).
-
-    From exact moments r is positive, since E‖g_R‖² ≥ E‖g_R1‖²/|M|. From estimated ones it may
-    not be, so it is never taken below 1/|M|, at which a batch would be worth one example.
-
-    Args:
-        uniform_square: E‖g_U1‖² = mean(w v²), second moment of a uniform batch of 1.
-        importance_square: E‖g_R1‖² = mean(w² v²), the same drawn by importance.
-        batch_square: E‖g_R‖², of a batch as drawn.
-        batch_size: |M|.
-    Returns:
-        Scalar; 1 where batch_square is 0.
-    """
-    size = tf.cast(batch_size, tf.convert_to_tensor(batch_square).dtype)
-    difference = uniform_square - importance_square
-    return tf.maximum(1 + tf.math.divide_no_nan(difference, size * batch_square), 1 / size)
-
-
 def exact_gain_ratio(
     norms: tf.Tensor,
     mean_gradient_square: tf.Tensor,

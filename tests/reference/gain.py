@@ -25,8 +25,15 @@ def moments(gradients: np.ndarray, scores: np.ndarray) -> Moments:
     return Moments((mean**2).sum(), squares.mean(), scores.mean(), (squares / scores).mean())
 
 
-def rounding(scores: np.ndarray, rate: float) -> float:
-    """F(ρ) = E[f(1 − f)]/ρ, f the fractional part of ρ Ĝ/S."""
+def rounded(squares: np.ndarray, scores: np.ndarray, rate: float) -> float:
+    """D(ρ) = S² E[f(1 − f) v²/Ĝ²]/ρ, f the fractional part of ρ Ĝ/S."""
     counts = rate * scores / scores.mean()
     fractions = counts % 1
-    return (fractions * (1 - fractions)).mean() / rate
+    of_each = fractions * (1 - fractions) * squares / scores**2
+    return scores.mean() ** 2 * of_each.mean() / rate
+
+
+def rounding(gradients: np.ndarray, scores: np.ndarray, rate: float) -> float:
+    """F = D/V."""
+    squares = (gradients**2).sum(axis=1)
+    return rounded(squares, scores, rate) / moments(gradients, scores).drawn_square

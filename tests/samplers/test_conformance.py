@@ -66,8 +66,8 @@ REMEMBER = ["proportional", "rank_based", "rais"]
 def step(sampler, indices, scores) -> tf.Tensor:
     """What a training step does with a sampler."""
     scales = sampler.update(Visit(indices, tf.ones_like(scores), scores))
-    row = [tf.reduce_mean(scores**2), tf.reduce_mean(scores**2), tf.reduce_mean(scores) ** 2]
-    sampler.gain.learn(tf.stack([row]), tf.size(scores))
+    row = [tf.reduce_mean(scores**2), tf.reduce_mean(scores) ** 2, tf.constant(1.0)]
+    sampler.gain.learn(tf.stack([row]))
     return scales
 
 

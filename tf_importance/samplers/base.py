@@ -18,6 +18,10 @@ from tf_importance.samplers.gain import GainEstimator
 
 # Rows of a source by their indices [b]: (x, y), nests of [b, …].
 Gather = Callable[[tf.Tensor], tuple[Any, Any]]
+# The kind of a batch that is uniform, to be compared with what a memory draws: one in so many, and
+# the first of them.
+COMPARED = -1
+_COMPARED_EVERY, _COMPARED_FIRST = 32, 16
 # By default a block is no larger than this share of the data, and of so many batches at most.
 _OF_THE_DATA = 1 / 8
 _LARGEST_BLOCK = 32
@@ -33,6 +37,14 @@ class Draw(NamedTuple):
 
     indices: tf.Tensor
     weights: tf.Tensor
+
+
+class BiasedDraw(NamedTuple):
+    """The same with weights that are not 1/(n p_i); `memory` is, [b] float32."""
+
+    indices: tf.Tensor
+    weights: tf.Tensor
+    memory: tf.Tensor
 
 
 class Turn(NamedTuple):
@@ -123,6 +135,10 @@ class Sampler(tf.Module):
         averages_statistics: whether batch normalization normalizes what it draws by an average over
             batches; else by a pre-sample's or the batch's own weighted statistics.
         moves_logits: whether losses have no weights, and logits are moved by `logit_shift`.
+        is_biased: whether its weights are others than 1/(n p_i), and it gives `BiasedDraw`s.
+        is_normalized: whether they have a common factor that depends on the batch.
+        is_compared: whether uniform batches are drawn among its own where the learning rate follows
+            the gain, which they are compared with.
         follows_training: whether it learns in `maintain`, after each step, and `begin` and `end`
             must be called; else it learns between blocks.
     Raises:
@@ -134,6 +150,9 @@ class Sampler(tf.Module):
     knows_at_start = False
     averages_statistics = True
     moves_logits = False
+    is_biased = False
+    is_normalized = False
+    is_compared = True
     follows_training = False
 
     def __new__(cls, *args, **kwargs):
@@ -150,7 +169,7 @@ class Sampler(tf.Module):
     def __init__(self, num_examples: int | None = None, gain_smoothing: float = 0.01) -> None:
         super().__init__(name=type(self).__name__)
         self.num_examples = 0
-        self.gain = GainEstimator(gain_smoothing)
+        self.gain = GainEstimator(gain_smoothing, self.is_normalized)
         self.journal = Journal()
         # Of draws without a seed: kept, so that a later training goes on with the same pass.
         own = np.random.randint(2**31)
@@ -175,7 +194,7 @@ class Sampler(tf.Module):
     def _build(self) -> None:
         """Make the variables, for `num_examples`; called once."""
 
-    def _draw(self, turn: Turn) -> Draw:
+    def _draw(self, turn: Turn) -> Draw | BiasedDraw:
         """Draw the examples of the next batches: [K b], those of the first batch first."""
         raise NotImplementedError
 
@@ -304,7 +323,7 @@ class Sampler(tf.Module):
         drawn = self._draw(self._turn(1, size, seed))
         self.draws.assign_add(1)
         self.position.assign_add(size)
-        return drawn
+        return Draw(*drawn[:2])
 
     def plan(self, batches: int, size: int, seed=None) -> Draws:
         """Plan a block, by what is known now.
@@ -315,15 +334,27 @@ class Sampler(tf.Module):
         drawn = self._draw(self._turn(batches, size, seed))
         self.position.assign_add(batches * size)
         gains = tf.fill([batches * size], tf.identity(self.gain.ratio))
-        parts = (*drawn, self.limits(drawn.indices), gains, drawn.weights)
+        memory = drawn.memory if isinstance(drawn, BiasedDraw) else drawn.weights
+        parts = (*drawn[:2], self.limits(drawn.indices), gains, memory)
         examples = (tf.reshape(part, [batches, size]) for part in parts)
         return Draws._make([*examples, tf.zeros([batches], tf.int32)])
 
     def learn(self, draws: Draws, seen: Seen) -> None:
         """Take up what steps on planned batches saw, in the order of their numbers."""
+        self.remember(draws, seen)
+        uniform = tf.equal(draws.kinds, COMPARED) if self.compares else None
+        self.gain.learn(seen.moments, uniform)
+
+    def remember(self, draws: Draws, seen: Seen) -> None:
+        """The same for the memory alone; batches of one size."""
         parts = (draws.indices, draws.weights, seen.scores)
         self.update(Visit(*(tf.reshape(part, [-1]) for part in parts)))
-        self.gain.learn(seen.moments, tf.shape(draws.indices)[1])
+
+    @property
+    def compares(self) -> bool:
+        """Whether some of its batches are uniform, since the learning rate follows the gain."""
+        model = self._model()
+        return self.is_compared and model is not None and model.follows_gain
 
     # Compiled once, called by the datasets that draw by it --------------------------------
 
@@ -331,25 +362,63 @@ class Sampler(tf.Module):
         """What is planned of batches first … end − 1, and their numbers: [M, b] each."""
         return self._compiled("planned")(tf.range(first, end, dtype=tf.int64), batch_size)
 
-    def put_plan(self, batches: int, size: int, seed: int | None) -> tuple[Draws, tf.Tensor]:
+    def put_plan(
+        self, batches: int, size: int, seed: int | None, compares: bool
+    ) -> tuple[Draws, tf.Tensor]:
         """Plan a block, and write it to the journal; what it is, as `planned` has it."""
         seed = tf.identity(self.seed) if seed is None else tf.constant(seed, tf.int64)
-        return self._compiled("put_plan")(batches, size, seed)
+        return self._compiled("put_plan")(batches, size, seed, compares)
 
     def take_up(self, end: int, batch_size: int) -> None:
         """Learn what the steps on batches before `end` saw."""
-        self._compiled("take_up")(tf.constant(end, tf.int64), batch_size)
+        self._compiled("take_up")(tf.constant(end, tf.int64), batch_size, self.compares)
 
     def _planned(self, numbers: tf.Tensor, batch_size: int) -> tuple[Draws, tf.Tensor]:
         rows = tf.repeat(numbers[:, tf.newaxis], batch_size, axis=1)
         return self.journal.plans(numbers, batch_size), rows
 
-    def _put_plan(self, batches: int, size: int, seed: tf.Tensor) -> tuple[Draws, tf.Tensor]:
+    def _put_plan(
+        self, batches: int, size: int, seed: tf.Tensor, compares: bool
+    ) -> tuple[Draws, tf.Tensor]:
+        first = tf.identity(self.draws)
         draws = self.plan(batches, size, seed)
+        if compares:
+            draws = self._with_uniform(draws, first, seed)
+        self._count(draws)
         numbers = self.journal.put(draws)
         return draws, tf.repeat(numbers[:, tf.newaxis], draws.indices.shape[1], axis=1)
 
-    def _take_up_finished(self, end: tf.Tensor, batch_size: int) -> None:
+    def _with_uniform(self, draws: Draws, first: tf.Tensor, seed: tf.Tensor) -> Draws:
+        """With uniform batches in the place of one in 32."""
+        numbers = first + tf.range(draws.kinds.shape[0], dtype=tf.int64)
+        there = tf.equal(numbers % _COMPARED_EVERY, _COMPARED_FIRST) & self._are_drawn(draws)
+        # By other random numbers than the draws.
+        seeds = tf.stack([seed, -1 - first])
+        uniform = tf.random.stateless_uniform(
+            draws.indices.shape, seeds, maxval=self.num_examples, dtype=tf.int64
+        )
+        ones = tf.ones_like(draws.weights)
+        others = (uniform, ones, float("inf") * ones, ones, ones)
+        chosen = (
+            tf.where(there[:, tf.newaxis], other, part)
+            for other, part in zip(others, draws.of_examples)
+        )
+        return Draws._make([*chosen, tf.where(there, COMPARED, draws.kinds)])
+
+    def _count(self, draws: Draws) -> None:
+        """Tell the model how many batches are drawn, for the log `importance`."""
+        model = self._model()
+        if model is not None:
+            drawn = tf.reduce_sum(tf.cast(self._are_drawn(draws), tf.float32))
+            model.count(drawn=drawn, uniform=draws.kinds.shape[0] - drawn)
+
+    def _are_drawn(self, draws: Draws) -> tf.Tensor:
+        """[K] which batches are no uniform ones, as those of a first pass are."""
+        return tf.reduce_any(tf.not_equal(draws.memory, 1.0), axis=1)
+
+    def _take_up_finished(self, end: tf.Tensor, batch_size: int, compares: bool) -> None:
+        # `learn` asks for it too; an argument has this traced anew where it changes.
+        del compares
         draws, seen = self.journal.finished(end, batch_size)
 
         def learned() -> None:

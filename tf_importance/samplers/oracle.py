@@ -28,6 +28,8 @@ class Oracle(Sampler):
     # By the norms of one step ago an example of a small norm then and a large one now would come
     # with a weight that nothing bounds: such a step can destroy the net.
     may_draw_ahead = False
+    # It knows the gain.
+    is_compared = False
 
     def __init__(
         self,

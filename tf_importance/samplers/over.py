@@ -34,6 +34,7 @@ class Over(Sampler):
         self.num_examples = memory.num_examples
         self.may_draw_ahead, self.has_limits = memory.may_draw_ahead, memory.has_limits
         self.averages_statistics = memory.averages_statistics
+        self.is_biased = memory.is_biased
         self.journal, self.gain = memory.journal, memory.gain
         self.seed, self.position, self.datasets = memory.seed, memory.position, memory.datasets
         self._model = lambda: memory._model()
@@ -60,8 +61,8 @@ class Over(Sampler):
     def largest_block(self, batch_size: int) -> int:
         return self.memory.largest_block(self.row_size(batch_size))
 
-    def learn(self, draws: Draws, seen: Seen) -> None:
-        self.memory.learn(draws, seen)
+    def remember(self, draws: Draws, seen: Seen) -> None:
+        self.memory.remember(draws, seen)
 
     def logs(self):
         return self.memory.logs()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tensorflow as tf
+
 from tf_importance import fresh, proposals
 from tf_importance.arguments import positive_integer
-from tf_importance.draws import Draws
+from tf_importance.draws import Draws, Seen
 from tf_importance.marks import Drawing
-from tf_importance.samplers.base import Sampler
+from tf_importance.samplers.base import COMPARED, Sampler
 from tf_importance.samplers.over import Over
 from tf_importance.samplers.uniform import Uniform
 
@@ -45,6 +47,7 @@ class Fresh(Over):
         super().__init__(Uniform() if over is None else over)
         # A pre-sample has statistics of its own.
         self.averages_statistics = False
+        self._batch_size = 0
 
     def row_size(self, batch_size: int) -> int:
         if self.presample_size < batch_size:
@@ -55,10 +58,36 @@ class Fresh(Over):
         return self.presample_size
 
     def sizes(self, batch_size: int) -> list[int]:
-        return [self.row_size(batch_size)]
+        """B; and b of the uniform batches among them, where there are any (`COMPARED`)."""
+        presample = self.row_size(batch_size)
+        return [presample, batch_size] if self.compares else [presample]
 
     def plan(self, batches: int, size: int, seed=None) -> Draws:
         return self.memory.plan(batches, self.row_size(size), seed)
+
+    def _count(self, draws: Draws) -> None:
+        drawn = tf.reduce_sum(tf.cast(tf.not_equal(draws.kinds, COMPARED), tf.float32))
+        self.model.count(drawn=drawn, uniform=draws.kinds.shape[0] - drawn)
+
+    def _are_drawn(self, draws: Draws) -> tf.Tensor:
+        # All but those to be compared with; in a memory's first pass these would leave examples
+        # out of it.
+        if self.memory.is_compared:
+            return super()._are_drawn(draws)
+        return tf.not_equal(draws.kinds, COMPARED)
+
+    def remember(self, draws: Draws, seen: Seen) -> None:
+        if not self.compares:
+            super().remember(draws, seen)
+            return
+        size = self._batch_size
+        for kind, width in ((0, draws.indices.shape[1]), (COMPARED, size)):
+            parts = draws.of_kind(kind, seen, width)
+
+            def told(parts=parts) -> None:
+                self.memory.remember(*parts)
+
+            tf.cond(tf.shape(parts[0].kinds)[0] > 0, told, lambda: None)
 
     def drawing(self, batch_size: int) -> Drawing:
         return Drawing(
@@ -73,4 +102,5 @@ class Fresh(Over):
         """How the step draws b from a pre-sample."""
         scorer = self.scorer()
         score = fresh.Score(model.scorer if scorer is None else scorer, model)
+        self._batch_size = batch_size
         return fresh.Way(score, self.smoothing, self.resample, batch_size)

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance.samplers.base import (
-    Draw,
+    BiasedDraw,
     Proposal,
     Sampler,
     Turn,
@@ -60,6 +60,7 @@ class Proportional(Sampler):
         if not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon must be positive and finite; got {epsilon}.")
         self._alpha, self._epsilon, self._normalize = alpha, epsilon, normalize
+        self.is_biased, self.is_normalized = normalize or callable(beta) or beta != 1, normalize
         # In a function: what a tf.Module holds as an attribute becomes part of checkpoints.
         self._beta = beta if callable(beta) else lambda number: tf.constant(beta, tf.float32)
         super().__init__(num_examples, gain_smoothing)
@@ -73,15 +74,16 @@ class Proportional(Sampler):
         mixing = tf.cast(tf.stack([1.0, tf.convert_to_tensor(self.largest)]), tf.float64)
         return Proposal(self.tree, mixing, tf.tensordot(self.tree.total(), mixing, 1))
 
-    def _draw(self, turn: Turn) -> Draw:
+    def _draw(self, turn: Turn) -> BiasedDraw:
         drawn = self.tree.draw(uniform_points(turn), self.proposal().mixing)
         beta = tf.cast(self._beta(turn.number), tf.float64)
-        weights = drawn.weights(self.num_examples) ** beta
+        memory = drawn.weights(self.num_examples)
+        weights = memory**beta
         if self._normalize:
             of_batches = tf.reshape(weights, [turn.batches, turn.size])
             largest = tf.reduce_max(of_batches, axis=1, keepdims=True)
             weights = tf.reshape(of_batches / largest, [-1])
-        return Draw(drawn.indices, tf.cast(weights, tf.float32))
+        return BiasedDraw(drawn.indices, tf.cast(weights, tf.float32), tf.cast(memory, tf.float32))
 
     def update(self, visit: Visit) -> tf.Tensor:
         scores, usable, _ = once_each(visit)

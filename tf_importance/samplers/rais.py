@@ -181,8 +181,8 @@ class RAIS(Sampler):
         estimates, uncertainties = tf.unstack(self._leaves(indices, self.uncertainty_set), axis=1)
         return robust.outlier_limits(estimates, uncertainties, self._outlier_threshold)
 
-    def learn(self, draws: Draws, seen: Seen) -> None:
-        super().learn(draws, seen)
+    def remember(self, draws: Draws, seen: Seen) -> None:
+        super().remember(draws, seen)
         self.outliers.assign(tf.reduce_mean(tf.cast(seen.scores > draws.limits, tf.float32)))
 
     def update(self, visit: Visit) -> tf.Tensor:

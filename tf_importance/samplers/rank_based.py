@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance.arguments import positive_integer
-from tf_importance.samplers.base import Draw, Sampler, Turn, Visit, once_each, uniform_points
+from tf_importance.samplers.base import BiasedDraw, Sampler, Turn, Visit, once_each, uniform_points
 
 _SCORED_AT_ONCE = 512
 
@@ -58,6 +58,7 @@ class RankBased(Sampler):
             raise ValueError(f"beta must be in [0, 1]; got {beta}.")
         self._pressure = pressure if callable(pressure) else lambda number: pressure
         self._beta = beta
+        self.is_biased = beta != 1
         self._sort_every = (
             None if sort_every is None else positive_integer("sort_every", sort_every)
         )
@@ -78,7 +79,7 @@ class RankBased(Sampler):
             tf.range(self.num_examples, dtype=tf.int64), trainable=False, name="ranked"
         )
 
-    def _draw(self, turn: Turn) -> Draw:
+    def _draw(self, turn: Turn) -> BiasedDraw:
         every = self._sort_every or max(self.num_examples // (10 * turn.size), 1)
         # Whether it is for one of the block's batches.
         due = (turn.number > 0) & (-turn.number % every < turn.batches)
@@ -86,8 +87,9 @@ class RankBased(Sampler):
             ratio = self._ratio(turn.number)
             ranks = _geometric(uniform_points(turn), ratio, self.num_examples)
         probabilities = _probabilities(ranks, ratio, self.num_examples)
-        weights = (1 / (self.num_examples * probabilities)) ** self._beta
-        return Draw(tf.gather(self.ranked, ranks), tf.cast(weights, tf.float32))
+        memory = 1 / (self.num_examples * probabilities)
+        weights = tf.cast(memory**self._beta, tf.float32)
+        return BiasedDraw(tf.gather(self.ranked, ranks), weights, tf.cast(memory, tf.float32))
 
     def _sort(self) -> tf.Tensor:
         order = tf.argsort(tf.convert_to_tensor(self.scores), direction="DESCENDING", stable=True)

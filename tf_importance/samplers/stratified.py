@@ -10,7 +10,15 @@ import tensorflow as tf
 
 from tf_importance import keys, log_odds, strata
 from tf_importance.draws import Draws, Seen
-from tf_importance.samplers.base import Draw, Gather, Sampler, Turn, Visit, uniform_points
+from tf_importance.samplers.base import (
+    COMPARED,
+    Draw,
+    Gather,
+    Sampler,
+    Turn,
+    Visit,
+    uniform_points,
+)
 
 # Visits by which shares are learned.
 _TERM = 10_000
@@ -255,14 +263,19 @@ class Stratified(Sampler):
             return tf.ones_like(visit.scores)
         return self.memory.update(visit._replace(indices=self._places_of(visit.indices)))
 
-    def learn(self, draws: Draws, seen: Seen) -> None:
-        self._take_up(draws.indices, draws.weights, seen.scores)
-        self.gain.learn(seen.moments, tf.shape(draws.indices)[1])
+    def remember(self, draws: Draws, seen: Seen) -> None:
+        self._take_up(draws.indices, draws.weights, seen.scores, tf.equal(draws.kinds, COMPARED))
         if self.memory is not None:
-            self.memory.learn(draws._replace(indices=self._places_of(draws.indices)), seen)
+            self.memory.remember(draws._replace(indices=self._places_of(draws.indices)), seen)
 
-    def _take_up(self, indices: tf.Tensor, weights: tf.Tensor, scores: tf.Tensor) -> None:
-        """What steps on some batches saw: [M, b] each."""
+    def _take_up(
+        self,
+        indices: tf.Tensor,
+        weights: tf.Tensor,
+        scores: tf.Tensor,
+        uniform: tf.Tensor | bool = False,
+    ) -> None:
+        """What steps on some batches saw: [M, b] each; uniform: [M], those that nothing drew."""
         numbers = self._strata_of(indices)
         if self.memory is None:
             self.scores.take_up(numbers, scores)
@@ -270,6 +283,7 @@ class Stratified(Sampler):
         # What memory chose within its stratum counts as much less as it was more likely.
         by_strata = tf.gather(strata.weights(self._prior, self.shares), numbers)
         sizes = tf.math.divide_no_nan(weights, by_strata)
+        sizes = tf.where(tf.reshape(uniform, [-1, 1]), 1.0, sizes)
         self.scores.take_up(numbers, scores, sizes)
 
     # Of the memory --------------------------------------------------------------------------

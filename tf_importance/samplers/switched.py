@@ -94,6 +94,9 @@ class Switched(Over):
         TypeError, ValueError: the samplers or the switch are others.
     """
 
+    # Its switch does it.
+    is_compared = False
+
     def __init__(
         self, samplers: Sequence[Sampler], by: switches.Gain, *, smoothing: float | None = None
     ) -> None:
@@ -195,15 +198,19 @@ class Switched(Over):
         return draws._replace(gains=tf.fill([batches, width], now.gain))
 
     def learn(self, draws: Draws, seen: Seen) -> None:
+        # The gain is in the switch.
         for kind, size in enumerate(self.sizes(self._size_of_batches())):
             if kind == _UNIFORM or (kind == _RESCORED and self.rescored is None):
                 continue
             parts = draws.of_kind(kind, seen, size)
 
             def told(parts=parts) -> None:
-                self.memory.learn(*parts)
+                self.memory.remember(*parts)
 
             tf.cond(tf.shape(parts[0].kinds)[0] > 0, told, lambda: None)
+
+    def _count(self, draws: Draws) -> None:
+        """Done, where it was decided."""
 
     def _size_of_batches(self) -> int:
         (size,) = self._settings()

@@ -14,6 +14,7 @@ class Uniform(Sampler):
     """
 
     averages_statistics = False
+    is_compared = False
 
     def _draw(self, turn: Turn) -> Draw:
         return passing(turn.position, turn.examples, self.num_examples, turn.seed)

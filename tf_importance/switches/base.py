@@ -152,7 +152,7 @@ class Setting(NamedTuple):
     def _rounding(self, moments: gain.Moments, rate: float) -> tf.Tensor:
         if not self.systematic:
             return tf.constant(1.0)
-        return moments.rounding[self._measured.sampling.rates.index(rate)]
+        return moments.rounding_factor(self._measured.sampling.rates.index(rate))
 
     def _mean_square(self, moments: gain.Moments, in_force: tf.Tensor) -> tf.Tensor:
         """A, of batches of the plan in force; never below 0."""
