@@ -94,7 +94,10 @@ def take_up_all(model) -> None:
 
 
 class Watch(keras.callbacks.Callback):
-    """What was decided for each group: U uniform, L uniform and remembered, M memory."""
+    """What was decided for each group: U uniform, L uniform and remembered, M memory.
+
+    Of a row of M some are uniform, to be compared with.
+    """
 
     def __init__(self, switch) -> None:
         super().__init__()
@@ -104,7 +107,7 @@ class Watch(keras.callbacks.Callback):
         state = self.switch.decisions.decision
         if batch % AT_ONCE == 0:
             uniform = "L" if bool(state.remember) else "U"
-            self.seen += uniform if int(state.plan) == 0 else "M"
+            self.seen += uniform if int(self.switch.plan) == int(state.plan) == 0 else "M"
 
 
 def promising(switch, taken: int):
@@ -260,7 +263,8 @@ def test_what_memory_is_told_of_what_it_has_drawn(plan, points):
     model.fit(train, steps_per_epoch=100, verbose=0)
     size = (b, B)[plan - 1]
     take_up_all(model)
-    assert int(model.sampler.recent.count) == 100 * size
+    # Three of the first groups are uniform, to be compared with, and told as well.
+    assert int(model.sampler.recent.count) == 100 * size - 3 * AT_ONCE * (size - b)
     _, _, drawn = next(iter(train))
     assert drawn["weight"].shape == [size] and np.ptp(drawn["weight"].numpy()) > 0
     np.testing.assert_array_equal(drawn["memory"], drawn["weight"])
@@ -343,7 +347,8 @@ def test_options_of_compile(options, plan, points):
     model.fit(train, steps_per_epoch=12, verbose=0)
     assert int(model.sampler.steps) == 12
     take_up_all(model)
-    assert int(model.sampler.recent.count) == 12 * (B if plan == 2 else b)
+    # Half of the steps behind the first group are uniform, to be compared with.
+    assert int(model.sampler.recent.count) == (8 * B + 4 * b if plan == 2 else 12 * b)
 
 
 @pytest.mark.slow

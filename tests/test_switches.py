@@ -44,7 +44,8 @@ class Told:
         return self
 
     def moments(self):
-        return tfi.gain.Moments(*tf.unstack(self.now), self.rounding), self.enough
+        moments = tfi.gain.Moments(*tf.unstack(self.now), self.rounding)
+        return moments._replace(rounding=self.rounding * moments.drawn_square), self.enough
 
     def observed(self):
         """Of drawing all was seen that is predicted of it, and more."""

@@ -41,8 +41,8 @@ class Plan(NamedTuple):
 
     @property
     def is_compared(self) -> bool:
-        """Whether its batches are compared with uniform ones: drawn from a stream's pre-samples."""
-        return self.draws > 0 and not self.per_batch and not self.remembered
+        """Whether its batches are compared with uniform ones; those by a stream's strata are not."""
+        return self.draws > 0 and (self.per_batch or not self.remembered)
 
     def batches(self, group_size: int) -> int:
         """Number of batches that a group becomes."""

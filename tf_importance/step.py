@@ -457,7 +457,9 @@ class Step:
             return found, squares.batch
 
         undrawn = 1.0 if self._of_strata is None else memory
-        drawn = tf.reduce_any(importance != undrawn) if self.is_group is None else self.is_group
+        drawn = tf.reduce_any(importance != undrawn)
+        if self.is_group is not None:
+            drawn |= self.is_group
         meter.measure(self.model.optimizer.iterations, drawn, moments)
 
     def _behind_the_pipeline(self):

@@ -240,6 +240,7 @@ class Switched(Over):
         learns = tf.equal(plan, _UNIFORM) & state.learning & ~switch.times_uniform(plan)
         tf.cond(learns, switch.interrupted, lambda: None)
         remember = tf.not_equal(plan, _UNIFORM) | learns
+        plan = switch.compared(setting, plan)
         return before._replace(plan=plan, gain=setting.gain_of(plan), remember=remember)
 
     # Batches ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from tf_importance import gain
 from tf_importance.meter import Meter
 from tf_importance.plans import Plan
 
-# Of groups that are drawn from in a row, the first ones to leave uniformly.
+# Of batches that are drawn in a row, behind how many the first groups leave uniformly.
 _COMPARED_EARLY = (10, 30, 70)
 
 
@@ -105,10 +105,14 @@ class Setting(NamedTuple):
         """Whether uniform batches are compared with those of the plan in force."""
         return tf.gather(self.are_compared, in_force)
 
-    @property
-    def compared_every(self) -> int:
+    def groups(self, plan: tf.Tensor, batches: int) -> tf.Tensor:
+        """In how many groups a plan draws so many batches, int32; two at least."""
+        counts = [max(2, batches // plan.batches(self.group_size)) for plan in self.plans]
+        return tf.gather(tf.constant(counts), plan)
+
+    def compared_every(self, plan: tf.Tensor) -> tf.Tensor:
         """Groups of which one leaves uniformly, so that one batch in 32 does."""
-        return 31 * (self.group_size // self.batch_size) + 1
+        return self.groups(plan, 31 * (self.group_size // self.batch_size)) + 1
 
     def gain_of(self, plan: tf.Tensor) -> tf.Tensor:
         """r of the plan that is taken; 1 for uniform batches of b by definition."""
@@ -196,9 +200,10 @@ class Switch(tf.Module):
             return plan
         in_a_row = tf.where(setting.compares(plan), self.in_a_row + 1, 0)
         with tf.control_dependencies([self.in_a_row.assign(in_a_row)]):
-            early = tf.reduce_any(tf.equal(in_a_row, _COMPARED_EARLY))
-            due = early | tf.equal(in_a_row % setting.compared_every, _COMPARED_EARLY[0])
-            return tf.where(due, 0, plan)
+            first, *others = (setting.groups(plan, batches) for batches in _COMPARED_EARLY)
+            early = tf.reduce_any(tf.equal(in_a_row, tf.stack([first, *others])))
+            due = early | tf.equal(in_a_row % setting.compared_every(plan), first)
+            return tf.where(due & setting.compares(plan), 0, plan)
 
     def open(self, setting: Setting) -> None:
         """Get to know what is to be decided on.
