@@ -13,6 +13,7 @@ ROOMS = (
     "graphs",
     "compat",
     "schedules",
+    "rates",
     "draws",
     "journal",
     "marks",

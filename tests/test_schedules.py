@@ -32,7 +32,7 @@ def test_the_rate_is_the_gain_times_the_schedule_at_the_effective_step(name):
     adapted, effective = GainAdapted(SCHEDULES[name], ceiling=math.inf), 0.0
     for gain in GAINS:
         adapted.advance(tf.constant(gain))
-        expected = gain * plain(SCHEDULES[name], effective)
+        expected = gain * plain(SCHEDULES[name], math.floor(effective))
         assert float(adapted(123)) == pytest.approx(expected, rel=1e-6)
         effective += gain
         assert float(adapted.following) == effective
@@ -242,3 +242,95 @@ def test_another_end_can_be_given(blobs):
 )
 def test_the_end_of_a_schedule(schedule, end):
     assert tfi.schedules.GainAdapted(schedule).steps == end
+
+
+# With what Keras has beside it -----------------------------------------------------------------
+
+
+class Table(keras.optimizers.schedules.LearningRateSchedule):
+    """A user's own, which needs the step as a whole number."""
+
+    def __call__(self, step):
+        return tf.gather([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], tf.minimum(step // 2, 5))
+
+
+COMPOSED = {
+    "a table": Table(),
+    "warm-up": Schedules.CosineDecay(0.0, 40, warmup_target=0.2, warmup_steps=8),
+    "restarts": Schedules.CosineDecayRestarts(0.2, 6),
+}
+
+
+def fitted(blobs, rate, callbacks=(), epochs=4):
+    """A training whose batches are all uniform: its history, and its weights."""
+    keras.utils.set_random_seed(0)
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
+    model = tfi.ISModel(net) if isinstance(rate, GainAdapted) else net
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(rate), loss)
+    x, y = blobs
+    history = model.fit(
+        *(x, y), batch_size=64, epochs=epochs, verbose=0, shuffle=False, callbacks=[*callbacks]
+    ).history
+    return history, net.get_weights()
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_schedules_of_all_kinds_go_on_as_in_plain_keras(blobs, name):
+    expected, weights = fitted(blobs, COMPOSED[name])
+    found, mine = fitted(blobs, GainAdapted(COMPOSED[name]))
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    for one, other in zip(mine, weights):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+SETTING = {
+    "plateau": lambda: keras.callbacks.ReduceLROnPlateau(
+        "loss", factor=0.5, patience=1, min_delta=100.0, min_lr=0.03
+    ),
+    "absolute": lambda: keras.callbacks.LearningRateScheduler(lambda epoch: 0.2 / (1 + epoch)),
+    "relative": lambda: keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.8 * rate),
+}
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.5])
+@pytest.mark.parametrize("name", SETTING)
+def test_callbacks_set_the_rate_without_the_gain(blobs, name, gain):
+    expected, weights = fitted(blobs, 0.2, [SETTING[name]()])
+    schedule = GainAdapted(0.2)
+    advance, rates = schedule.advance, []
+    schedule.advance = lambda _: advance(gain)
+    noted = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: rates.append(float(schedule(0)))
+    )
+    found, mine = fitted(blobs, schedule, [SETTING[name](), noted])
+    key = "learning_rate" if "learning_rate" in expected else "lr"
+    np.testing.assert_allclose(found[key], expected[key], rtol=1e-5)
+    assert len(set(np.round(expected[key], 5))) > 2
+    by_epoch = np.array(rates).reshape(4, -1)
+    assert np.ptp(by_epoch, axis=1).max() < 1e-7
+    np.testing.assert_allclose(by_epoch[:, 0], gain * np.array(expected[key]), rtol=1e-5)
+    if gain == 1:
+        for one, other in zip(mine, weights):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rate_that_is_none_is_refused():
+    for bad in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="learning rate must be finite"):
+            GainAdapted(0.1).set_rate(bad)
+
+
+def test_steps_that_loss_scaling_skips_do_not_count(blobs):
+    """The gradient of one batch in three is infinite."""
+    x, y = blobs
+    x = x[:192].copy()
+    x[64:128] = 1e38
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
+    model, schedule = tfi.ISModel(net), GainAdapted(0.1)
+    scaled = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.SGD(schedule))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(scaled, loss)
+    model.fit(x, y[:192], batch_size=64, epochs=5, verbose=0, shuffle=False)
+    assert float(schedule._next_step()) == 10
+    assert all(np.isfinite(part).all() for part in net.get_weights())

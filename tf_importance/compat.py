@@ -56,6 +56,18 @@ def innermost(optimizer):
     return optimizer if inner is None or inner is optimizer else innermost(inner)
 
 
+def loss_scale(optimizer, model: keras.Model) -> tf.Tensor | None:
+    """What a model's optimizer multiplies losses by, which falls as it skips a step; or None."""
+    if not isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+        return None
+    if not KERAS_3:
+        return optimizer.loss_scale
+    if not optimizer.built:
+        with tf.init_scope():
+            optimizer.build(model.trainable_variables)
+    return value(optimizer.dynamic_scale)
+
+
 def learning_rate(optimizer):
     """What an optimizer was given as its learning rate; legacy ones keep it elsewhere.
 

@@ -25,6 +25,7 @@ from tf_importance import (
     losses,
     marks,
     processes,
+    rates,
     samplers,
     source,
 )
@@ -54,8 +55,10 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
         _refuse_class_weight(given)
         if drawing is not None:
             _refuse_coupled(model, given["x"])
-        if model.schedule is not None and model.schedule.steps is not None:
-            given["callbacks"] = _followed_by(given["callbacks"], UntilTheEnd(model.schedule))
+        if model.schedule is not None:
+            given["callbacks"] = rates.settable(given["callbacks"], model.schedule)
+            if model.schedule.steps is not None:
+                given["callbacks"] = _followed_by(given["callbacks"], UntilTheEnd(model.schedule))
         with model.datasets.fitting(drawing, given["class_weight"] is not None):
             if processes.are_several(model.distribute_strategy):
                 return _in_several_processes(model, given)

@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
     @property
     def is_compared(self) -> bool:
-        """Whether its batches are compared with uniform ones; those by a stream's strata are not."""
+        """Whether its batches are compared with uniform ones: not those by a stream's strata."""
         return self.draws > 0 and (self.per_batch or not self.remembered)
 
     def batches(self, group_size: int) -> int:

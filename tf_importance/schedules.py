@@ -41,8 +41,13 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
     had; late in a decay there is room for a large r̂, under a constant rate there is little. The
     paper has no ceiling (`ceiling=math.inf`).
 
+    A schedule is asked for whole steps, ⌊t̂⌋ as int64. `ReduceLROnPlateau` and
+    `LearningRateScheduler` read and set its rate, without the gain. A step that loss scaling skips
+    does not count.
+
     Args:
-        schedule: a positive number, or a Keras `LearningRateSchedule`.
+        schedule: a positive number, or a Keras `LearningRateSchedule`, warm-ups and restarts
+            included.
         exponent: e; by default ½ for Adam and other optimizers that normalize (Adam, AdamW,
             Nadam, Adamax, RMSprop, Adadelta, Adafactor, Lion, Lamb), else 1; also for Adagrad,
             whose sum over all steps hardly falls with the newest.
@@ -90,6 +95,12 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         self.following = _variable(tf.constant(0.0, tf.float64), "following")
         # The largest value that the schedule has had.
         self.peak = _variable(tf.constant(0.0), "peak")
+        # What callbacks multiply it by.
+        self.factor = _variable(tf.constant(1.0), "factor")
+        # What losses were multiplied by in the step that was begun last; it falls where one is
+        # skipped.
+        self.scale = _variable(tf.constant(0.0), "scale")
+        self._loss_scale: Callable[[], Any] = lambda: None
         # References to the model and the optimizer whose it is, once there are any; in a function
         # as well.
         self._served: Callable[[], tuple[weakref.ref, weakref.ref] | None] = lambda: None
@@ -115,6 +126,7 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         Raises:
             ValueError: it is another model's, whose steps would move it on.
         """
+        outer = weakref.ref(optimizer)
         optimizer, served = compat.innermost(optimizer), self._served()
         if served is not None:
             other, its_optimizer = (reference() for reference in served)
@@ -125,14 +137,21 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
                     "GainAdapted(schedule)."
                 )
             if its_optimizer is not optimizer:
-                for variable in (self.gain, self.effective_step, self.following, self.peak):
-                    variable.assign(tf.cast(variable is self.gain, variable.dtype))
+                self._start_anew()
         now = weakref.ref(model), weakref.ref(optimizer)
         self._served = lambda: now
+        self._loss_scale = lambda: compat.loss_scale(outer(), now[0]())
+
+    def _start_anew(self) -> None:
+        for variable in (self.gain, self.factor):
+            variable.assign(1.0)
+        for variable in (self.effective_step, self.following, self.peak):
+            variable.assign(tf.zeros([], variable.dtype))
+        self.scale.assign(0.0)
 
     def advance(self, gain: tf.Tensor) -> None:
         """Begin a step of gain ratio r̂; a gain that is not finite and positive counts as 1."""
-        following = tf.convert_to_tensor(self.following)
+        following = self._next_step()
         peak = tf.maximum(tf.convert_to_tensor(self.peak), self._scheduled(following))
         gain = tf.cast(gain, tf.float32)
         gain = tf.where(tf.math.is_finite(gain) & (gain > 0), gain, 1.0)
@@ -141,6 +160,33 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         self.gain.assign(gain)
         self.effective_step.assign(following)
         self.following.assign(following + tf.cast(gain, tf.float64))
+
+    def _next_step(self) -> tf.Tensor:
+        """t̂ of the step that begins: that of the last one again, if it was skipped."""
+        following, scale = tf.convert_to_tensor(self.following), self._loss_scale()
+        if scale is None:
+            return following
+        skipped = scale < self.scale
+        with tf.control_dependencies([skipped]):
+            self.scale.assign(scale)
+        return tf.where(skipped, tf.convert_to_tensor(self.effective_step), following)
+
+    @property
+    def rate(self) -> float:
+        """The schedule's value at t̂ of the next step, without the gain."""
+        return float(self._scheduled(tf.convert_to_tensor(self.following)))
+
+    def set_rate(self, rate: float) -> None:
+        """Multiply the schedule, from now on, so that this is its value at t̂; where that is 0, not.
+
+        Raises:
+            ValueError: the rate is negative or not finite.
+        """
+        if not 0 <= rate < float("inf"):
+            raise ValueError(f"a learning rate must be finite and not negative; got {rate}.")
+        now = self.rate
+        if now > 0:
+            self.factor.assign(self.factor * rate / now)
 
     def largest_gain(self) -> tf.Tensor:
         """The r̂ that the ceiling allows in the coming step; larger ones count as this."""
@@ -153,7 +199,8 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         return (self._ceiling * tf.maximum(ratio, 1.0)) ** (1 / self.exponent)
 
     def _scheduled(self, effective_step: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._rate(tf.cast(effective_step, tf.float32)), tf.float32)
+        whole = tf.cast(tf.floor(effective_step), tf.int64)
+        return tf.cast(self._rate(whole), tf.float32) * self.factor
 
     def __call__(self, step) -> tf.Tensor:
         """η of the step that was begun last; the optimizer's own count is not used."""
@@ -177,9 +224,7 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         given = config["schedule"]
         if isinstance(given, dict):
             given = keras.saving.deserialize_keras_object(given)
-        return cls(
-            given, config["exponent"], ceiling=config["ceiling"], steps=config.get("steps")
-        )
+        return cls(given, config["exponent"], ceiling=config["ceiling"], steps=config.get("steps"))
 
 
 # By name: which of them there are depends on the version of Keras and on TensorFlow Addons.
@@ -251,5 +296,6 @@ def _end_of(schedule) -> float | None:
     except NotImplementedError:
         return None
     last = (config.get("decay_steps") or 0) + (config.get("warmup_steps") or 0)
-    rates = [float(schedule(tf.constant(step * last, tf.float32))) for step in (0.5, 1.0, 2.5)]
+    steps = (tf.constant(int(share * last), tf.int64) for share in (0.5, 1.0, 2.5))
+    rates = [float(schedule(step)) for step in steps]
     return float(last) if rates[0] > 0 and rates[1:] == [0.0, 0.0] else None
