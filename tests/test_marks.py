@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
-from tf_importance import marks
+from tf_importance import compat, marks
 
 L = keras.layers
 N, b, B = 256, 8, 32
@@ -124,6 +124,37 @@ def test_a_dataset_from_before_another_compile_is_refused_where_that_matters(poi
         model.fit(dataset, steps_per_epoch=1, verbose=0)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
     with pytest.raises(ValueError, match="another loss since the dataset was made"):
+        model.fit(dataset, steps_per_epoch=1, verbose=0)
+
+
+def new_activation(model):
+    model.net.layers[-1].activation = keras.activations.tanh
+
+
+def adapter(model):
+    if not compat.KERAS_3:
+        pytest.skip("Keras 2 has no adapters of its own")
+    model.net.layers[-1].enable_lora(2)
+
+
+def other_weights(model):
+    model.compile("sgd", LOSS, loss_weights=[0.5])
+
+
+@pytest.mark.parametrize("change", [new_activation, adapter, other_weights])
+@pytest.mark.parametrize("score_in", ["pipeline", "step"])
+def test_scores_are_of_the_model_as_it_is(points, change, score_in):
+    """The step's are, once compiled anew as Keras wants it; a pipeline's are refused else."""
+    model = compiled()
+    dataset = stream(model, points, score_in=score_in)
+    trained(model, dataset)
+    change(model)
+    if change is not other_weights:
+        model.compile("sgd", LOSS)
+    if score_in == "step":
+        trained(model, dataset)
+        return
+    with pytest.raises(ValueError, match="was changed since the dataset was made.*again"):
         model.fit(dataset, steps_per_epoch=1, verbose=0)
 
 

@@ -139,6 +139,30 @@ def test_mixed_precision_is_keras(policy):
         keras.mixed_precision.set_global_policy("float32")
 
 
+def test_a_net_keeps_its_own_policy():
+    """float32 under a global mixed policy, whose float16 would overflow; and the other way."""
+
+    def net():
+        return keras.Sequential([keras.Input((6,)), L.Dense(3)])
+
+    def compiled(net):
+        model = tfi.ISModel(net)
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    plain = net()
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        mixed, model = net(), compiled(plain)
+        assert np.isfinite(model.fit(1e5 * X, Y, verbose=0).history["loss"][0])
+        assert model(1e5 * X).dtype == tf.float32
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    model = compiled(mixed)
+    assert model(X).dtype == tf.float16
+    assert isinstance(model.optimizer, keras.mixed_precision.LossScaleOptimizer)
+
+
 def test_a_loss_for_batches_still_trains_as_in_keras():
     """Without importance sampling a scalar loss is fine; there is just no τ of it."""
     net, _, model = fitted(

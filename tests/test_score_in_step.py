@@ -11,7 +11,9 @@ from tf_importance import switches
 B, b = 32, 8
 
 
-def run(blobs, score_in, *, steps=60, rate=0.3, jit_compile=False, weights=None, **kwargs):
+def run(
+    blobs, score_in, *, steps=60, rate=0.3, jit_compile=False, weights=None, presample=B, **kwargs
+):
     keras.utils.set_random_seed(1)
     net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
     model = tfi.ISModel(net, tau_decay=0.5)
@@ -21,7 +23,7 @@ def run(blobs, score_in, *, steps=60, rate=0.3, jit_compile=False, weights=None,
     train = (
         tf.data.Dataset.from_tensor_slices(data)
         .repeat()
-        .apply(tfi.importance_sample(model, b, B, score_in=score_in, seed=4, **kwargs))
+        .apply(tfi.importance_sample(model, b, presample, score_in=score_in, seed=4, **kwargs))
     )
     seen = []
     noted = keras.callbacks.LambdaCallback(
@@ -44,12 +46,13 @@ def run(blobs, score_in, *, steps=60, rate=0.3, jit_compile=False, weights=None,
             marks=pytest.mark.slow,
         ),
         {"switch": "gain"},
+        {"tau_threshold": 1.3, "presample": b},
         pytest.param(
             {"tau_threshold": 1.3, "weights": np.linspace(0.1, 2, 512).astype(np.float32)},
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["tau", "systematic", "gain", "sample weights"],
+    ids=["tau", "systematic", "gain", "no more than a batch", "sample weights"],
 )
 def test_the_same_seeds_give_the_same_draws(how, jit_compile, blobs):
     """Same decisions, same τ, same parameters, step by step."""
@@ -84,6 +87,7 @@ def test_unusable_scores_fall_back_to_uniform_draws_and_are_counted(blobs):
         blobs, "step", steps=6, tau_threshold="always", scorer=lambda m, x, y: x[:, 0] * np.nan
     )
     assert float(logs[-1]["fallbacks"]) == 6
+    assert float(logs[-1]["importance"]) == 0
     assert float(logs[-1]["max_weight"]) == pytest.approx(1)
     assert all(np.isfinite(part).all() for part in model.net.get_weights())
 

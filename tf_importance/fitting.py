@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,7 @@ from tf_importance import (
     samplers,
     source,
 )
+from tf_importance.scorers import forward
 
 _SOURCES = (
     "give fit arrays, model.fit(x, y, batch_size=32), or what has random access, or a dataset of "
@@ -96,12 +98,27 @@ def _drawing(model, x: Any) -> marks.Drawing | None:
             f"model {model.name!r} was compiled with another loss since the dataset was made, "
             f"which is scored by that one; {again}"
         )
+    if drawing.scored is not None and not _is_scored_as_it_is(model, *drawing.scored):
+        raise ValueError(
+            f"the net of model {model.name!r} was changed since the dataset was made, which is "
+            "scored by the net as it was: a layer, an activation, weights or loss_weights are "
+            f"others; {again}"
+        )
     if model.follows_gain and drawing.meter is None and drawing.sampler is None:
         raise ValueError(
             f"model {model.name!r} was compiled with a learning rate that follows the gain since "
             f"the dataset was made, whose batches do not tell their gain; {again}"
         )
     return drawing
+
+
+def _is_scored_as_it_is(model, structure: list[Any], loss_weights: Any) -> bool:
+    now = forward.structure(model.net)
+    same = len(now) == len(structure) and all(
+        one is other or (inspect.isroutine(one) and one == other)
+        for one, other in zip(now, structure)
+    )
+    return same and model.objective.loss_weights == loss_weights
 
 
 class UntilTheEnd(keras.callbacks.Callback):

@@ -21,6 +21,8 @@ class Drawing:
     Attributes:
         model: the ISModel whose scores it is drawn by; None where no model is asked.
         loss: that the model was compiled with.
+        scored: `forward.structure` of the net and the loss's weights as the pipeline's scorer was
+            traced, None where it scores nothing.
         sample_weighted: whether a user's sample weights are multiplied into the weights.
         switch: of `tfi.switches`, None for none.
         meter: what measures the gain that the switch or the learning rate go by, None for nothing.
@@ -35,6 +37,7 @@ class Drawing:
 
     model: Any = None
     loss: Any = None
+    scored: tuple[list[Any], Any] | None = None
     sample_weighted: bool = False
     switch: Any = None
     meter: Any = None

@@ -115,6 +115,8 @@ class ISModel(keras.Model):
         if not 0 <= tau_decay < 1:
             raise ValueError(f"tau_decay must be in [0, 1); got {tau_decay}.")
         kwargs.setdefault("name", f"importance_{net.name}")
+        # Not the global policy: the net keeps its own, and its loss scaling.
+        kwargs.setdefault("dtype", net.dtype_policy)
         super().__init__(**kwargs)
         self.net = net
         self.scorer = scorer

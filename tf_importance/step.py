@@ -151,7 +151,10 @@ class Step:
 
         self.places = places = batch_statistics.places(self.model, inputs)
         self.is_group = tf.shape(weights)[0] > way.batch_size
-        if (weights.shape[0] or 0) > way.batch_size:
+        if self.drawing.sampler is None:
+            # A stream's pre-sample may be no larger than a batch.
+            self.is_group, seed = seed[1] > 0, tf.stack([seed[0], 0])
+        if (weights.shape[0] or 0) > way.batch_size or self.drawing.row_size == way.batch_size:
             self.is_group = tf.constant(True)
             batch, self.presample, self.counts = drawn()
         else:
@@ -479,7 +482,7 @@ class Step:
         logs = {
             "tau": tau,
             "ess": tf.math.divide_no_nan(monitors.ess, monitors.steps),
-            "importance": tf.math.divide_no_nan(drawn, drawn + uniform),
+            "importance": tf.math.divide_no_nan(drawn - monitors.unusable, drawn + uniform),
             "max_weight": monitors.max_weight,
             "fallbacks": fallbacks + monitors.unusable,
             **of_the_pipeline,

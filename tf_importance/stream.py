@@ -30,6 +30,7 @@ from tf_importance import (
     scorers,
     switches,
 )
+from tf_importance.scorers import forward
 
 # Batches of examples from one weighing of gain and cost to the next.
 _WEIGHED_EVERY = 32
@@ -172,6 +173,9 @@ def importance_sample(
         drawing = marks.Drawing(
             model=model,
             loss=model.objective.loss,
+            scored=None
+            if in_step or not switch.may_draw
+            else (forward.structure(model.net), model.objective.loss_weights),
             reservoirs=kept,
             sample_weighted=len(spec) == 3,
             switch=switch,
@@ -374,7 +378,7 @@ class _Groups:
         count = tf.cast(tf.shape(parts.importance)[0], tf.float32)
         drawn = tf.where(plan > 0, count, 0.0)
         self._model.count(drawn=drawn, uniform=count - drawn)
-        return self._emitted(parts, gain_ratio, seed)
+        return self._emitted(parts, gain_ratio, seed + tf.stack([0, tf.cast(plan > 0, tf.int32)]))
 
     def _scored(self, group: fresh.Group, choice: plans.Plan, gain_ratio, seed, turn):
         size, way = choice.presample_size, self._ways[choice.presample_size]
@@ -406,7 +410,8 @@ class _Groups:
         """What the training step gets, stacked.
 
         Args:
-            group: batches or pre-samples. gain_ratio: r of all. seed: [2] of the group.
+            group: batches or pre-samples. gain_ratio: r of all.
+            seed: [2] of the group; 1 in its second place has the steps draw from it.
             statistics: [S] of the pre-sample that batches were drawn from.
         """
         told = {"weight": group.weights}

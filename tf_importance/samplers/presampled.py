@@ -76,6 +76,11 @@ class Fresh(Over):
             return super()._are_drawn(draws)
         return tf.not_equal(draws.kinds, COMPARED)
 
+    @property
+    def compares(self) -> bool:
+        """As for all, but where nothing tells a pre-sample from a batch."""
+        return super().compares and self.presample_size != self._batch_size
+
     def remember(self, draws: Draws, seen: Seen) -> None:
         if not self.compares:
             super().remember(draws, seen)

@@ -121,6 +121,13 @@ def of(model: keras.Model, inputs) -> Forward:
     return passes[-1]
 
 
+def structure(net: keras.Model) -> list[Any]:
+    """What a trace of a net depends on: its layers, their activations, its weights."""
+    layers = list(net._flatten_layers())
+    activations = [getattr(layer, "activation", None) for layer in layers]
+    return [*layers, *activations, *net.weights]
+
+
 def _head(output: tf.Tensor, seen: dict[Hashable, _Noted]) -> Head:
     """The head of an output: noted on its way or read off the graph, else the output itself.
 
