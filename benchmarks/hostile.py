@@ -1,0 +1,194 @@
+"""What a Gain switch costs where drawing does not pay: python -m benchmarks.hostile [--nets=…]
+
+Each net is trained uniformly at its own best rate (--rates, by seed 0), and drawn from at the same
+one, under `tfi.switches.Gain` and `GainAdapted`, for as many cost units: one is a uniform step, and
+a drawn one counts 1 + (B/b)/3, as the paper has it. Rates fall linearly to 0 at the end of the
+budget; drawn training ends there too, since a first run says what its steps cost. By train loss in
+inference, drawn over uniform: the median over paired seeds, and the range.
+
+Runs are kept in --out.jsonl as they are made, and a command that is interrupted goes on there.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import tf_importance as tfi
+from benchmarks import command, measure
+from reports import figures
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("nets", [], "Nets; all by default.")
+flags.DEFINE_list("rates", ["0.05", "0.1", "0.2", "0.4"], "Learning rates to choose from.")
+flags.DEFINE_integer("steps", 2000, "Cost units of a training.")
+flags.DEFINE_integer("seeds", 5, "Pairs of runs.")
+flags.DEFINE_string("out", "runs/benchmarks/hostile.json", "Where the result goes.")
+
+L = keras.layers
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SIZE, PRESAMPLE = 32, 128
+SCORING = PRESAMPLE / SIZE / 3
+EXAMPLES = 8000
+
+
+class Case(NamedTuple):
+    """A net, its labels, and what it is scored by; None for the upper bound."""
+
+    middle: Callable[[], list[keras.layers.Layer]]
+    noise: float = 0.0
+    scorer: Callable | None = None
+
+
+def equal_scores(model, x, y) -> tf.Tensor:
+    """A scorer by which all examples are drawn alike."""
+    del model, y
+    return tf.ones(tf.shape(x)[:1])
+
+
+CASES = {
+    "dropout": Case(lambda: [L.Dropout(0.5)]),
+    "weighted batch norm": Case(lambda: [tfi.layers.BatchNormalization()]),
+    "constant scorer": Case(list, scorer=equal_scores),
+    "label noise": Case(list, noise=0.3),
+    "noise in the net": Case(lambda: [L.GaussianNoise(1.0)]),
+}
+
+
+class Run(NamedTuple):
+    """One training: its loss at the end, what it cost, and the share of drawn batches."""
+
+    net: str
+    rate: float
+    way: str
+    budget: int
+    seed: int
+    loss: float
+    cost: float
+    drawn: float
+
+
+def data_of(noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """20 numbers, and which of 5 sums of them is the largest."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(EXAMPLES, 20)).astype(np.float32)
+    y = (x @ rng.normal(size=(20, 5))).argmax(1)
+    return x, np.where(rng.random(EXAMPLES) < noise, rng.integers(0, 5, EXAMPLES), y)
+
+
+def train(name: str, rate: float, way: str, budget: int, seed: int) -> Run:
+    """Train a net, drawn or uniformly, until its schedule of so many steps ends."""
+    case = CASES[name]
+    x, y = data_of(case.noise)
+    keras.utils.set_random_seed(seed)
+    hidden = [L.Dense(128, "relu"), *case.middle()]
+    net = keras.Sequential([keras.Input((20,)), *hidden, L.Dense(5)])
+    schedule: Any = keras.optimizers.schedules.PolynomialDecay(rate, budget, 0.0)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(EXAMPLES, seed=seed).repeat()
+    model = net
+    if way == "drawn":
+        model = tfi.ISModel(net)
+        schedule = tfi.schedules.GainAdapted(schedule)
+    model.compile(keras.optimizers.SGD(schedule), LOSS)
+    if way == "drawn":
+        switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=SCORING)
+        batches = batches.apply(
+            tfi.importance_sample(model, SIZE, PRESAMPLE, switch=switch, scorer=case.scorer)
+        )
+    else:
+        batches = batches.batch(SIZE)
+    steps = []
+    counted = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(1))
+    most = budget if way == "uniform" else 3 * budget
+    history = model.fit(
+        batches, steps_per_epoch=most, verbose=0, shuffle=None, callbacks=[counted]
+    ).history
+    drawn = float(history.get("importance", [0.0])[0])
+    logits = net(x, training=False)
+    loss = float(np.mean(keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)))
+    keras.backend.clear_session()
+    return Run(name, rate, way, budget, seed, loss, len(steps) * (1 + SCORING * drawn), drawn)
+
+
+class Runs:
+    """Runs, kept in a file; each is made once."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._found = {run[:5]: run for run in (Run(**json.loads(line)) for line in lines)}
+
+    def get(self, *of) -> Run:
+        if of not in self._found:
+            run = self._found[of] = train(*of)
+            with self._path.open("a") as file:
+                file.write(json.dumps(run._asdict()) + "\n")
+            print(f"  {' '.join(map(str, of))}: {run.loss:.4g}", flush=True)
+        return self._found[of]
+
+
+def compared(name: str, runs: Runs) -> dict[str, Any]:
+    """Drawn over uniform training at equal cost."""
+    budget = FLAGS.steps
+    rate = min(
+        map(float, FLAGS.rates), key=lambda rate: runs.get(name, rate, "uniform", budget, 0).loss
+    )
+    ratios, costs, shares = [], [], []
+    for seed in range(FLAGS.seeds):
+        uniform = runs.get(name, rate, "uniform", budget, seed)
+        first = runs.get(name, rate, "drawn", budget, seed)
+        fitting = round(budget * budget / first.cost)
+        drawn = runs.get(name, rate, "drawn", fitting, seed)
+        ratios.append(drawn.loss / uniform.loss)
+        costs.append(drawn.cost / budget)
+        shares.append(drawn.drawn)
+    return {
+        "rate": rate,
+        "of_uniform": round(statistics.median(ratios), 3),
+        "range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "cost": round(statistics.median(costs), 3),
+        "drawn": round(statistics.median(shares), 3),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """A row for each net."""
+    rows = [
+        {
+            "net": name,
+            "rate": f"{found['rate']:g}",
+            "train loss over uniform's (range)": (
+                f"{found['of_uniform']:.3f} ({found['range'][0]:.3f} to {found['range'][1]:.3f})"
+            ),
+            "cost": f"{found['cost']:.2f}",
+            "batches drawn": f"{100 * found['drawn']:.0f} %",
+        }
+        for name, found in result.items()
+    ]
+    return figures.markdown(rows)
+
+
+def main(_) -> None:
+    tf.get_logger().setLevel("ERROR")
+    command.shorten(steps=40, seeds=1, nets=["dropout"], rates=["0.1"])
+    unknown = {*FLAGS.nets} - {*CASES}
+    if unknown:
+        raise app.UsageError(f"unknown: {', '.join(unknown)}; nets are {', '.join(CASES)}.")
+    out = pathlib.Path(FLAGS.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    runs = Runs(out.with_suffix(".jsonl"))
+    result = {name: compared(name, runs) for name in FLAGS.nets or CASES}
+    measure.write(FLAGS.out, {"steps": FLAGS.steps, "results": result})
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    app.run(main)
