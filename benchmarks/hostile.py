@@ -28,7 +28,7 @@ from reports import figures
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("nets", [], "Nets; all by default.")
-flags.DEFINE_list("rates", ["0.05", "0.1", "0.2", "0.4"], "Learning rates to choose from.")
+flags.DEFINE_list("rates", ["0.1", "0.2", "0.4", "0.8", "1.6"], "Learning rates to choose from.")
 flags.DEFINE_integer("steps", 2000, "Cost units of a training.")
 flags.DEFINE_integer("seeds", 5, "Pairs of runs.")
 flags.DEFINE_string("out", "runs/benchmarks/hostile.json", "Where the result goes.")

@@ -63,6 +63,7 @@ def test_millions_of_steps_are_counted_exactly():
 OPTIMIZERS = {
     "SGD": lambda rate: keras.optimizers.SGD(rate),
     "Adam": lambda rate: keras.optimizers.Adam(rate),
+    "SGD, clipped": lambda rate: keras.optimizers.SGD(rate, global_clipnorm=0.05),
 }
 if importlib.util.find_spec("tensorflow_addons") is not None:
     import tensorflow_addons as tfa

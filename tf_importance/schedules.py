@@ -49,8 +49,8 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         schedule: a positive number, or a Keras `LearningRateSchedule`, warm-ups and restarts
             included.
         exponent: e; by default ½ for Adam and other optimizers that normalize (Adam, AdamW,
-            Nadam, Adamax, RMSprop, Adadelta, Adafactor, Lion, Lamb), else 1; also for Adagrad,
-            whose sum over all steps hardly falls with the newest.
+            Nadam, Adamax, RMSprop, Adadelta, Adafactor, Lion, Lamb) or clip gradients to a norm,
+            else 1; also for Adagrad, whose sum over all steps hardly falls with the newest.
         ceiling: c ≥ 1.
         steps: N, at which the schedule ends: `ISModel.fit` stops where t̂ has reached it, after
             fewer steps than N; an own loop can ask `ended`. By default that of a Keras schedule
@@ -256,9 +256,13 @@ def followed_by(model, optimizer):
 
 
 def _normalizes(optimizer) -> bool:
-    """Whether an optimizer, or the one that it wraps, divides by the size of its gradients."""
-    kinds = type(compat.innermost(optimizer)).__mro__
-    return any(kind.__name__ in _NORMALIZING for kind in kinds)
+    """Whether an optimizer, or the one that it wraps, divides by the size of its gradients.
+
+    As one does that clips them to a norm, while that is what bounds its steps.
+    """
+    optimizer = compat.innermost(optimizer)
+    clips = any(getattr(optimizer, name, None) for name in ("clipnorm", "global_clipnorm"))
+    return clips or any(kind.__name__ in _NORMALIZING for kind in type(optimizer).__mro__)
 
 
 def _variable(initial, name: str) -> tf.Variable:
