@@ -1,5 +1,9 @@
 """The transform: shapes, groups, seeds, fallbacks, live weights and refusals."""
 
+import copy
+import re
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -45,9 +49,7 @@ def test_a_drawn_batch_has_its_weights(resampling):
     model = classifier()
     data = numbered(16)
     batches = data.apply(
-        tfi.importance_sample(
-            model, 4, 8, tau_threshold="always", resampling=resampling, seed=1
-        )
+        tfi.importance_sample(model, 4, 8, tau_threshold="always", resampling=resampling, seed=1)
     )
     found = list(batches.as_numpy_iterator())
     assert len(found) == 2
@@ -257,8 +259,9 @@ def test_unusable_scores_fall_back_to_uniform_and_are_counted(value, spoilt):
     assert len(emitted) == 3 + groups
     assert np.all(np.isfinite(np.concatenate([w for _, _, w in emitted])))
     if groups:
-        np.testing.assert_array_equal(np.sort(np.concatenate([emitted[0][0], emitted[1][0]])[:, 0]),
-                                      np.arange(8))
+        np.testing.assert_array_equal(
+            np.sort(np.concatenate([emitted[0][0], emitted[1][0]])[:, 0]), np.arange(8)
+        )
 
 
 def test_nothing_is_scored_below_the_threshold():
@@ -436,3 +439,61 @@ def test_a_scorer_of_the_wrong_shape_is_refused():
         numbered(20).apply(
             tfi.importance_sample(classifier(), 4, 8, scorer=lambda m, x, y: tf.reduce_sum(x))
         )
+
+
+# Why nothing is drawn ------------------------------------------------------------------------
+
+
+def test_a_dataset_shorter_than_a_group_is_warned_of(blobs):
+    model = classifier()
+    short = tf.data.Dataset.from_tensor_slices(blobs).take(20)
+    with pytest.warns(UserWarning, match="has 20 examples.*32 at once: nothing will be drawn"):
+        short.apply(tfi.importance_sample(model, 8, 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        short.repeat().apply(tfi.importance_sample(model, 8, 32))
+        short.apply(tfi.importance_sample(model, 8, 32, tau_threshold="never"))
+
+
+WHY = {
+    "τ was .* at the end, and drawing begins above 99": {"tau_threshold": 99.0},
+    "no plan to draw was ever worth its cost": {
+        "switch": tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1e6)
+    },
+    "no group of 32 examples was ever complete": {"tau_threshold": "always", "examples": 20},
+    "": {"tau_threshold": "always"},
+}
+
+
+@pytest.mark.parametrize("score_in", ["step", "pipeline"])
+@pytest.mark.parametrize("why", WHY)
+def test_one_line_says_why_nothing_was_drawn(blobs, monkeypatch, why, score_in):
+    said, how = [], dict(WHY[why])
+    monkeypatch.setattr(tf.get_logger(), "info", said.append)
+    if "switch" in how:
+        how["switch"] = copy.deepcopy(how["switch"])
+    data = tf.data.Dataset.from_tensor_slices(blobs).take(how.pop("examples", 96))
+    # Of no known length.
+    data = data.filter(lambda x, y: True)
+    model = classifier()
+    drawn = data.apply(tfi.importance_sample(model, 8, 32, score_in=score_in, **how))
+    model.fit(drawn, epochs=2, verbose=0)
+    lines = [line for line in said if "nothing was drawn" in line]
+    assert len(lines) == bool(why) and all(re.search(why, line) for line in lines)
+
+
+@pytest.mark.parametrize("score_in", ["step", "pipeline"])
+def test_unusable_scores_are_a_reason(blobs, score_in):
+    model = classifier()
+    data = tf.data.Dataset.from_tensor_slices(blobs).take(96)
+    drawn = data.apply(
+        tfi.importance_sample(
+            model,
+            *(8, 32),
+            score_in=score_in,
+            tau_threshold="always",
+            scorer=lambda model, x, y: x[:, 0] * np.nan,
+        )
+    )
+    with pytest.warns(UserWarning, match="scores of all 6 pre-samples were unusable"):
+        model.fit(drawn, epochs=2, verbose=0)

@@ -61,6 +61,8 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
             given["callbacks"] = rates.settable(given["callbacks"], model.schedule)
             if model.schedule.steps is not None:
                 given["callbacks"] = _followed_by(given["callbacks"], UntilTheEnd(model.schedule))
+        if drawing is not None and drawing.why_off is not None:
+            given["callbacks"] = _followed_by(given["callbacks"], WhyNothing(drawing.why_off))
         with model.datasets.fitting(drawing, given["class_weight"] is not None):
             if processes.are_several(model.distribute_strategy):
                 return _in_several_processes(model, given)
@@ -119,6 +121,35 @@ def _is_scored_as_it_is(model, structure: list[Any], loss_weights: Any) -> bool:
         for one, other in zip(now, structure)
     )
     return same and model.objective.loss_weights == loss_weights
+
+
+class WhyNothing(keras.callbacks.Callback):
+    """Says in one line why a training had no drawn batch, if it had none.
+
+    Args:
+        why_off: of the switch.
+    """
+
+    def __init__(self, why_off: Callable[[], str]) -> None:
+        super().__init__()
+        self._why_off, self._drawn, self._fallbacks = why_off, 0.0, 0
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        logs = logs or {}
+        self._drawn += float(logs.get("importance", 1.0))
+        self._fallbacks += int(logs.get("fallbacks", 0))
+
+    def on_train_end(self, logs=None) -> None:
+        if self._drawn > 0:
+            return
+        if self._fallbacks:
+            warnings.warn(
+                f"nothing was drawn: the scores of all {self._fallbacks} pre-samples were unusable "
+                "(all zero, negative, NaN or infinite).",
+                stacklevel=2,
+            )
+        else:
+            tf.get_logger().info(f"nothing was drawn: {self._why_off()}.")
 
 
 class UntilTheEnd(keras.callbacks.Callback):

@@ -7,6 +7,7 @@ each dataset trains as it was asked to, or is refused before the first step.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -25,6 +26,7 @@ class Drawing:
             traced, None where it scores nothing.
         sample_weighted: whether a user's sample weights are multiplied into the weights.
         switch: of `tfi.switches`, None for none.
+        why_off: says why nothing was drawn, None where nothing can be.
         meter: what measures the gain that the switch or the learning rate go by, None for nothing.
         fresh: what draws from the groups that the steps get, None where they get none.
         sampler: that draws by a memory, None for none.
@@ -40,6 +42,7 @@ class Drawing:
     scored: tuple[list[Any], Any] | None = None
     sample_weighted: bool = False
     switch: Any = None
+    why_off: Callable[[], str] | None = None
     meter: Any = None
     fresh: Any = None
     sampler: Any = None

@@ -164,6 +164,7 @@ def importance_sample(
         spec = element_specs.checked(model, dataset)
         element_specs.build(model, spec, lambda: next(iter(dataset.batch(1)))[0])
         coupling.refuse(model, spec[0])
+        _warn_of_short(dataset, setting, switch)
         number_of, kept = None, None
         if strata is not None:
             number_of = keys.number_of(strata, spec)
@@ -179,6 +180,7 @@ def importance_sample(
             reservoirs=kept,
             sample_weighted=len(spec) == 3,
             switch=switch,
+            why_off=(lambda: switch.why_off(setting)) if switch.may_draw else None,
             meter=meter,
             fresh=way(score) if in_step else None,
             averages_statistics=any(plan.draws > 1 for plan in setting.plans),
@@ -524,6 +526,19 @@ def _in_step(score_in: str | None, menu: plans.Menu, model: Any, follows: bool) 
             f"{replicas}: each would get a part of the pre-sample. Score in the pipeline."
         )
     return score_in == "step"
+
+
+def _warn_of_short(
+    dataset: tf.data.Dataset, setting: switches.Setting, switch: switches.Switch
+) -> None:
+    examples = int(dataset.cardinality())
+    if switch.may_draw and 0 <= examples < setting.group_size:
+        warnings.warn(
+            f"the dataset has {examples} examples, and batches are drawn from "
+            f"{setting.group_size} at once: nothing will be drawn. Give dataset.repeat() and "
+            "steps_per_epoch, or a smaller presample_size.",
+            stacklevel=4,
+        )
 
 
 def _warn(model: Any, switch: switches.Switch, seed: int | None) -> None:

@@ -225,6 +225,10 @@ class Switch(tf.Module):
     def interrupted(self) -> None:
         """Called instead where a group is too short to be decided on, as at the end of a pass."""
 
+    def why_off(self, setting: Setting) -> str:
+        """Why a training had no drawn batch, as far as it was up to the switch."""
+        return f"no group of {setting.group_size} examples was ever complete"
+
 
 class Always(Switch):
     """Draw from every pre-sample."""

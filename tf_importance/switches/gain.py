@@ -146,6 +146,9 @@ class Gain(Switch):
         known = tf.equal(plan, in_force) & setting.gains_by(plan)
         return plan, tf.where(known, gain, 1.0)
 
+    def why_off(self, setting: Setting) -> str:
+        return "no plan to draw was ever worth its cost"
+
     def _weigh(self, setting: Setting) -> tf.Tensor:
         """Take the fastest plan by gain and cost as they are now; True."""
         current = tf.convert_to_tensor(self.plan)
