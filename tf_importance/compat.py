@@ -50,6 +50,17 @@ def untracked(model: keras.Model, name: str, value: Any) -> None:
     object.__setattr__(model, name, value)
 
 
+def added_losses(layer: keras.layers.Layer) -> list:
+    """What `add_loss` has given a layer in its latest pass; penalties of weights are not in it."""
+    names = ("_losses",) if KERAS_3 else ("_losses", "_eager_losses")
+    return [loss for name in names for loss in getattr(layer, name, None) or []]
+
+
+def clear_losses(model: keras.Model) -> None:
+    """Forget what layers have added in a pass."""
+    model._clear_losses()
+
+
 def innermost(optimizer):
     """The optimizer inside those that only wrap one; itself where it wraps none."""
     inner = getattr(optimizer, "inner_optimizer", None) or getattr(optimizer, "_optimizer", None)
@@ -238,6 +249,22 @@ def _masked(output: tf.Tensor, weights: tf.Tensor):
     return tf.identity(output), weights
 
 
+def _update(metric, label, output: tf.Tensor, weights: tf.Tensor) -> None:
+    """Update a metric with weights [b], or [b, …] with a mask, in the shape that it takes.
+
+    One of many values for each example is given a weight for each of them, but where it is a mean
+    of them itself. One that is a single number for a batch cannot be weighted, and is not.
+    """
+    rank = label.shape.rank or 0
+    is_mean = isinstance(metric, keras.metrics.MeanMetricWrapper)
+    if is_mean and metric._fn(label, output, **metric._fn_kwargs).shape.rank == 0:
+        metric.update_state(label, output)
+        return
+    if rank > 2 and not is_mean:
+        weights = tf.broadcast_to(for_inner_axes(weights, rank), tf.shape(label))
+    metric.update_state(label, output, sample_weight=weights)
+
+
 def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:
     """Update `metrics` and `weighted_metrics` alike with weights.
 
@@ -258,9 +285,8 @@ def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:
         labels, outputs = compiled._flatten_y(y), compiled._flatten_y(y_pred)
         for lists in (compiled._flat_metrics, compiled._flat_weighted_metrics):
             for metrics, label, output in zip(lists, labels, outputs):
-                if metrics:
-                    output, masked = _masked(output, weights)
-                    metrics.update_state(label, output, sample_weight=masked)
+                for metric in metrics.metrics if metrics else ():
+                    _update(metric, label, *_masked(output, weights))
         return
     labels = compiled._conform_to_outputs(y_pred, y)
     if not compiled.built:
@@ -274,4 +300,4 @@ def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:
         output, masked = _masked(output, weights)
         for metric in (*metrics, *weighted):
             if metric is not None and label is not None:
-                metric.update_state(label, output, sample_weight=masked)
+                _update(metric, label, output, masked)

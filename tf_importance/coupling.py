@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import batch_statistics, compat, layers
+from tf_importance import batch_statistics, compat, graphs, layers, losses
 
 _EXAMPLES = 4
 # Of an axis whose size the data leave open.
@@ -21,6 +21,8 @@ _UNKNOWN_SIZE = 8
 _RELATIVE, _ABSOLUTE = 1e-2, 1e-3
 _KNOWN = ("keras.", "tensorflow_addons.", "tf_importance.")
 _checked: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+# Of models, whose objective was tried last.
+_tried: weakref.WeakKeyDictionary[keras.Model, int] = weakref.WeakKeyDictionary()
 
 
 def refuse(model: keras.Model, inputs) -> None:
@@ -70,6 +72,114 @@ def refuse(model: keras.Model, inputs) -> None:
             "normalization of your own is to be a keras.layers.BatchNormalization); or train "
             "without importance sampling."
         )
+
+
+def refuse_loss(model, inputs, labels) -> None:
+    """Raise for what a drawn batch's weights cannot be multiplied into; each model once a loss.
+
+    Two batches of random predictions and labels that share their first example must give the same
+    loss for it. A loss that a layer adds in a pass must not depend on the examples.
+
+    Args:
+        model: an ISModel, compiled. inputs, labels: nests of specs of one example.
+    Raises:
+        ValueError: a loss of one example depends on the others, or a layer adds one of the data.
+    """
+    leaves = [*tf.nest.flatten(inputs), *tf.nest.flatten(labels)]
+    tried = _tried.get(model) == id(model.objective)
+    if tried or tf.distribute.has_strategy() or any(_is_unknown(leaf) for leaf in leaves):
+        return
+    _tried[model] = id(model.objective)
+    batch = tf.nest.map_structure(
+        lambda leaf: tf.TensorSpec([_EXAMPLES, *leaf.shape], leaf.dtype), inputs
+    )
+    added: list[str] = []
+
+    def passed(inputs):
+        with batch_statistics.looking():
+            outputs = model(inputs, training=True)
+        added.extend(_adds_loss_of(model.net, tf.nest.flatten(inputs)))
+        return outputs
+
+    try:
+        with tf.init_scope():
+            traced = tf.function(passed, autograph=False).get_concrete_function(batch)
+    except (TypeError, ValueError, tf.errors.OpError):
+        return  # What is wrong with the net, its own pass will show.
+    finally:
+        compat.clear_losses(model)
+    if added:
+        raise ValueError(
+            f"layer {added[0]!r} adds a loss of the data (add_loss, or an activity regularizer), "
+            "which has one number for the batch, so that weights cannot make it that of all data. "
+            "Return what it penalizes as an output of the net, and give compile a loss for it, by "
+            "example; or train without importance sampling."
+        )
+    if _couples(model.objective, labels, traced.structured_outputs):
+        raise ValueError(
+            f"the loss {model.objective.loss!r} of one example depends on the other examples of "
+            "its batch, so that weights cannot make a drawn batch stand for the data (as of Cox's "
+            "partial likelihood, contrastive and ranking losses, or AUC and Dice over a batch). "
+            "Give a loss that is a mean over examples, or train without importance sampling."
+        )
+
+
+def _is_unknown(leaf: tf.TensorSpec) -> bool:
+    return leaf.dtype == tf.string or leaf.shape.rank is None
+
+
+def _adds_loss_of(net: keras.Model, inputs: list[tf.Tensor]) -> list[str]:
+    """Names of the layers whose losses in the pass that was just traced depend on its inputs."""
+    sources = {tensor.op.name for tensor in inputs}
+    found = []
+    for layer in net._flatten_layers():
+        for loss in compat.added_losses(layer):
+            in_graph = isinstance(loss, tf.Tensor) and not hasattr(loss, "numpy")
+            if in_graph and graphs.depends(loss, sources):
+                found.append(layer.name)
+    return found
+
+
+def _couples(objective, labels, outputs) -> bool:
+    """Whether the loss of a first example is another beside other examples."""
+    rng = np.random.default_rng(0)
+
+    def made(shape, dtype) -> np.ndarray:
+        # Predictions that are logits as well as probabilities.
+        shape = [_UNKNOWN_SIZE if size is None else size for size in shape]
+        if dtype.is_floating:
+            return rng.uniform(0.1, 0.9, size=shape).astype(dtype.as_numpy_dtype)
+        return rng.integers(2, size=shape).astype(dtype.as_numpy_dtype)
+
+    def batch():
+        of_labels = tf.nest.map_structure(
+            lambda leaf: made([_EXAMPLES, *leaf.shape], leaf.dtype), labels
+        )
+        of_outputs = tf.nest.map_structure(
+            lambda part: made([_EXAMPLES, *part.shape[1:]], part.dtype), outputs
+        )
+        return of_labels, of_outputs
+
+    first, others = batch(), batch()
+    for mine, theirs in zip(tf.nest.flatten(first), tf.nest.flatten(others)):
+        theirs[0] = mine[0]
+    per_example = tf.function(
+        lambda labels, outputs: losses.per_example_losses(objective, labels, outputs),
+        autograph=False,
+    )
+    try:
+        with tf.init_scope():
+            one, again, another = (
+                np.asarray(per_example(*map(_tensors, parts)))[:1]
+                for parts in (first, first, others)
+            )
+    except (TypeError, ValueError, KeyError, IndexError, tf.errors.OpError):
+        return False  # Not for such labels, or no loss by example; its own batches will show.
+    return are_close([one], [again]) and not are_close([one], [another])
+
+
+def _tensors(nest):
+    return tf.nest.map_structure(tf.convert_to_tensor, nest)
 
 
 def _may_couple(net: keras.Model) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_importance import graphs
+
 
 def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
     """The dataset's element_spec, as (x, y) or (x, y, sample_weight) without a batch axis."""
@@ -20,6 +22,13 @@ def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
             f"element_spec {spec}."
         )
     leaves = tf.nest.flatten(spec)
+    unknown = [leaf for leaf in leaves if getattr(leaf, "shape", None) == tf.TensorShape(None)]
+    if unknown:
+        raise ValueError(
+            "the dataset does not say how many axes its examples have; got element_spec "
+            f"{spec}. Set it in a map: x = tf.ensure_shape(x, [5]), with None for a size that "
+            "varies (or by output_signature=, where a generator makes it)."
+        )
     if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
         raise ValueError(f"the dataset's elements must be dense tensors; got {spec}.")
     if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(spec[1])):
@@ -27,9 +36,11 @@ def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
     if _looks_batched(model.net, spec[0], leaves):
         raise ValueError(
             "the dataset must not be batched, since importance_sample batches it itself; got "
-            f"element_spec {spec}. Leave out .batch(), or undo it by .unbatch()."
+            f"element_spec {spec}. Leave out .batch(), or undo it by .unbatch(). If it is not, and "
+            "its examples differ in length, which are padded, build the net before: "
+            "net.build((None, None))."
         )
-    if len(spec) == 3 and (tf.nest.is_nested(spec[2]) or spec[2].shape.rank != 0):
+    if len(spec) == 3 and (tf.nest.is_nested(spec[2]) or spec[2].shape not in ([], [1])):
         raise ValueError(f"sample_weight must be one number for each example; got {spec[2]}.")
     return spec
 
@@ -48,6 +59,21 @@ def _looks_batched(net: keras.Model, inputs, leaves: list[tf.TensorSpec]) -> boo
     return all(leaf.shape.rank and leaf.shape[0] is None for leaf in leaves)
 
 
+def with_scalar_weights(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The dataset, whose sample weights may have shape [1], with scalars."""
+    spec = dataset.element_spec
+    if len(spec) < 3 or spec[2].shape.rank == 0:
+        return dataset
+    return dataset.map(graphs.as_it_stands(lambda x, y, weight: (x, y, tf.reshape(weight, []))))
+
+
+def batched(dataset: tf.data.Dataset, size: int, drop_remainder: bool = False) -> tf.data.Dataset:
+    """Batches of examples; those that may differ in their sizes are padded with zeros."""
+    if all(leaf.shape.is_fully_defined() for leaf in tf.nest.flatten(dataset.element_spec)):
+        return dataset.batch(size, drop_remainder=drop_remainder)
+    return dataset.padded_batch(size, drop_remainder=drop_remainder)
+
+
 def build(model: keras.Model, spec: tuple, one: Callable[[], Any]) -> None:
     """Make the weights of an unbuilt net by a call on one example.
 
@@ -58,6 +84,10 @@ def build(model: keras.Model, spec: tuple, one: Callable[[], Any]) -> None:
     if model.built and model.net.built:
         return
     inputs = spec[0]
+    sequential = isinstance(model.net, keras.Sequential) and not tf.nest.is_nested(inputs)
+    if sequential and not model.net.built:
+        # By a call it would have the call's batch size for good.
+        model.net.build((None, *inputs.shape))
     if all(leaf.shape.is_fully_defined() for leaf in tf.nest.flatten(inputs)):
         example = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape], s.dtype), inputs)
     else:

@@ -57,6 +57,8 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
         _refuse_class_weight(given)
         if drawing is not None:
             _refuse_coupled(model, given["x"])
+            if drawing.sampler is not None and drawing.sampler.is_compared:
+                _refuse_loss(model, given["x"])
         if model.schedule is not None:
             given["callbacks"] = rates.settable(given["callbacks"], model.schedule)
             if model.schedule.steps is not None:
@@ -205,6 +207,16 @@ def _refuse_coupled(model, batches: Any) -> None:
     coupling.refuse(
         model, tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), leaves)
     )
+
+
+def _refuse_loss(model, batches: Any) -> None:
+    """Raises: ValueError: what the model is trained by is no mean over examples."""
+    if isinstance(batches, tf.data.Dataset):
+        inputs, labels = (
+            tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), part)
+            for part in batches.element_spec[:2]
+        )
+        coupling.refuse_loss(model, inputs, labels)
 
 
 def _refuse_class_weight(given: dict[str, Any]) -> None:

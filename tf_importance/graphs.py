@@ -51,6 +51,23 @@ def by_autograph(function: Callable) -> Callable:
     return tf.__internal__.autograph.tf_convert(function, enabled, user_requested=True)
 
 
+def depends(tensor: tf.Tensor, sources: set[str]) -> bool:
+    """Whether a tensor of a graph is computed from others.
+
+    Args:
+        sources: names of the operations that make those.
+    """
+    waiting, seen = [tensor.op], {tensor.op.name}
+    while waiting:
+        operation = waiting.pop()
+        if operation.name in sources:
+            return True
+        new = {part.op.name: part.op for part in operation.inputs if part.op.name not in seen}
+        seen |= new.keys()
+        waiting.extend(new.values())
+    return False
+
+
 def is_random(tensor: tf.Tensor, clean: set[str]) -> bool:
     """Whether random numbers have gone into a tensor of a graph.
 

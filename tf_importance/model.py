@@ -46,6 +46,23 @@ def _arguments(method: Callable, *args, **kwargs) -> dict[str, Any]:
     return given
 
 
+# What an ISModel does itself, and would not ask the net for.
+_OWN = ("train_step", "test_step", "compute_loss", "compute_metrics")
+
+
+def _refuse_own_methods(net: keras.Model) -> None:
+    """Raises: ValueError: the net has a training of its own, which would not be called."""
+    for name in _OWN:
+        kind = next(one for one in type(net).__mro__ if name in vars(one))
+        if not kind.__module__.startswith(("keras.", "tensorflow.")):
+            raise ValueError(
+                f"net {net.name!r} of class {kind.__name__} has a {name} of its own, which an "
+                "ISModel would not call: it makes Keras's step, weighted. Give the loss and the "
+                "metrics to compile, by example, and ISModel a net without that method; or draw "
+                "in a training loop of your own."
+            )
+
+
 @keras.saving.register_keras_serializable(package="tf_importance")
 class ISModel(keras.Model):
     """A net trained by importance sampling; otherwise the net's plain Keras model.
@@ -118,6 +135,7 @@ class ISModel(keras.Model):
         # Not the global policy: the net keeps its own, and its loss scaling.
         kwargs.setdefault("dtype", net.dtype_policy)
         super().__init__(**kwargs)
+        _refuse_own_methods(net)
         self.net = net
         self.scorer = scorer
         self.tau_decay = tau_decay
@@ -141,6 +159,8 @@ class ISModel(keras.Model):
         compat.untracked(self, "_adapts", adapt_batch_normalization)
         compat.untracked(self, "_warned", False)
         self.adapt_batch_normalization()
+        # A net that has its weights is a model that has them: they can be loaded.
+        self.built = net.built
 
     def _state(self, name: str, shape: list[int], initial: float | tuple = 0.0):
         return self.add_weight(
@@ -218,7 +238,7 @@ class ISModel(keras.Model):
 
     def call(self, inputs, training=None):
         """The net's outputs; `training` reaches the net through Keras's call context."""
-        return forward.run(self.net, inputs)
+        return forward.run(self.net, inputs, training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         # Keras 3 builds a model by a look at a whole batch.

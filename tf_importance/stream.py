@@ -161,9 +161,13 @@ def importance_sample(
         return fresh.Way(score, smoothing, resample, setting.batch_size)
 
     def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
-        spec = element_specs.checked(model, dataset)
+        element_specs.checked(model, dataset)
+        dataset = element_specs.with_scalar_weights(dataset)
+        spec = dataset.element_spec
         element_specs.build(model, spec, lambda: next(iter(dataset.batch(1)))[0])
         coupling.refuse(model, spec[0])
+        if switch.may_draw:
+            coupling.refuse_loss(model, *spec[:2])
         _warn_of_short(dataset, setting, switch)
         number_of, kept = None, None
         if strata is not None:
@@ -246,7 +250,7 @@ class _Groups:
         self._ends = dataset.cardinality() != tf.data.INFINITE_CARDINALITY
         if not self._switch.may_draw:
             # Nothing is decided, so that a group need not be larger than a batch.
-            plain = dataset.batch(self._setting.batch_size)
+            plain = element_specs.batched(dataset, self._setting.batch_size)
             if self._reservoirs is None:
                 return plain.map(graphs.as_it_stands(self._uniform))
             together = tf.data.Dataset.zip((plain, _numbers(seed)))
@@ -254,7 +258,7 @@ class _Groups:
                 graphs.as_it_stands(lambda *one: self._uniform(*self._exchanged(*one)))
             )
         numbers = _numbers(seed)
-        groups = dataset.batch(self._setting.group_size, drop_remainder=not self._ends)
+        groups = element_specs.batched(dataset, self._setting.group_size, not self._ends)
         together = tf.data.Dataset.zip((groups, numbers))
         if seed is None:
             # The next group is read while the batches of the last one are trained on.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
@@ -98,15 +99,30 @@ def moved(shift: tf.Tensor) -> tf.Tensor:
     return passes[-1].outputs
 
 
-def run(net: keras.Model, inputs) -> Any:
-    """Call a net; inside `recorded`, note its outputs and their pre-activations."""
+def run(net: keras.Model, inputs, training: bool | None = None) -> Any:
+    """Call a net; inside `recorded`, note its outputs and their pre-activations.
+
+    Args:
+        training: for a net whose `call` must be told; others have it of Keras's call context.
+    """
     passes = _forward.get()
+    must_be_told = _training_of(net)
+    told = {"training": bool(training)} if must_be_told else {}
     if passes is None:
-        return net(inputs)
+        return net(inputs, **told)
     with _watched.activations_of(net) as seen:
-        outputs = net(inputs)
+        outputs = net(inputs, **told)
     passes.append(Forward(outputs, [_head(out, seen) for out in tf.nest.flatten(outputs)]))
     return outputs
+
+
+def _training_of(net: keras.Model) -> bool:
+    """Whether a net's `call` has an argument `training` without a default."""
+    try:
+        parameter = inspect.signature(net.call).parameters.get("training")
+    except (TypeError, ValueError):
+        return False
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def of(model: keras.Model, inputs) -> Forward:
