@@ -72,6 +72,8 @@ class Told(NamedTuple):
         memory: [b] as in `Draws`; of strata, what they weigh an example by.
         stratum: [b] int32, of examples of a stream that is drawn by strata.
         seed: [b, 2] of a group that the step is to draw from itself, the same for all.
+        elements: a user's weights of each output, or of its time steps or pixels, a nest of [b, …];
+            `weight` has their means.
         statistics: [b, 1 + S] by which batch normalization normalizes a drawn batch, the same for
             all: 1, and those of the pre-sample; or 0, where it was not drawn from one.
     """
@@ -85,6 +87,7 @@ class Told(NamedTuple):
     memory: tf.Tensor | None = None
     stratum: tf.Tensor | None = None
     seed: tf.Tensor | None = None
+    elements: Any = None
     statistics: tf.Tensor | None = None
 
 

@@ -40,9 +40,12 @@ def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
             "its examples differ in length, which are padded, build the net before: "
             "net.build((None, None))."
         )
-    if len(spec) == 3 and (tf.nest.is_nested(spec[2]) or spec[2].shape not in ([], [1])):
-        raise ValueError(f"sample_weight must be one number for each example; got {spec[2]}.")
     return spec
+
+
+def weighs_elements(spec: tuple) -> bool:
+    """Whether there are sample weights that are not one number for each example."""
+    return len(spec) == 3 and (tf.nest.is_nested(spec[2]) or spec[2].shape not in ([], [1]))
 
 
 def _looks_batched(net: keras.Model, inputs, leaves: list[tf.TensorSpec]) -> bool:
@@ -62,7 +65,7 @@ def _looks_batched(net: keras.Model, inputs, leaves: list[tf.TensorSpec]) -> boo
 def with_scalar_weights(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """The dataset, whose sample weights may have shape [1], with scalars."""
     spec = dataset.element_spec
-    if len(spec) < 3 or spec[2].shape.rank == 0:
+    if len(spec) < 3 or weighs_elements(spec) or spec[2].shape.rank == 0:
         return dataset
     return dataset.map(graphs.as_it_stands(lambda x, y, weight: (x, y, tf.reshape(weight, []))))
 
@@ -94,5 +97,3 @@ def build(model: keras.Model, spec: tuple, one: Callable[[], Any]) -> None:
         example = one()
     with model.distribute_strategy.scope():
         model(example, training=False)
-
-

@@ -145,9 +145,7 @@ def estimate_gain(
     clock = _Clock(model, pairs)
     steps = {size: clock.step_seconds(size) for size in sizes}
     costs = [clock.scoring_seconds(plan.presample_size) / steps[plan.batch_size] for plan in menu]
-    predictions = tuple(
-        _prediction(moments, rates, plan, cost) for plan, cost in zip(menu, costs)
-    )
+    predictions = tuple(_prediction(moments, rates, plan, cost) for plan, cost in zip(menu, costs))
     noise = tf.math.divide_no_nan(moments.square - moments.mean_square, moments.mean_square)
     return GainEstimate(
         examples=len(found) * _CHUNK,
@@ -183,9 +181,7 @@ def _chunk_moments(model, sampling: gain.Sampling):
         squares = last_layer.gradient_squares(
             model.net, model.objective, labels, passes[-1], weights
         )
-        found = gain.batch_moments(
-            scores, squares.per_example, weights, squares.batch, sampling
-        )
+        found = gain.batch_moments(scores, squares.per_example, weights, squares.batch, sampling)
         own = tf.stack([*found[:4], tf.reduce_mean(scores), tf.reduce_mean(scores**2)])
         return tf.concat([own, found.rounding], axis=0)
 

@@ -50,6 +50,15 @@ def group_of(elements: tuple) -> Group:
     return Group(elements[0], elements[1], weights, tf.ones([size]))
 
 
+def mean_weights(elements: Any) -> tf.Tensor:
+    """[B] means of |w| over all that a nest of [B, …] weights of each example."""
+    means = []
+    for part in tf.nest.flatten(elements):
+        size = sizes(part)[0]
+        means.append(tf.reduce_mean(tf.reshape(tf.abs(tf.cast(part, tf.float32)), [size, -1]), 1))
+    return tf.add_n(means) / len(means)
+
+
 def of_static_size(group: Group, size: int) -> Group:
     """The same with its number of examples written down."""
 
@@ -124,9 +133,7 @@ class Way(NamedTuple):
 
     def scored(self, presample: Group) -> Scored:
         """Score a pre-sample."""
-        scores, statistics = self.score(
-            presample.inputs, presample.labels, presample.importance
-        )
+        scores, statistics = self.score(presample.inputs, presample.labels, presample.importance)
         worth = scores * tf.abs(presample.weights)
         usable = proposals.usable(worth)
         smooth = proposals.smooth(worth, self.smoothing * tf.reduce_mean(worth))

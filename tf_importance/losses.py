@@ -202,6 +202,38 @@ def weights_if_scorable(
         return weights
 
 
+def times_elements(by_output, elements):
+    """Weights of examples, as `weights_by_output` has them, times those of what is in them.
+
+    Args:
+        by_output: [b, …], or a nest of them like the outputs. elements: a nest of [b, …].
+    Raises:
+        ValueError: there is not one for each output.
+    """
+    own = tf.nest.flatten(elements)
+    weights = tf.nest.flatten(by_output)
+    if len(weights) == 1:
+        # Of several outputs whose losses are all [b], too.
+        weights *= len(own)
+    if len(weights) != len(own):
+        raise ValueError(
+            f"sample weights are to be one tensor for each of the {len(weights)} outputs, in a "
+            f"structure like theirs; got {len(own)}: {elements}."
+        )
+
+    def aligned(tensor: tf.Tensor, rank: int) -> tf.Tensor:
+        inner = tf.ones([rank - tensor.shape.rank], tf.int32)
+        return tf.reshape(tensor, tf.concat([tf.shape(tensor), inner], axis=0))
+
+    products = []
+    for weight, part in zip(weights, own):
+        rank = max(weight.shape.rank, part.shape.rank)
+        products.append(aligned(weight, rank) * tf.cast(aligned(part, rank), weight.dtype))
+    return tf.nest.pack_sequence_as(
+        by_output if tf.nest.is_nested(by_output) else elements, products
+    )
+
+
 def weights_by_output(
     objective: Objective, labels, outputs, weights: tf.Tensor, mean_weight: tf.Tensor | None
 ):

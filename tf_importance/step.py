@@ -273,7 +273,13 @@ class Step:
         mean_weight = None
         if self.is_drawn:
             mean_weight = tf.constant(1.0) if self.mean_weight is None else self.mean_weight
-        return losses.weights_if_scorable(objective, labels, outputs, weights, mean_weight)
+        if self.told is None or self.told.elements is None:
+            return losses.weights_if_scorable(objective, labels, outputs, weights, mean_weight)
+        own = tf.math.divide_no_nan(self.told.importance, self.told.weight)
+        by_output = losses.weights_by_output(
+            objective, labels, outputs, weights * tf.cast(own, weights.dtype), mean_weight
+        )
+        return losses.times_elements(by_output, self.told.elements)
 
     def _written_down(self, inputs, labels, weights: tf.Tensor) -> tf.Tensor:
         """One row in the sampler's journal; the weights, scaled where the sampler limits scores."""

@@ -171,6 +171,11 @@ def importance_sample(
         _warn_of_short(dataset, setting, switch)
         number_of, kept = None, None
         if strata is not None:
+            if element_specs.weighs_elements(spec):
+                raise ValueError(
+                    "strata go with one sample weight for each example; got sample weights "
+                    f"{spec[2]}."
+                )
             number_of = keys.number_of(strata, spec)
             with model.distribute_strategy.scope():
                 scores = reservoirs.scores_of(model.distribute_strategy.num_replicas_in_sync)
@@ -199,7 +204,11 @@ def importance_sample(
         # The step compiles the scorer itself; that it can be is found out here all the same.
         sizes = {setting.group_size} if in_step else setting.presample_sizes
         ways = {size: way(fresh.compiled(score, spec, size, jit_compile)) for size in sizes}
-        groups = _Groups(setting, switch, ways, drawing, number_of, batch_statistics.size(places))
+        sizes_of = batch_statistics.size(places)
+        groups = _Groups(
+            *(setting, switch, ways, drawing, number_of, sizes_of),
+            element_specs.weighs_elements(spec),
+        )
         batches = groups.batches(dataset, seed)
         # Scores must be of the very step where the learning rate follows the gain, and statistics
         # of batch normalization too: those of a step before let a high learning rate diverge.
@@ -220,6 +229,7 @@ class _Groups:
         drawing: what is to be said of the batches.
         number_of: nests (x, y) of [B, …] -> [B] strata, where there are reservoirs.
         statistics: S of batch normalization, that batches tell.
+        weighs_elements: whether sample weights are more than one number for each example.
     """
 
     def __init__(
@@ -230,6 +240,7 @@ class _Groups:
         drawing: marks.Drawing,
         number_of: Callable | None,
         statistics: int,
+        weighs_elements: bool,
     ) -> None:
         self._statistics = statistics
         self._setting, self._switch, self._ways = setting, switch, ways
@@ -239,6 +250,9 @@ class _Groups:
         self._in_step = drawing.fresh is not None
         self._means = not losses.only_sums(setting.model.objective)
         self._reservoirs, self._number_of = drawing.reservoirs, number_of
+        self._weighs_elements = weighs_elements
+        # Whether something travels with the inputs that is none of the net's.
+        self._carries = weighs_elements or self._reservoirs is not None
 
     def batches(self, dataset: tf.data.Dataset, seed: int | None) -> tf.data.Dataset:
         """The batches of a dataset's groups.
@@ -284,7 +298,14 @@ class _Groups:
         return (inputs, told), labels, weights, given.weights
 
     def _group(self, elements: tuple) -> fresh.Group:
-        return fresh.group_of(elements) if self._reservoirs is None else fresh.Group(*elements)
+        if self._reservoirs is not None:
+            return fresh.Group(*elements)
+        if not self._weighs_elements:
+            return fresh.group_of(elements)
+        inputs, labels, own = elements
+        weights = fresh.mean_weights(own)
+        carried = (inputs, {"elements": own})
+        return fresh.Group(carried, labels, weights, tf.ones_like(weights))
 
     def _uniform(self, *elements):
         """A batch as it comes; the last one filled up."""
@@ -422,9 +443,9 @@ class _Groups:
         """
         told = {"weight": group.weights}
         inputs, shape = group.inputs, fresh.sizes(group.weights)
-        if self._reservoirs is not None:
-            inputs, of_strata = inputs
-            told |= of_strata
+        if self._carries:
+            inputs, carried = inputs
+            told |= carried
         if self._with_gain:
             told["gain"] = tf.fill(shape, gain_ratio)
         if self._statistics:
@@ -449,7 +470,7 @@ class _Groups:
 
     def _plain(self, group: fresh.Group) -> fresh.Group:
         """With inputs as the net takes them."""
-        return group if self._reservoirs is None else group._replace(inputs=group.inputs[0])
+        return group._replace(inputs=group.inputs[0]) if self._carries else group
 
 
 def _numbers(seed: int | None) -> tf.data.Dataset:

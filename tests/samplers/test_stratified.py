@@ -274,7 +274,8 @@ def test_a_switch_draws_by_strata_from_the_first_batch_on(rescored):
     model = model_of(sampler)
     with pytest.warns(UserWarning, match="learning rate that follows"):
         history = model.fit(X, Y[:, None], batch_size=16, steps_per_epoch=100, verbose=0).history
-    assert history["importance"] == [1.0]
+    # Two groups of 8 are uniform, to be compared with.
+    assert history["importance"] == [pytest.approx(1 - 16 / 100)]
     assert history["rare_share"][0] > 0.08
 
 
@@ -291,7 +292,7 @@ def test_a_switch_leaves_strata_that_do_not_pay():
         history = model.fit(
             X, Y[:, None], batch_size=16, steps_per_epoch=300, epochs=4, verbose=0
         ).history
-    assert history["importance"][0] == 1.0 and history["importance"][-1] == 0.0
+    assert history["importance"][0] > 0.85 and history["importance"][-1] == 0.0
 
 
 MEMORIES = {

@@ -11,8 +11,9 @@ from tf_importance import gain
 from tf_importance.meter import Meter
 from tf_importance.plans import Plan
 
-# Of batches that are drawn in a row, behind how many the first groups leave uniformly.
-_COMPARED_EARLY = (10, 30, 70)
+# Behind so many times the batches of a uniform group that were drawn in a row, the first ones leave
+# uniformly.
+_COMPARED_EARLY = (2.5, 7.5, 17.5)
 
 
 class Setting(NamedTuple):
@@ -89,9 +90,7 @@ class Setting(NamedTuple):
         moments, _ = self._measured.moments()
         moments = moments._replace(mean_square=self._mean_square(moments, in_force))
         uniform = gain.uniform_square(moments, self.batch_size)
-        seen = self._measured.observed().gain(
-            tf.math.divide_no_nan(uniform, moments.square), sure
-        )
+        seen = self._measured.observed().gain(tf.math.divide_no_nan(uniform, moments.square), sure)
         predicted = tf.gather(self.predicted(in_force), in_force)
         share = tf.clip_by_value(tf.math.divide_no_nan(seen, predicted), 0.0, 1.0)
         return tf.where(self.are_compared, share, 1.0)
@@ -105,9 +104,9 @@ class Setting(NamedTuple):
         """Whether uniform batches are compared with those of the plan in force."""
         return tf.gather(self.are_compared, in_force)
 
-    def groups(self, plan: tf.Tensor, batches: int) -> tf.Tensor:
+    def groups(self, plan: tf.Tensor, batches: float) -> tf.Tensor:
         """In how many groups a plan draws so many batches, int32; two at least."""
-        counts = [max(2, batches // plan.batches(self.group_size)) for plan in self.plans]
+        counts = [max(2, int(batches // one.batches(self.group_size))) for one in self.plans]
         return tf.gather(tf.constant(counts), plan)
 
     def compared_every(self, plan: tf.Tensor) -> tf.Tensor:
@@ -200,7 +199,9 @@ class Switch(tf.Module):
             return plan
         in_a_row = tf.where(setting.compares(plan), self.in_a_row + 1, 0)
         with tf.control_dependencies([self.in_a_row.assign(in_a_row)]):
-            first, *others = (setting.groups(plan, batches) for batches in _COMPARED_EARLY)
+            # The more uniform batches a group has, the rarer.
+            size = setting.group_size // setting.batch_size
+            first, *others = (setting.groups(plan, times * size) for times in _COMPARED_EARLY)
             early = tf.reduce_any(tf.equal(in_a_row, tf.stack([first, *others])))
             due = early | tf.equal(in_a_row % setting.compared_every(plan), first)
             return tf.where(due & setting.compares(plan), 0, plan)

@@ -1,0 +1,405 @@
+"""Nets, losses, metrics and data of users: trained right, or refused before the first step."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+
+L = keras.layers
+RNG = np.random.default_rng(0)
+N, B, b = 96, 32, 8
+X = RNG.normal(size=(N, 5)).astype("float32")
+Y = RNG.integers(0, 2, N)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+IMAGES = RNG.random((N, 8, 8, 1)).astype("float32")
+MASKS = (IMAGES > 0.6).astype("float32")
+
+
+def mlp(outputs=2, **options):
+    return keras.Sequential([keras.Input((5,)), L.Dense(8, "relu", **options), L.Dense(outputs)])
+
+
+def drawn(model, *data, threshold="always", **options):
+    sampled = tfi.importance_sample(model, b, B, tau_threshold=threshold, seed=1, **options)
+    return tf.data.Dataset.from_tensor_slices(data).apply(sampled)
+
+
+def compiled(net, loss=LOSS, rate=0.1, **options):
+    model = tfi.ISModel(net)
+    model.compile(keras.optimizers.SGD(rate), loss, **options)
+    return model
+
+
+# Nets ---------------------------------------------------------------------------------------
+
+
+class Wrapped(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def call(self, inputs):
+        return self.net(inputs)
+
+
+@pytest.mark.parametrize("name", ["train_step", "test_step", "compute_loss", "compute_metrics"])
+def test_a_method_of_the_nets_own_is_refused_by_name(name):
+    def own(self, *args, **kwargs):
+        return getattr(super(kind, self), name)(*args, **kwargs)
+
+    kind = type("Own", (Wrapped,), {name: own})
+    with pytest.raises(ValueError, match=f"class Own has a {name} of its own.*without that"):
+        tfi.ISModel(kind())
+    tfi.ISModel(Wrapped())
+
+
+class Told(keras.Model):
+    """Has to be told whether it trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.dropout = L.Dense(2), L.Dropout(0.5)
+
+    def call(self, inputs, training):
+        return self.dense(self.dropout(inputs, training=training))
+
+
+def test_a_net_that_must_be_told_whether_it_trains_is_told():
+    model = compiled(Told(), rate=0.0)
+    history = model.fit(drawn(model, X, Y), epochs=2, verbose=0).history
+    assert history["importance"] == [1.0, 1.0]
+    # In training some outputs are dropped, else none.
+    model.fit(X, Y, verbose=0)
+    outputs = [model(X, training=training).numpy() for training in (True, False, None)]
+    np.testing.assert_array_equal(outputs[1], outputs[2])
+    assert np.abs(outputs[0] - outputs[1]).max() > 0.1
+
+
+def test_a_built_net_is_a_built_model(tmp_path):
+    model, other = compiled(mlp()), compiled(mlp())
+    assert model.built and other.count_params() == model.count_params()
+    model.save_weights(tmp_path / "net.weights.h5")
+    other.load_weights(tmp_path / "net.weights.h5")
+    for mine, theirs in zip(model.net.get_weights(), other.net.get_weights()):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_an_unbuilt_sequential_keeps_a_free_batch_axis():
+    net = keras.Sequential([L.Dense(8, "relu"), L.Dense(2)])
+    model = compiled(net)
+    model.fit(drawn(model, X, Y), verbose=0)
+    assert net.input_shape == (None, 5) and net.predict(X[:7], verbose=0).shape == (7, 2)
+
+
+# Losses -------------------------------------------------------------------------------------
+
+
+def cox(labels, outputs):
+    time, event, risk = labels[:, 0], labels[:, 1], outputs[:, 0]
+    at_risk = tf.cast(time[None] >= time[:, None], tf.float32)
+    return -event * (risk - tf.math.log(tf.reduce_sum(at_risk * tf.exp(risk)[None], axis=1)))
+
+
+def contrastive(labels, outputs):
+    similar = tf.nn.log_softmax(tf.matmul(outputs, outputs, transpose_b=True))
+    same = tf.cast(labels[:, None] == labels[None], tf.float32)
+    return -tf.reduce_mean(same * similar, axis=1)
+
+
+def ranked(labels, outputs):
+    apart = outputs[:, 0][:, None] - outputs[:, 0][None]
+    return tf.reduce_mean(tf.nn.softplus(-apart) * tf.cast(labels[:, None] > labels, tf.float32), 1)
+
+
+COUPLED = {
+    "cox": (cox, np.stack([RNG.exponential(size=N), Y], 1).astype("float32")),
+    "contrastive": (contrastive, Y),
+    "ranked": (ranked, Y),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_loss_that_couples_examples_is_refused(name):
+    loss, labels = COUPLED[name]
+    model = compiled(mlp(), loss)
+    with pytest.raises(ValueError, match=f"{loss.__name__}.* depends on the other examples"):
+        drawn(model, X, labels)
+    model = tfi.ISModel(mlp())
+    model.compile("sgd", loss, sampler=tfi.samplers.Proportional())
+    with pytest.raises(ValueError, match="depends on the other examples"):
+        model.fit(X, labels, verbose=0)
+    # Uniform batches are Keras's own affair.
+    model = compiled(mlp(), loss)
+    model.fit(drawn(model, X, labels, threshold="never"), verbose=0)
+
+
+ONE_HOT = np.eye(2, dtype="float32")[Y]
+BY_EXAMPLE = {
+    "sparse": (LOSS, Y),
+    "softmax": (keras.losses.CategoricalCrossentropy(from_logits=True), ONE_HOT),
+    "smoothed": (keras.losses.CategoricalCrossentropy(True, label_smoothing=0.1), ONE_HOT),
+    "focal": (keras.losses.BinaryFocalCrossentropy(from_logits=True), ONE_HOT),
+    "sigmoid": (keras.losses.BinaryCrossentropy(from_logits=True), ONE_HOT),
+    "squares": ("mse", ONE_HOT),
+    "huber": (keras.losses.Huber(), ONE_HOT),
+    "cosine": (keras.losses.CosineSimilarity(), ONE_HOT),
+    "hinge": ("squared_hinge", 2 * ONE_HOT - 1),
+    "a function": (lambda y, z: tf.reduce_mean((y - z) ** 2, axis=-1), ONE_HOT),
+}
+
+
+@pytest.mark.parametrize("name", BY_EXAMPLE)
+def test_losses_by_example_are_taken(name):
+    loss, labels = BY_EXAMPLE[name]
+    model = compiled(mlp(), loss, rate=1e-3)
+    history = model.fit(drawn(model, X, labels), verbose=0).history
+    assert np.isfinite(history["loss"][0]) and history["importance"] == [1.0]
+
+
+class Penalty(L.Layer):
+    """Adds a loss of its inputs, or of its weights alone."""
+
+    def __init__(self, of_data: bool):
+        super().__init__(name="penalty")
+        self.of_data, self.dense = of_data, L.Dense(5)
+
+    def call(self, inputs):
+        outputs = self.dense(inputs)
+        penalized = outputs if self.of_data else self.dense.kernel
+        self.add_loss(1e-3 * tf.reduce_sum(tf.convert_to_tensor(penalized) ** 2))
+        return outputs
+
+
+ADDING = {
+    "add_loss": lambda: [Penalty(of_data=True)],
+    "activity": lambda: [L.Dense(5, activity_regularizer="l2", name="penalty")],
+}
+
+
+@pytest.mark.parametrize("way", ["stream", "memory"])
+@pytest.mark.parametrize("name", ADDING)
+def test_a_loss_that_a_layer_adds_of_the_data_is_refused(name, way):
+    net = keras.Sequential([keras.Input((5,)), *ADDING[name](), L.Dense(2)])
+    model = tfi.ISModel(net)
+    sampler = tfi.samplers.Proportional() if way == "memory" else None
+    model.compile("sgd", LOSS, sampler=sampler)
+    with pytest.raises(ValueError, match="layer 'penalty' adds a loss of the data.*as an output"):
+        model.fit(X, Y, verbose=0) if sampler else drawn(model, X, Y)
+
+
+@pytest.mark.parametrize("penalty", ["of the weights", "regularizer"])
+def test_a_penalty_of_weights_stays_as_it_is(penalty):
+    """By never drawing it is Keras's own training; drawn it is taken."""
+    weights = []
+    for way in ("never", "always", "plain"):
+        keras.utils.set_random_seed(0)
+        hidden = L.Dense(5, kernel_regularizer="l2")
+        first = Penalty(of_data=False) if penalty == "of the weights" else hidden
+        net = keras.Sequential([keras.Input((5,)), first, L.Dense(2)])
+        if way == "plain":
+            net.compile(keras.optimizers.SGD(0.1), LOSS)
+            net.fit(X, Y, batch_size=b, shuffle=False, verbose=0)
+        else:
+            model = compiled(net)
+            model.fit(drawn(model, X, Y, threshold=way), verbose=0)
+        weights.append(net.get_weights()[0])
+    np.testing.assert_allclose(weights[0], weights[2], rtol=1e-4, atol=1e-6)
+    assert np.isfinite(weights[1]).all()
+
+
+# Metrics ------------------------------------------------------------------------------------
+
+
+def segmenter():
+    convolution = L.Conv2D(1, 3, padding="same", activation="sigmoid")
+    return keras.Sequential([keras.Input((8, 8, 1)), convolution])
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        keras.metrics.BinaryIoU,
+        keras.metrics.AUC,
+        keras.metrics.Precision,
+        keras.metrics.Recall,
+        keras.metrics.BinaryAccuracy,
+        keras.metrics.MeanSquaredError,
+    ],
+)
+def test_metrics_of_images_are_keras_own(metric):
+    model = compiled(segmenter(), "binary_crossentropy", rate=0.0, metrics=[metric(name="m")])
+    uniform = drawn(model, IMAGES, MASKS, threshold="never")
+    found = model.fit(uniform, verbose=0).history["m"][0]
+    assert found == pytest.approx(model.evaluate(IMAGES, MASKS, verbose=0)[1], abs=1e-4)
+
+
+def test_weights_count_in_metrics_of_images():
+    """Drawn batches estimate what uniform ones show; the drawn images alone would not."""
+    masks = MASKS.copy()
+    masks[: N // 8] = 1 - masks[: N // 8]
+    metrics = [keras.metrics.Recall(name="m")]
+    model = compiled(segmenter(), "binary_crossentropy", rate=0.0, metrics=metrics)
+    model.net.set_weights([np.eye(9, 1, -4).reshape(3, 3, 1, 1) * 20, np.array([-12.0])])
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, masks)).repeat().shuffle(N, seed=0)
+    sampled = tfi.importance_sample(model, b, B, tau_threshold="always", smoothing=0.2, seed=1)
+    history = model.fit(data.apply(sampled), steps_per_epoch=400, verbose=0, shuffle=None).history
+    truth = model.evaluate(IMAGES, masks, verbose=0)[1]
+    assert history["m"][0] == pytest.approx(truth, abs=0.02)
+    share = np.mean(masks[: N // 8])
+    assert truth > 0.5 > share * 0
+
+
+def dice(labels, outputs):
+    both = tf.reduce_sum(labels * outputs)
+    return (2 * both + 1) / (tf.reduce_sum(labels) + tf.reduce_sum(outputs) + 1)
+
+
+def test_a_metric_that_is_one_number_for_a_batch_is_taken_unweighted():
+    model = compiled(segmenter(), "binary_crossentropy", metrics=[dice])
+    assert 0 < model.fit(drawn(model, IMAGES, MASKS), verbose=0).history["dice"][0] < 1
+
+
+# Data ---------------------------------------------------------------------------------------
+
+
+def test_examples_of_unknown_rank_are_refused_with_what_to_set():
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).map(
+        lambda x, y: tf.numpy_function(lambda *parts: parts, [x, y], [tf.float32, tf.int64])
+    )
+    with pytest.raises(ValueError, match="how many axes.*tf.ensure_shape.*output_signature"):
+        data.apply(tfi.importance_sample(compiled(mlp()), b, B))
+
+
+def sequences():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 12, N)
+    tokens = [rng.integers(1, 20, length) for length in lengths]
+
+    def generate():
+        for part in tokens:
+            yield part, part > 9
+
+    spec = tf.TensorSpec([None], tf.int32)
+    return tf.data.Dataset.from_generator(generate, output_signature=(spec, spec))
+
+
+def tagger():
+    keras.utils.set_random_seed(0)
+    net = keras.Sequential([L.Embedding(20, 4), L.Dense(2)])
+    net.build((None, None))
+    return net
+
+
+def test_sequences_of_different_lengths_are_padded_as_in_keras():
+    plain = tagger()
+    plain.compile(keras.optimizers.SGD(0.1), LOSS)
+    plain.fit(sequences().padded_batch(b), verbose=0)
+    model = compiled(tagger())
+    never = tfi.importance_sample(model, b, B, tau_threshold="never")
+    model.fit(sequences().apply(never), verbose=0)
+    np.testing.assert_allclose(model.net.get_weights()[0], plain.get_weights()[0], atol=1e-6)
+    for score_in in ("step", "pipeline"):
+        model = compiled(tagger())
+        always = tfi.importance_sample(model, b, B, tau_threshold="always", score_in=score_in)
+        assert model.fit(sequences().apply(always), verbose=0).history["importance"] == [1.0]
+
+
+def test_an_unbuilt_net_of_sequences_is_to_be_built():
+    net = keras.Sequential([L.Embedding(20, 4), L.Dense(2)])
+    if net.built:
+        pytest.skip("Keras 2 has built it")
+    with pytest.raises(ValueError, match=r"differ in length.*net.build\(\(None, None\)\)"):
+        sequences().apply(tfi.importance_sample(compiled(net), b, B))
+
+
+def test_sample_weights_of_shape_1_are_numbers():
+    losses = []
+    for weights in (np.linspace(0, 2, N), np.linspace(0, 2, N)[:, None]):
+        keras.utils.set_random_seed(0)
+        model = compiled(mlp())
+        losses.append(model.fit(drawn(model, X, Y, weights), verbose=0).history["loss"][0])
+    assert losses[0] == losses[1]
+
+
+# Sample weights of what is in an example ------------------------------------------------------
+
+
+def two_outputs(kind):
+    inputs = keras.Input((5,))
+    parts = L.Dense(2, name="a")(inputs), L.Dense(1, name="b")(inputs)
+    return keras.Model(inputs, dict(zip("ab", parts)) if kind is dict else list(parts))
+
+
+def of_both(kind, *parts):
+    return dict(zip("ab", parts)) if kind is dict else tuple(parts)
+
+
+def weighted_case(name):
+    """A net's maker, its loss, and (x, y, sample weights)."""
+    missing = RNG.integers(0, 2, N).astype("float32"), np.linspace(0.5, 3, N).astype("float32")
+    if name == "pixels":
+        return segmenter, "binary_crossentropy", (IMAGES, MASKS, 1 + 9 * MASKS[..., 0])
+    if name == "steps":
+        x, weights = RNG.normal(size=(N, 4, 5)).astype("float32"), RNG.random((N, 4))
+        net = lambda: keras.Sequential([keras.Input((4, 5)), L.Dense(2)])  # noqa: E731
+        return net, LOSS, (x, (x[..., 0] > 0).astype(int), weights.astype("float32"))
+    kind = {"a dict": dict, "a list": list}[name]
+    labels = of_both(kind, Y, X[:, :1])
+    losses = {"a": LOSS, "b": "mse"} if kind is dict else [LOSS, "mse"]
+    return lambda: two_outputs(kind), losses, (X, labels, of_both(kind, *missing))
+
+
+WEIGHTED = ["pixels", "steps", "a dict", "a list"]
+
+
+@pytest.mark.parametrize("score_in", ["step", "pipeline"])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_of_what_is_in_an_example_are_kerass_where_nothing_is_drawn(name, score_in):
+    net, loss, data = weighted_case(name)
+    keras.utils.set_random_seed(0)
+    plain, model = net(), net()
+    model.set_weights(plain.get_weights())
+    plain.compile(keras.optimizers.SGD(0.1), loss)
+    plain.fit(tf.data.Dataset.from_tensor_slices(data).batch(b), verbose=0)
+    model = compiled(model, loss)
+    # A switch that could draw, and never does.
+    model.fit(drawn(model, *data, threshold=1e6, score_in=score_in), verbose=0)
+    for mine, theirs in zip(model.net.get_weights(), plain.get_weights()):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pixels", "a dict"])
+def test_weights_of_what_is_in_an_example_times_importance_are_unbiased(name):
+    """The sum of many small steps is that of the data's own gradient; unweighted it is another."""
+    net, loss, data = weighted_case(name)
+    keras.utils.set_random_seed(0)
+    start, moved = net(), []
+    for given, steps, threshold in (
+        (data, 1200, "always"),
+        (data, 12, "never"),
+        (data[:2], 12, "never"),
+    ):
+        one = net()
+        one.set_weights(start.get_weights())
+        model = compiled(one, loss, rate=1e-5)
+        stream = tf.data.Dataset.from_tensor_slices(given).repeat().shuffle(N, seed=2)
+        sampled = tfi.importance_sample(model, b, B, tau_threshold=threshold, smoothing=0.5, seed=1)
+        model.fit(stream.apply(sampled), steps_per_epoch=steps, verbose=0, shuffle=None)
+        parts = zip(one.get_weights(), start.get_weights())
+        moved.append(np.concatenate([(a - b_).ravel() for a, b_ in parts]) / steps)
+    found, truth, unweighted = moved
+    assert np.linalg.norm(found - truth) < 0.12 * np.linalg.norm(truth)
+    assert np.linalg.norm(found - unweighted) > 0.3 * np.linalg.norm(truth)
+
+
+def test_weights_that_are_not_one_for_each_output_are_refused():
+    net, loss, (x, labels, weights) = weighted_case("a dict")
+    model = compiled(net(), loss)
+    with pytest.raises(ValueError, match="one tensor for each of the 2 outputs.*got 1"):
+        model.fit(drawn(model, x, labels, {"a": weights["a"]}), verbose=0)
+    model = compiled(mlp())
+    spec = (X, Y, np.ones((N, 3), "float32"))
+    with pytest.raises(ValueError, match="strata go with one sample weight for each example"):
+        drawn(model, *spec, strata=lambda x, y: y)
