@@ -22,7 +22,7 @@ _RELATIVE, _ABSOLUTE = 1e-2, 1e-3
 _KNOWN = ("keras.", "tensorflow_addons.", "tf_importance.")
 _checked: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 # Of models, whose objective was tried last.
-_tried: weakref.WeakKeyDictionary[keras.Model, int] = weakref.WeakKeyDictionary()
+_tried: weakref.WeakKeyDictionary[keras.Model, losses.Objective] = weakref.WeakKeyDictionary()
 
 
 def refuse(model: keras.Model, inputs) -> None:
@@ -86,10 +86,10 @@ def refuse_loss(model, inputs, labels) -> None:
         ValueError: a loss of one example depends on the others, or a layer adds one of the data.
     """
     leaves = [*tf.nest.flatten(inputs), *tf.nest.flatten(labels)]
-    tried = _tried.get(model) == id(model.objective)
+    tried = _tried.get(model) is model.objective
     if tried or tf.distribute.has_strategy() or any(_is_unknown(leaf) for leaf in leaves):
         return
-    _tried[model] = id(model.objective)
+    _tried[model] = model.objective
     batch = tf.nest.map_structure(
         lambda leaf: tf.TensorSpec([_EXAMPLES, *leaf.shape], leaf.dtype), inputs
     )

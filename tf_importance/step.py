@@ -311,13 +311,12 @@ class Step:
 
     def _presampled(self) -> gain.Presampled | None:
         """How the batch was drawn from a pre-sample; None where the step drew none."""
-        if self.counts is None:
+        told, counts = self.told, self.counts
+        if counts is None or told is None:
             return None
-        way, weights, counts = self.drawing.fresh, self.told.weight, self.counts
-        if self.told.importance is not None:
-            weights = self.told.importance
-        if self.unbiased is not None:
-            weights = self.unbiased
+        way, weights = self.drawing.fresh, self.unbiased
+        if weights is None:
+            weights = told.weight if told.importance is None else told.importance
         fractions = counts - tf.floor(counts)
         variances = tf.math.divide_no_nan(fractions * (1 - fractions), counts)
         if way.resample is not proposals.systematic:

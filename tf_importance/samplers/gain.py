@@ -142,7 +142,7 @@ class GainEstimator(tf.Module):
         before = Averages(*tf.unstack(self.averages))
         moved = kept * tf.stack(before[:-1]) + sums
         squares = kept**2 * before.share_square + tf.reduce_sum(shares**2)
-        return Averages(*tf.unstack(moved), squares)
+        return Averages._make([*tf.unstack(moved), squares])
 
     def _compared(self, squares: tf.Tensor, kinds: tf.Tensor) -> Comparisons:
         """After the uniform batches that have all of their neighbours now."""
