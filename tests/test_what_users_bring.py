@@ -401,5 +401,7 @@ def test_weights_that_are_not_one_for_each_output_are_refused():
         model.fit(drawn(model, x, labels, {"a": weights["a"]}), verbose=0)
     model = compiled(mlp())
     spec = (X, Y, np.ones((N, 3), "float32"))
+    with pytest.raises(ValueError, match="have more axes than the losses"):
+        model.fit(drawn(model, *spec), verbose=0)
     with pytest.raises(ValueError, match="strata go with one sample weight for each example"):
         drawn(model, *spec, strata=lambda x, y: y)

@@ -87,13 +87,13 @@ def build(model: keras.Model, spec: tuple, one: Callable[[], Any]) -> None:
     if model.built and model.net.built:
         return
     inputs = spec[0]
-    sequential = isinstance(model.net, keras.Sequential) and not tf.nest.is_nested(inputs)
-    if sequential and not model.net.built:
-        # By a call it would have the call's batch size for good.
-        model.net.build((None, *inputs.shape))
     if all(leaf.shape.is_fully_defined() for leaf in tf.nest.flatten(inputs)):
         example = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape], s.dtype), inputs)
     else:
         example = one()
     with model.distribute_strategy.scope():
+        sequential = isinstance(model.net, keras.Sequential) and not tf.nest.is_nested(example)
+        if sequential and not model.net.built:
+            # By the call alone it would have the call's batch size for good.
+            model.net.build((None, *example.shape[1:]))
         model(example, training=False)

@@ -221,14 +221,19 @@ def times_elements(by_output, elements):
             f"structure like theirs; got {len(own)}: {elements}."
         )
 
-    def aligned(tensor: tf.Tensor, rank: int) -> tf.Tensor:
-        inner = tf.ones([rank - tensor.shape.rank], tf.int32)
-        return tf.reshape(tensor, tf.concat([tf.shape(tensor), inner], axis=0))
-
     products = []
     for weight, part in zip(weights, own):
-        rank = max(weight.shape.rank, part.shape.rank)
-        products.append(aligned(weight, rank) * tf.cast(aligned(part, rank), weight.dtype))
+        rank = weight.shape.rank
+        while part.shape.rank > rank and part.shape[-1] == 1:
+            part = tf.squeeze(part, axis=-1)
+        if part.shape.rank > rank:
+            raise ValueError(
+                f"sample weights of shape {part.shape} have more axes than the losses that they "
+                f"are for, {rank}; give one for each example, or for each loss in it."
+            )
+        inner = tf.ones([rank - part.shape.rank], tf.int32)
+        aligned = tf.reshape(part, tf.concat([tf.shape(part), inner], axis=0))
+        products.append(weight * tf.cast(aligned, weight.dtype))
     return tf.nest.pack_sequence_as(
         by_output if tf.nest.is_nested(by_output) else elements, products
     )
