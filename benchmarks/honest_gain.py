@@ -23,10 +23,6 @@ from benchmarks import command, measure
 from reports import figures
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("cases", [], "Of streams and memories; all by default.")
-flags.DEFINE_integer("factor", 2, "Of the steps that the tests make, how many times as many.")
-flags.DEFINE_string("out", "runs/benchmarks/honest_gain.json", "Where the result goes.")
-
 L = keras.layers
 SIZE, PRESAMPLE, STEPS = 32, 128, 500
 RNG = np.random.default_rng(0)
@@ -255,4 +251,8 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
+    # Not before: the tests have these cases in one process with the trainers' flags.
+    flags.DEFINE_list("cases", [], "Of streams and memories; all by default.")
+    flags.DEFINE_integer("factor", 2, "Times the steps that the tests make.")
+    flags.DEFINE_string("out", "runs/benchmarks/honest_gain.json", "Where the result goes.")
     app.run(main)

@@ -115,7 +115,9 @@ def refuse_loss(model, inputs, labels) -> None:
             "Return what it penalizes as an output of the net, and give compile a loss for it, by "
             "example; or train without importance sampling."
         )
-    if _couples(model.objective, labels, traced.structured_outputs):
+    outputs = traced.structured_outputs
+    dense = all(isinstance(part, (tf.Tensor, tf.TensorSpec)) for part in tf.nest.flatten(outputs))
+    if dense and _couples(model.objective, labels, outputs):
         raise ValueError(
             f"the loss {model.objective.loss!r} of one example depends on the other examples of "
             "its batch, so that weights cannot make a drawn batch stand for the data (as of Cox's "
