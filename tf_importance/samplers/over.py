@@ -34,7 +34,7 @@ class Over(Sampler):
         self.num_examples = memory.num_examples
         self.may_draw_ahead, self.has_limits = memory.may_draw_ahead, memory.has_limits
         self.averages_statistics = memory.averages_statistics
-        self.is_biased = memory.is_biased
+        self.is_biased, self.is_normalized = memory.is_biased, memory.is_normalized
         self.journal, self.gain = memory.journal, memory.gain
         self.seed, self.position, self.datasets = memory.seed, memory.position, memory.datasets
         self._model = lambda: memory._model()
