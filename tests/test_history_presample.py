@@ -100,7 +100,7 @@ def test_what_the_batch_says_of_itself(points):
 
 @pytest.mark.slow
 def test_the_weights_multiply_to_an_unbiased_mean(points):
-    """z-test over 1,500 batches; the second weight alone must fail it."""
+    """z-test over 3,000 batches; the second weight alone must fail it."""
     rng = np.random.default_rng(0)
     sampler = tfi.samplers.Proportional(N, alpha=1.0)
     priorities = rng.gamma(0.7, size=N) + 0.05
@@ -112,7 +112,7 @@ def test_the_weights_multiply_to_an_unbiased_mean(points):
         points, sampler, b, presample_size=B, model=model, resampling="multinomial", seed=0
     ).repeat()
     right, wrong, step_of = [], [], drawn_by_steps(model, batches)
-    for presample in batches.take(1500):
+    for presample in batches.take(3000):
         (_, _, weights), index, _ = step_of(*presample)
         first = dict(zip(presample[2]["index"].numpy(), presample[2]["weight"].numpy()))
         chosen, weights = values[index.numpy()], weights.numpy()
