@@ -470,7 +470,9 @@ def test_moving_statistics_are_the_datas(way):
         assert off < 0.2 and np.all((scale > 0.7) & (scale < 1.4))
 
 
-@pytest.mark.parametrize("score_in", ["step", "pipeline"])
+@pytest.mark.parametrize(
+    "score_in", ["step", pytest.param("pipeline", marks=pytest.mark.slow)]
+)
 def test_behind_dropout_statistics_are_those_of_training(score_in):
     """A pass in inference would tell half of the variance, and each layer would double it."""
     x, y = hard_cluster()

@@ -370,6 +370,7 @@ def test_weights_of_what_is_in_an_example_are_kerass_where_nothing_is_drawn(name
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pixels", "a dict"])
 def test_weights_of_what_is_in_an_example_times_importance_are_unbiased(name):
     """The sum of many small steps is that of the data's own gradient; unweighted it is another."""
