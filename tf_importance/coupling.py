@@ -165,12 +165,15 @@ def _couples(objective, labels, outputs) -> bool:
     first, others = batch(), batch()
     for mine, theirs in zip(tf.nest.flatten(first), tf.nest.flatten(others)):
         theirs[0] = mine[0]
-    per_example = tf.function(
-        lambda labels, outputs: losses.per_example_losses(objective, labels, outputs),
-        autograph=False,
-    )
+
+    def of_each(labels, outputs) -> tf.Tensor:
+        return losses.per_example_losses(objective, labels, outputs)
+
     try:
         with tf.init_scope():
+            traced = tf.function(of_each, autograph=False)
+            # Called by itself each model's would count as traced anew, of which TensorFlow warns.
+            per_example = traced.get_concrete_function(*map(_tensors, first))
             one, again, another = (
                 np.asarray(per_example(*map(_tensors, parts)))[:1]
                 for parts in (first, first, others)
