@@ -22,7 +22,6 @@ Runs are kept in --out.jsonl as they are made, and a command that is interrupted
 from __future__ import annotations
 
 import functools
-import json
 import math
 import pathlib
 import statistics
@@ -35,7 +34,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import tf_importance as tfi
-from benchmarks import command, measure
+from benchmarks import command, measure, runs
 from reports import figures
 from trainers import augmentation, datasets, nets
 
@@ -81,10 +80,9 @@ class Case(NamedTuple):
 
 
 def made_up() -> Data:
-    """20 numbers, and which of 5 sums of them is the largest."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(16_000, 20)).astype(np.float32)
-    y = (x @ rng.normal(size=(20, 5))).argmax(1).astype(np.int32)
+    """Half of them to train on."""
+    x, y, _ = runs.largest_sums(16_000)
+    y = y.astype(np.int32)
     return Data(x[:8000], y[:8000], x[8000:], y[8000:])
 
 
@@ -169,12 +167,6 @@ OPTIMIZERS = {
 # Ways ---------------------------------------------------------------------------------------
 
 
-def equal_scores(model, x, y) -> tf.Tensor:
-    """A scorer by which all examples are drawn alike."""
-    del model, y
-    return tf.ones(tf.shape(x)[:1])
-
-
 class Way(NamedTuple):
     """Of batch normalization and of drawing.
 
@@ -200,7 +192,7 @@ def averaged_uniform() -> tfi.samplers.Sampler:
 
 WAYS = {
     "uniform": Way(L.BatchNormalization, False, False),
-    "control": Way(L.BatchNormalization, True, True, equal_scores),
+    "control": Way(L.BatchNormalization, True, True, runs.equal_scores),
     "weighted": Way(tfi.layers.BatchNormalization, False, True),
     "ordinary": Way(L.BatchNormalization, False, True),
     "adapted": Way(L.BatchNormalization, True, True),
@@ -294,48 +286,34 @@ def scoring_cost(name: str) -> float:
 # All of it ----------------------------------------------------------------------------------
 
 
-class Runs:
-    """Runs, kept in a file; each is made once."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._found = {run[:5]: run for run in (Run(**json.loads(line)) for line in lines)}
-
-    def get(self, *of) -> Run:
-        if of not in self._found:
-            run = self._found[of] = train(*of)
-            with self._path.open("a") as file:
-                file.write(json.dumps(run._asdict()) + "\n")
-            which = " ".join(map(str, of))
-            print(f"  {which}: {run.loss:.4g}, {100 * run.error:.2f} %", flush=True)
-        return self._found[of]
+def _told(run: Run) -> str:
+    return f"{' '.join(map(str, run[:5]))}: {run.loss:.4g}, {100 * run.error:.2f} %"
 
 
-def row(runs: list[Run], base: float) -> dict[str, Any]:
+def row(found: list[Run], base: float) -> dict[str, Any]:
     """Medians, and the range of the loss, of runs that differ by their seeds."""
-    losses = sorted(run.loss for run in runs)
+    losses = sorted(run.loss for run in found)
     median = statistics.median(losses)
     return {
         "loss": median,
         "losses": [losses[0], losses[-1]],
         "of_uniform": round(median / base, 3),
-        "error": statistics.median(run.error for run in runs),
+        "error": statistics.median(run.error for run in found),
     }
 
 
-def compared(name: str, rate: float, cost: float, runs: Runs) -> dict[str, dict[str, Any]]:
+def compared(name: str, rate: float, cost: float, kept: runs.Runs) -> dict[str, dict[str, Any]]:
     """Of each way its numbers after as many steps, and of drawn ones at equal cost."""
     steps = FLAGS.steps or CASES[name].steps
     ways = ["uniform", *(way for way in FLAGS.ways or _BY_DEFAULT if way != "uniform")]
     found, base = {}, 0.0
     for way in ways:
-        made = [runs.get(name, rate, way, steps, seed) for seed in range(FLAGS.seeds)]
+        made = [kept.get(name, rate, way, steps, seed) for seed in range(FLAGS.seeds)]
         base = base or statistics.median(run.loss for run in made)
         found[way] = row(made, base)
         if WAYS[way].draws and WAYS[way].sampler is None and FLAGS.equal_cost:
             fewer = round(steps / (1 + cost))
-            made = [runs.get(name, rate, way, fewer, seed) for seed in range(FLAGS.seeds)]
+            made = [kept.get(name, rate, way, fewer, seed) for seed in range(FLAGS.seeds)]
             found[way]["at_equal_cost"] = row(made, base)
     return found
 
@@ -375,13 +353,14 @@ def main(_) -> None:
     out = pathlib.Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = f"{FLAGS.optimizer or 'own'}_{FLAGS.batch_size}_{FLAGS.factor}"
-    runs = Runs(out.with_name(f"{out.stem}_{settings}.jsonl"))
+    path = out.with_name(f"{out.stem}_{settings}.jsonl")
+    kept = runs.Runs(path, Run, train, _told)
     result: dict[str, Any] = {}
     for name in FLAGS.nets or CASES:
         cost = scoring_cost(name)
         print(f"{name}: scoring costs {cost:.2f} steps", flush=True)
         for rate in [float(text) for text in FLAGS.rates] or CASES[name].rates:
-            ways = compared(name, rate, cost, runs)
+            ways = compared(name, rate, cost, kept)
             result[f"{name}, {rate:g}"] = {"scoring": round(cost, 3), "ways": ways}
     measure.write(FLAGS.out, {"settings": settings, "results": result})
     print(markdown(result))

@@ -11,7 +11,6 @@ Runs are kept in --out.jsonl as they are made, and a command that is interrupted
 
 from __future__ import annotations
 
-import json
 import pathlib
 import statistics
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import tf_importance as tfi
-from benchmarks import command, measure
+from benchmarks import command, measure, runs
 from reports import figures
 
 FLAGS = flags.FLAGS
@@ -48,16 +47,10 @@ class Case(NamedTuple):
     scorer: Callable | None = None
 
 
-def equal_scores(model, x, y) -> tf.Tensor:
-    """A scorer by which all examples are drawn alike."""
-    del model, y
-    return tf.ones(tf.shape(x)[:1])
-
-
 CASES = {
     "dropout": Case(lambda: [L.Dropout(0.5)]),
     "weighted batch norm": Case(lambda: [tfi.layers.BatchNormalization()]),
-    "constant scorer": Case(list, scorer=equal_scores),
+    "constant scorer": Case(list, scorer=runs.equal_scores),
     "label noise": Case(list, noise=0.3),
     "noise in the net": Case(lambda: [L.GaussianNoise(1.0)]),
 }
@@ -77,10 +70,8 @@ class Run(NamedTuple):
 
 
 def data_of(noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """20 numbers, and which of 5 sums of them is the largest."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(EXAMPLES, 20)).astype(np.float32)
-    y = (x @ rng.normal(size=(20, 5))).argmax(1)
+    """Labels, so many of them random."""
+    x, y, rng = runs.largest_sums(EXAMPLES)
     return x, np.where(rng.random(EXAMPLES) < noise, rng.integers(0, 5, EXAMPLES), y)
 
 
@@ -118,35 +109,22 @@ def train(name: str, rate: float, way: str, budget: int, seed: int) -> Run:
     return Run(name, rate, way, budget, seed, loss, len(steps) * (1 + SCORING * drawn), drawn)
 
 
-class Runs:
-    """Runs, kept in a file; each is made once."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._found = {run[:5]: run for run in (Run(**json.loads(line)) for line in lines)}
-
-    def get(self, *of) -> Run:
-        if of not in self._found:
-            run = self._found[of] = train(*of)
-            with self._path.open("a") as file:
-                file.write(json.dumps(run._asdict()) + "\n")
-            print(f"  {' '.join(map(str, of))}: {run.loss:.4g}", flush=True)
-        return self._found[of]
+def _told(run: Run) -> str:
+    return f"{' '.join(map(str, run[:5]))}: {run.loss:.4g}"
 
 
-def compared(name: str, runs: Runs) -> dict[str, Any]:
+def compared(name: str, kept: runs.Runs) -> dict[str, Any]:
     """Drawn over uniform training at equal cost."""
     budget = FLAGS.steps
     rate = min(
-        map(float, FLAGS.rates), key=lambda rate: runs.get(name, rate, "uniform", budget, 0).loss
+        map(float, FLAGS.rates), key=lambda rate: kept.get(name, rate, "uniform", budget, 0).loss
     )
     ratios, costs, shares = [], [], []
     for seed in range(FLAGS.seeds):
-        uniform = runs.get(name, rate, "uniform", budget, seed)
-        first = runs.get(name, rate, "drawn", budget, seed)
+        uniform = kept.get(name, rate, "uniform", budget, seed)
+        first = kept.get(name, rate, "drawn", budget, seed)
         fitting = round(budget * budget / first.cost)
-        drawn = runs.get(name, rate, "drawn", fitting, seed)
+        drawn = kept.get(name, rate, "drawn", fitting, seed)
         ratios.append(drawn.loss / uniform.loss)
         costs.append(drawn.cost / budget)
         shares.append(drawn.drawn)
@@ -184,8 +162,8 @@ def main(_) -> None:
         raise app.UsageError(f"unknown: {', '.join(unknown)}; nets are {', '.join(CASES)}.")
     out = pathlib.Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    runs = Runs(out.with_suffix(".jsonl"))
-    result = {name: compared(name, runs) for name in FLAGS.nets or CASES}
+    kept = runs.Runs(out.with_suffix(".jsonl"), Run, train, _told)
+    result = {name: compared(name, kept) for name in FLAGS.nets or CASES}
     measure.write(FLAGS.out, {"steps": FLAGS.steps, "results": result})
     print(markdown(result))
 

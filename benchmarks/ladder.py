@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import pathlib
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from benchmarks.runs import Runs as Kept
 
 LADDER = (250, 500, 1000, 2000, 4000, 8000)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -36,35 +37,22 @@ class Run(NamedTuple):
     calibration_error: float
     scored: float
 
-    @property
-    def of(self) -> tuple:
-        return self[:5]
 
-
-class Runs:
+class Runs(Kept):
     """The runs of a task, kept in a file; each is made once."""
 
     def __init__(self, path: pathlib.Path, make: Callable[..., Run] | None = None) -> None:
-        self._path, self._make = path, make
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._found = {run.of: run for run in (Run(**json.loads(line)) for line in lines)}
-
-    def __iter__(self) -> Iterator[Run]:
-        return iter(self._found.values())
+        by_choice = make and (lambda *of: make(*of[:3], Choice(*of[3:])))
+        super().__init__(path, Run, by_choice, _told)
 
     def get(self, method: str, steps: int, seed: int, choice: Choice) -> Run:
         """The run, made now where it is not there."""
-        key = (method, steps, seed, *choice)
-        if key not in self._found:
-            assert self._make is not None, "runs are to be made"
-            run = self._make(method, steps, seed, choice)
-            with self._path.open("a") as file:
-                file.write(json.dumps(run._asdict()) + "\n")
-            self._found[key] = run
-            which = f"{method} {steps} {choice.rate:g} {choice.own or ''} seed {seed}"
-            told = f"{run.test_loss:.5f}, average precision {run.average_precision:.3f}"
-            print(f"  {which}: {told}", flush=True)
-        return self._found[key]
+        return super().get(method, steps, seed, *choice)
+
+
+def _told(run: Run) -> str:
+    which = f"{run.method} {run.steps} {run.rate:g} {run.own or ''} seed {run.seed}"
+    return f"{which}: {run.test_loss:.5f}, average precision {run.average_precision:.3f}"
 
 
 class Plan(NamedTuple):

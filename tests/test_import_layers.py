@@ -13,7 +13,7 @@ ROOMS = (
     "graphs",
     "compat",
     "schedules",
-    "rates",
+    "callbacks",
     "draws",
     "journal",
     "marks",

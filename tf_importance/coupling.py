@@ -137,7 +137,7 @@ def _adds_loss_of(net: keras.Model, inputs: list[tf.Tensor]) -> list[str]:
     for layer in net._flatten_layers():
         for loss in compat.added_losses(layer):
             in_graph = isinstance(loss, tf.Tensor) and not hasattr(loss, "numpy")
-            if in_graph and graphs.depends(loss, sources):
+            if in_graph and any(one.name in sources for one in graphs.upstream(loss)):
                 found.append(layer.name)
     return found
 

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import (
+    callbacks,
     compat,
     coupling,
     draws,
@@ -26,7 +27,6 @@ from tf_importance import (
     losses,
     marks,
     processes,
-    rates,
     samplers,
     source,
 )
@@ -56,15 +56,15 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
                 given["callbacks"] = samplers.with_maintenance(given["callbacks"], sampler)
         _refuse_class_weight(given)
         if drawing is not None:
-            _refuse_coupled(model, given["x"])
-            if drawing.sampler is not None and drawing.sampler.is_compared:
-                _refuse_loss(model, given["x"])
+            _refuse_coupled(model, given["x"], drawing)
         if model.schedule is not None:
-            given["callbacks"] = rates.settable(given["callbacks"], model.schedule)
+            given["callbacks"] = callbacks.settable(given["callbacks"], model.schedule)
             if model.schedule.steps is not None:
-                given["callbacks"] = _followed_by(given["callbacks"], UntilTheEnd(model.schedule))
+                last = callbacks.UntilTheEnd(model.schedule)
+                given["callbacks"] = callbacks.joined(given["callbacks"], last)
         if drawing is not None and drawing.why_off is not None:
-            given["callbacks"] = _followed_by(given["callbacks"], WhyNothing(drawing.why_off))
+            last = callbacks.WhyNothing(drawing.why_off)
+            given["callbacks"] = callbacks.joined(given["callbacks"], last)
         with model.datasets.fitting(drawing, given["class_weight"] is not None):
             if processes.are_several(model.distribute_strategy):
                 return _in_several_processes(model, given)
@@ -125,97 +125,17 @@ def _is_scored_as_it_is(model, structure: list[Any], loss_weights: Any) -> bool:
     return same and model.objective.loss_weights == loss_weights
 
 
-class WhyNothing(keras.callbacks.Callback):
-    """Says in one line why a training had no drawn batch, if it had none.
-
-    Args:
-        why_off: of the switch.
-    """
-
-    def __init__(self, why_off: Callable[[], str]) -> None:
-        super().__init__()
-        self._why_off, self._drawn, self._fallbacks = why_off, 0.0, 0
-
-    def on_epoch_end(self, epoch, logs=None) -> None:
-        logs = logs or {}
-        self._drawn += float(logs.get("importance", 1.0))
-        self._fallbacks += int(logs.get("fallbacks", 0))
-
-    def on_train_end(self, logs=None) -> None:
-        if self._drawn > 0:
-            return
-        if self._fallbacks:
-            warnings.warn(
-                f"nothing was drawn: the scores of all {self._fallbacks} pre-samples were unusable "
-                "(all zero, negative, NaN or infinite).",
-                stacklevel=2,
-            )
-        else:
-            tf.get_logger().info(f"nothing was drawn: {self._why_off()}.")
-
-
-class UntilTheEnd(keras.callbacks.Callback):
-    """Ends a training where its learning rate's schedule ends: t̂ has reached N.
-
-    Args:
-        schedule: a `GainAdapted` with steps.
-    """
-
-    # The variable is read so many times while what is left halves, and not in each step.
-    _LOOKS = 32
-
-    def __init__(self, schedule) -> None:
-        super().__init__()
-        self._schedule, self._steps, self._next = schedule, 0, 0
-
-    def on_train_begin(self, logs=None) -> None:
-        if self._schedule.ended:
-            raise ValueError(
-                f"t̂ of the learning rate is {float(self._schedule.following):g}, and its schedule "
-                f"ends at {self._schedule.steps:g}: there is nothing left to train. Compile with a "
-                "new GainAdapted, or with a schedule of more steps."
-            )
-
-    def on_train_batch_end(self, batch, logs=None) -> None:
-        self._steps += 1
-        if self._steps < self._next:
-            return
-        left = self._schedule.steps - float(self._schedule.following)
-        self._next = self._steps + max(1, int(left / self._LOOKS))
-        if self._schedule.ended:
-            self.model.stop_training = True
-            tf.get_logger().info(
-                f"training of {self.model.name!r} ends after {self._steps} steps: by their gains "
-                f"they count as the {self._schedule.steps:g} of its learning rate's schedule."
-            )
-
-
-def _followed_by(callbacks, last: keras.callbacks.Callback):
-    """The callbacks of a `fit`, and one more."""
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(last)
-        return callbacks
-    return [*tf.nest.flatten(callbacks or []), last]
-
-
-def _refuse_coupled(model, batches: Any) -> None:
-    """Raises: ValueError: the net couples the examples of a batch."""
+def _refuse_coupled(model, batches: Any, drawing: marks.Drawing) -> None:
+    """Raises: ValueError: the net, or what it is trained by, couples the examples of a batch."""
     # A strategy's own dataset has none of these shapes, and its pipeline has asked already.
     if not (model.net.built and isinstance(batches, tf.data.Dataset)):
         return
-    leaves = batches.element_spec[0]
-    coupling.refuse(
-        model, tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), leaves)
+    inputs, labels = (
+        tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), part)
+        for part in batches.element_spec[:2]
     )
-
-
-def _refuse_loss(model, batches: Any) -> None:
-    """Raises: ValueError: what the model is trained by is no mean over examples."""
-    if isinstance(batches, tf.data.Dataset):
-        inputs, labels = (
-            tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), part)
-            for part in batches.element_spec[:2]
-        )
+    coupling.refuse(model, inputs)
+    if drawing.sampler is not None and drawing.sampler.is_compared:
         coupling.refuse_loss(model, inputs, labels)
 
 

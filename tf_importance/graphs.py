@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -51,21 +51,20 @@ def by_autograph(function: Callable) -> Callable:
     return tf.__internal__.autograph.tf_convert(function, enabled, user_requested=True)
 
 
-def depends(tensor: tf.Tensor, sources: set[str]) -> bool:
-    """Whether a tensor of a graph is computed from others.
+def upstream(tensor: tf.Tensor, known: Container[str] = ()) -> Iterator[tf.Operation]:
+    """The operations that a tensor of a graph is computed by, its own first.
 
     Args:
-        sources: names of the operations that make those.
+        known: names of operations before which nothing is looked for.
     """
     waiting, seen = [tensor.op], {tensor.op.name}
     while waiting:
         operation = waiting.pop()
-        if operation.name in sources:
-            return True
-        new = {part.op.name: part.op for part in operation.inputs if part.op.name not in seen}
-        seen |= new.keys()
-        waiting.extend(new.values())
-    return False
+        yield operation
+        for part in operation.inputs:
+            if part.op.name not in seen and part.op.name not in known:
+                seen.add(part.op.name)
+                waiting.append(part.op)
 
 
 def is_random(tensor: tf.Tensor, clean: set[str]) -> bool:
@@ -74,16 +73,12 @@ def is_random(tensor: tf.Tensor, clean: set[str]) -> bool:
     Args:
         clean: names of operations of which it is known that none have; more of them are added.
     """
-    waiting, seen = [tensor.op], {tensor.op.name}
-    while waiting:
-        operation = waiting.pop()
+    found = set()
+    for operation in upstream(tensor, clean):
         if _draws(operation):
             return True
-        sources = {part.op.name: part.op for part in operation.inputs}
-        new = {name: source for name, source in sources.items() if name not in seen | clean}
-        seen |= new.keys()
-        waiting.extend(new.values())
-    clean |= seen
+        found.add(operation.name)
+    clean |= found
     return False
 
 

@@ -102,7 +102,9 @@ class Meter(tf.Module):
         self,
         number: tf.Tensor,
         drawn: tf.Tensor,
-        moments: Callable[[Callable[[tf.Tensor], tf.Tensor]], tuple[gain.Moments, tf.Tensor]],
+        moments: Callable[
+            [Callable[[tf.Tensor], tf.Tensor]], tuple[gain.Moments, tf.Tensor]
+        ],
     ) -> None:
         """Take up a step's batch, where it is due; one that is not finite is left out.
 
@@ -127,7 +129,9 @@ class Meter(tf.Module):
             return tf.where(finite, after, state), tf.where(finite, now_seen, seen)
 
         measured = due | drawn | near
-        after, now_seen = tf.cond(measured, lambda: graphs.apart(updated), lambda: (state, seen))
+        after, now_seen = tf.cond(
+            measured, lambda: graphs.apart(updated), lambda: (state, seen)
+        )
         self.averages.assign(after)
         self.seen.assign(now_seen)
 

@@ -98,7 +98,9 @@ def outlier_scales(
     return limited(norms, outlier_limits(estimates, uncertainties, threshold))
 
 
-def outlier_limits(estimates: tf.Tensor, uncertainties: tf.Tensor, threshold: float) -> tf.Tensor:
+def outlier_limits(
+    estimates: tf.Tensor, uncertainties: tf.Tensor, threshold: float
+) -> tf.Tensor:
     """⟨c, s⟩ + √(τ⟨d, s⟩), the largest norm that is no outlier; infinite where ⟨d, s⟩ is 0: [b].
 
     Args:

@@ -152,10 +152,11 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
     def advance(self, gain: tf.Tensor) -> None:
         """Begin a step of gain ratio r̂; a gain that is not finite and positive counts as 1."""
         following = self._next_step()
-        peak = tf.maximum(tf.convert_to_tensor(self.peak), self._scheduled(following))
+        scheduled = self._scheduled(following)
+        peak = tf.maximum(tf.convert_to_tensor(self.peak), scheduled)
         gain = tf.cast(gain, tf.float32)
         gain = tf.where(tf.math.is_finite(gain) & (gain > 0), gain, 1.0)
-        gain = tf.minimum(gain, self._largest_gain(peak, following))
+        gain = tf.minimum(gain, self._largest_gain(peak, scheduled))
         self.peak.assign(peak)
         self.gain.assign(gain)
         self.effective_step.assign(following)
@@ -190,12 +191,12 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
 
     def largest_gain(self) -> tf.Tensor:
         """The r̂ that the ceiling allows in the coming step; larger ones count as this."""
-        following = tf.convert_to_tensor(self.following)
-        peak = tf.maximum(tf.convert_to_tensor(self.peak), self._scheduled(following))
-        return self._largest_gain(peak, following)
+        scheduled = self._scheduled(tf.convert_to_tensor(self.following))
+        peak = tf.maximum(tf.convert_to_tensor(self.peak), scheduled)
+        return self._largest_gain(peak, scheduled)
 
-    def _largest_gain(self, peak: tf.Tensor, following: tf.Tensor) -> tf.Tensor:
-        ratio = tf.math.divide_no_nan(peak, self._scheduled(following))
+    def _largest_gain(self, peak: tf.Tensor, scheduled: tf.Tensor) -> tf.Tensor:
+        ratio = tf.math.divide_no_nan(peak, scheduled)
         return (self._ceiling * tf.maximum(ratio, 1.0)) ** (1 / self.exponent)
 
     def _scheduled(self, effective_step: tf.Tensor) -> tf.Tensor:

@@ -465,9 +465,12 @@ class Step:
             return found, squares.batch
 
         undrawn = 1.0 if self._of_strata is None else memory
-        drawn = tf.reduce_any(importance != undrawn)
-        if self.is_group is not None:
-            drawn |= self.is_group
+        if self.is_group is not None and self.drawing.sampler is None:
+            drawn = self.is_group
+        else:
+            # A memory draws batches that are no groups.
+            drawn = tf.reduce_any(importance != undrawn)
+            drawn = drawn if self.is_group is None else drawn | self.is_group
         meter.measure(self.model.optimizer.iterations, drawn, moments)
 
     def _behind_the_pipeline(self):

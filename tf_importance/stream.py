@@ -204,11 +204,7 @@ def importance_sample(
         # The step compiles the scorer itself; that it can be is found out here all the same.
         sizes = {setting.group_size} if in_step else setting.presample_sizes
         ways = {size: way(fresh.compiled(score, spec, size, jit_compile)) for size in sizes}
-        sizes_of = batch_statistics.size(places)
-        groups = _Groups(
-            *(setting, switch, ways, drawing, number_of, sizes_of),
-            element_specs.weighs_elements(spec),
-        )
+        groups = _Groups(setting, switch, ways, drawing, number_of, batch_statistics.size(places))
         batches = groups.batches(dataset, seed)
         # Scores must be of the very step where the learning rate follows the gain, and statistics
         # of batch normalization too: those of a step before let a high learning rate diverge.
@@ -229,7 +225,6 @@ class _Groups:
         drawing: what is to be said of the batches.
         number_of: nests (x, y) of [B, …] -> [B] strata, where there are reservoirs.
         statistics: S of batch normalization, that batches tell.
-        weighs_elements: whether sample weights are more than one number for each example.
     """
 
     def __init__(
@@ -240,7 +235,6 @@ class _Groups:
         drawing: marks.Drawing,
         number_of: Callable | None,
         statistics: int,
-        weighs_elements: bool,
     ) -> None:
         self._statistics = statistics
         self._setting, self._switch, self._ways = setting, switch, ways
@@ -250,9 +244,6 @@ class _Groups:
         self._in_step = drawing.fresh is not None
         self._means = not losses.only_sums(setting.model.objective)
         self._reservoirs, self._number_of = drawing.reservoirs, number_of
-        self._weighs_elements = weighs_elements
-        # Whether something travels with the inputs that is none of the net's.
-        self._carries = weighs_elements or self._reservoirs is not None
 
     def batches(self, dataset: tf.data.Dataset, seed: int | None) -> tf.data.Dataset:
         """The batches of a dataset's groups.
@@ -262,6 +253,9 @@ class _Groups:
         # A pipeline's graph is optimized anew for each iterator, which takes longer the more of it
         # there is: no short group where the data have no end, and sizes that are written down.
         self._ends = dataset.cardinality() != tf.data.INFINITE_CARDINALITY
+        self._weighs_elements = element_specs.weighs_elements(dataset.element_spec)
+        # Whether something travels with the inputs that is none of the net's.
+        self._carries = self._weighs_elements or self._reservoirs is not None
         if not self._switch.may_draw:
             # Nothing is decided, so that a group need not be larger than a batch.
             plain = element_specs.batched(dataset, self._setting.batch_size)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import keras
-import tensorflow as tf
 
+from tf_importance import callbacks
 from tf_importance.samplers.base import Sampler
 
 
@@ -41,11 +41,6 @@ class Maintenance(keras.callbacks.Callback):
         self._sampler.end()
 
 
-def with_maintenance(callbacks, sampler: Sampler):
+def with_maintenance(given, sampler: Sampler):
     """The callbacks of a `fit`, with a sampler's `Maintenance` before all others."""
-    maintenance = Maintenance(sampler)
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        # Behind those that are there: a list of callbacks cannot be added to in front.
-        callbacks.append(maintenance)
-        return callbacks
-    return [maintenance, *tf.nest.flatten(callbacks or [])]
+    return callbacks.joined(given, Maintenance(sampler), in_front=True)

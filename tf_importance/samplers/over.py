@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import tensorflow as tf
+
 from tf_importance.draws import Draws, Seen
 from tf_importance.samplers.base import Gather, Sampler
 
@@ -63,6 +67,20 @@ class Over(Sampler):
 
     def remember(self, draws: Draws, seen: Seen) -> None:
         self.memory.remember(draws, seen)
+
+    def _remember_kinds(self, draws: Draws, seen: Seen, sizes: Mapping[int, int]) -> None:
+        """Remember batches that differ in size.
+
+        Args:
+            sizes: b of those kinds of batches that memory is told of.
+        """
+        for kind, size in sizes.items():
+            parts = draws.of_kind(kind, seen, size)
+
+            def told(parts=parts) -> None:
+                self.memory.remember(*parts)
+
+            tf.cond(tf.shape(parts[0].kinds)[0] > 0, told, lambda: None)
 
     def logs(self):
         return self.memory.logs()

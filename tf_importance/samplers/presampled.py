@@ -85,14 +85,8 @@ class Fresh(Over):
         if not self.compares:
             super().remember(draws, seen)
             return
-        size = self._batch_size
-        for kind, width in ((0, draws.indices.shape[1]), (COMPARED, size)):
-            parts = draws.of_kind(kind, seen, width)
-
-            def told(parts=parts) -> None:
-                self.memory.remember(*parts)
-
-            tf.cond(tf.shape(parts[0].kinds)[0] > 0, told, lambda: None)
+        sizes = {0: self.presample_size, COMPARED: self._batch_size}
+        self._remember_kinds(draws, seen, sizes)
 
     def drawing(self, batch_size: int) -> Drawing:
         return Drawing(

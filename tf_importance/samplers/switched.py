@@ -199,15 +199,11 @@ class Switched(Over):
 
     def learn(self, draws: Draws, seen: Seen) -> None:
         # The gain is in the switch.
-        for kind, size in enumerate(self.sizes(self._size_of_batches())):
-            if kind == _UNIFORM or (kind == _RESCORED and self.rescored is None):
-                continue
-            parts = draws.of_kind(kind, seen, size)
-
-            def told(parts=parts) -> None:
-                self.memory.remember(*parts)
-
-            tf.cond(tf.shape(parts[0].kinds)[0] > 0, told, lambda: None)
+        sizes = dict(enumerate(self.sizes(self._size_of_batches())))
+        del sizes[_UNIFORM]
+        if self.rescored is None:
+            del sizes[_RESCORED]
+        self._remember_kinds(draws, seen, sizes)
 
     def _count(self, draws: Draws) -> None:
         """Done, where it was decided."""

@@ -58,7 +58,9 @@ def of_a_pass(scorer: base.Scorer) -> base.OutputScorer:
     return scorer if isinstance(scorer, base.OutputScorer) else upper_bound
 
 
-def taped_deltas(objective: losses.Objective, labels, passed: forward.Forward) -> list[tf.Tensor]:
+def taped_deltas(
+    objective: losses.Objective, labels, passed: forward.Forward
+) -> list[tf.Tensor]:
     """∂L_i/∂z_i of each output by a tape over the last activation: [B, …] each."""
     # Under a name of its own, a tensor hides the logits that Keras may have noted on it.
     preactivations = [tf.identity(head.preactivation) for head in passed.heads]
@@ -146,6 +148,7 @@ def _softmax_crossentropy(term: losses.Term, head: forward.Head) -> tf.Tensor | 
 def _in_rows(values: tf.Tensor) -> tf.Tensor:
     """[…, k] as [m, k]."""
     return values if values.shape.rank == 2 else tf.reshape(values, [-1, tf.shape(values)[-1]])
+
 
 
 def _sigmoid_crossentropy(term: losses.Term, head: forward.Head) -> tf.Tensor | None:

@@ -104,14 +104,21 @@ class Setting(NamedTuple):
         """Whether uniform batches are compared with those of the plan in force."""
         return tf.gather(self.are_compared, in_force)
 
-    def groups(self, plan: tf.Tensor, batches: float) -> tf.Tensor:
-        """In how many groups a plan draws so many batches, int32; two at least."""
-        counts = [max(2, int(batches // one.batches(self.group_size))) for one in self.plans]
-        return tf.gather(tf.constant(counts), plan)
+    def compared_at(self, plan: tf.Tensor) -> tf.Tensor:
+        """Which groups of a row leave uniformly: the first ones, and one of how many later, int32.
 
-    def compared_every(self, plan: tf.Tensor) -> tf.Tensor:
-        """Groups of which one leaves uniformly, so that one batch in 32 does."""
-        return self.groups(plan, 31 * (self.group_size // self.batch_size)) + 1
+        The more uniform batches a group has, the rarer; in the long run one batch in 32.
+        """
+        size = self.group_size // self.batch_size
+
+        def groups(one: Plan, times: float) -> int:
+            return max(2, int(times * size // one.batches(self.group_size)))
+
+        table = [
+            [*(groups(one, times) for times in _COMPARED_EARLY), groups(one, 31) + 1]
+            for one in self.plans
+        ]
+        return tf.gather(tf.constant(table), plan)
 
     def gain_of(self, plan: tf.Tensor) -> tf.Tensor:
         """r of the plan that is taken; 1 for uniform batches of b by definition."""
@@ -199,11 +206,9 @@ class Switch(tf.Module):
             return plan
         in_a_row = tf.where(setting.compares(plan), self.in_a_row + 1, 0)
         with tf.control_dependencies([self.in_a_row.assign(in_a_row)]):
-            # The more uniform batches a group has, the rarer.
-            size = setting.group_size // setting.batch_size
-            first, *others = (setting.groups(plan, times * size) for times in _COMPARED_EARLY)
-            early = tf.reduce_any(tf.equal(in_a_row, tf.stack([first, *others])))
-            due = early | tf.equal(in_a_row % setting.compared_every(plan), first)
+            at = setting.compared_at(plan)
+            early = tf.reduce_any(tf.equal(in_a_row, at[:-1]))
+            due = early | tf.equal(in_a_row % at[-1], at[0])
             return tf.where(due & setting.compares(plan), 0, plan)
 
     def open(self, setting: Setting) -> None:

@@ -200,7 +200,9 @@ class Rows(Contribution):
         ids = split_steps(self.ids, steps)
         deltas = split_steps(self.deltas, steps)
         outer, width = tf.shape(ids)[0], self.deltas.shape[2]
-        return Rows(tf.reshape(ids, [outer, -1]), tf.reshape(deltas, [outer, -1, width]), self.size)
+        return Rows(
+            tf.reshape(ids, [outer, -1]), tf.reshape(deltas, [outer, -1, width]), self.size
+        )
 
     def joined(self, others: Sequence[Contribution]) -> Contribution | None:
         rows = [self, *(other for other in others if isinstance(other, Rows))]

@@ -129,7 +129,9 @@ class Convolution(contributions.Contribution):
         deltas = _points(self.deltas, groups, outputs)
         if self._has_narrow_patches():
             patches = self._patches()
-            products = tf.matmul(_points(patches, 1, patches.shape[-1]), deltas, transpose_a=True)
+            products = tf.matmul(
+                _points(patches, 1, patches.shape[-1]), deltas, transpose_a=True
+            )
             yield from tf.split(products, math.prod(self.geometry.kernel_size), axis=2)
             return
         before: list[tf.Tensor] = []
@@ -189,7 +191,9 @@ def _points(images: tf.Tensor, groups: int, width: int) -> tf.Tensor:
     return tf.transpose(tf.reshape(images, [*shape, groups, width]), [0, 2, 1, 3])
 
 
-def padded(images: tf.Tensor, windows: tf.Tensor, geometry: Geometry, padding: str) -> tf.Tensor:
+def padded(
+    images: tf.Tensor, windows: tf.Tensor, geometry: Geometry, padding: str
+) -> tf.Tensor:
     """Images as the window moves over them.
 
     Args:

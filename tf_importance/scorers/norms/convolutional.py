@@ -113,7 +113,9 @@ def _depthwise_kernel(layer):
     return layer.depthwise_kernel if hasattr(layer, "depthwise_kernel") else layer.kernel
 
 
-@register(L.SeparableConv1D, L.SeparableConv2D, method="shifted and outer products", suits=_suits)
+@register(
+    L.SeparableConv1D, L.SeparableConv2D, method="shifted and outer products", suits=_suits
+)
 def _separable_convolution(layer, call, record: Recorder, inputs, **kwargs):
     """A depthwise convolution, then a matrix; what is between the two is taken apart here."""
     rank = len(layer.kernel_size)

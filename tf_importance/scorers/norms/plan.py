@@ -59,7 +59,9 @@ def coverage(model: keras.Model) -> Coverage:
     return Coverage(rows)
 
 
-def handlers(model: keras.Model, variables: Sequence[Any]) -> dict[keras.layers.Layer, Handler]:
+def handlers(
+    model: keras.Model, variables: Sequence[Any]
+) -> dict[keras.layers.Layer, Handler]:
     """The handlers of those layers that variables are in.
 
     Args:
