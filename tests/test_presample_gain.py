@@ -261,7 +261,7 @@ def test_training_measures_the_exact_moments(switch, blobs):
         meter=model.meter_of(sampling),
     )
     in_force = tf.constant(1 if switch == "drawn" else 0)
-    ratio = float(setting.predicted(in_force)[1])
+    ratio = float(setting.judged(in_force).predicted[1])
     truth = as_moments(exact, [rounded])
     expected = gain.gain_ratio(
         gain.uniform_square(truth, 16),

@@ -58,11 +58,12 @@ class Averages(NamedTuple):
         """Of the next step."""
         return tf.maximum((_RECENCY + 1) / (self.steps + 1 + _RECENCY), _SMOOTHING)
 
-    def with_step(self, newest: gain.Moments) -> Averages:
-        """After one more step."""
-        others = Averages(steps=self.steps, **newest._asdict())
-        moved = [old + self.share * (new - old) for old, new in zip(self, others)]
-        return Averages._make(moved)._replace(steps=self.steps + 1)
+    def with_step(self, newest: gain.Moments) -> tf.Tensor:
+        """After one more step; packed."""
+        others = Averages(steps=self.steps + 1, **newest._asdict()).packed()
+        shares = tf.concat([[1.0], tf.fill([others.shape[0] - 1], self.share)], axis=0)
+        before = self.packed()
+        return before + shares * (others - before)
 
 
 class Meter(tf.Module):
@@ -75,27 +76,29 @@ class Meter(tf.Module):
     def __init__(self, sampling: gain.Sampling) -> None:
         super().__init__(name="meter")
         self.sampling = sampling
-        # One variable: each that a step reads costs as much as a small layer.
-        self.averages = tf.Variable(
-            tf.zeros([len(Averages._fields) - 1 + len(sampling.rates)]),
+        # One variable, since each that a step reads costs as much as a small layer: `near_until`,
+        # the averages, and what was seen.
+        self._count = len(Averages._fields) - 1 + len(sampling.rates)
+        seen = observed.nothing()
+        self.state = tf.Variable(
+            tf.concat([seen.head(), tf.zeros([self._count]), seen.packed()], axis=0),
             trainable=False,
-            name="averages",
+            name="state",
             aggregation=tf.VariableAggregation.MEAN,
         )
-        self.seen = tf.Variable(
-            observed.nothing().packed(),
-            trainable=False,
-            name="seen",
-            aggregation=tf.VariableAggregation.MEAN,
-        )
+
+    def _parts(self, state: tf.Tensor) -> tuple[Averages, observed.Seen]:
+        averages, seen = state[1 : 1 + self._count], state[1 + self._count :]
+        return Averages.unpack(averages), observed.Seen.unpack(seen)
 
     def observed(self) -> observed.Observed:
         """What the gain of drawing was seen to be."""
-        return observed.Seen.unpack(tf.convert_to_tensor(self.seen)).observed
+        _, seen = self._parts(tf.convert_to_tensor(self.state))
+        return seen.observed
 
     def moments(self) -> tuple[gain.Moments, tf.Tensor]:
         """The moments, and whether enough steps have been measured."""
-        averages = Averages.unpack(tf.convert_to_tensor(self.averages))
+        averages, _ = self._parts(tf.convert_to_tensor(self.state))
         return averages.moments(), averages.steps >= _ENOUGH
 
     def measure(
@@ -113,28 +116,33 @@ class Meter(tf.Module):
             moments: of the batch, and its ‖g‖², by a function from weighted scores [b] to mean(Ĝ)
                 over the latest steps, this one included.
         """
-        state, seen = tf.convert_to_tensor(self.averages), tf.convert_to_tensor(self.seen)
+        state = tf.convert_to_tensor(self.state)
         due = tf.equal(tf.cast(number, tf.int32) % _EVERY, 0)
         number = tf.cast(number, tf.float32)
-        near = observed.Seen.unpack(seen).observed.is_near(number)
+        # Most uniform batches are compared with nothing.
+        compared = drawn | (number <= state[0])
 
-        def updated() -> tuple[tf.Tensor, tf.Tensor]:
-            before, was_seen = Averages.unpack(state), observed.Seen.unpack(seen)
-            found, square = moments(lambda scores: self._mean_score(before, scores))
-            after = before.with_step(found).packed()
-            of_drawn = was_seen.with_drawn(number, square, found.square).packed()
-            of_uniform = was_seen.with_uniform(number, square).packed()
-            now_seen = tf.where(drawn, of_drawn, of_uniform)
+        def updated() -> tf.Tensor:
+            averages, seen = self._parts(state)
+            found, square = moments(lambda scores: self._mean_score(averages, scores))
+
+            def compared_now() -> tuple[tf.Tensor, tf.Tensor]:
+                now = seen.with_batch(number, square, found.square, drawn)
+                return now.head(), now.packed()
+
+            before = state[:1], state[1 + self._count :]
+            head, now = _if(compared, compared_now, before)
+            after = tf.concat([head, averages.with_step(found), now], axis=0)
             finite = tf.reduce_all(tf.math.is_finite(after)) & tf.math.is_finite(square)
-            return tf.where(finite, after, state), tf.where(finite, now_seen, seen)
+            return tf.where(finite, after, state)
 
-        measured = due | drawn | near
-        after, now_seen = tf.cond(
-            measured, lambda: graphs.apart(updated), lambda: (state, seen)
-        )
-        self.averages.assign(after)
-        self.seen.assign(now_seen)
+        self.state.assign(_if(due | compared, updated, state))
 
     def _mean_score(self, before: Averages, weighted_scores: tf.Tensor) -> tf.Tensor:
         score = before.score / (1 + self.sampling.smoothing)
         return score + before.share * (tf.reduce_mean(weighted_scores) - score)
+
+
+def _if(condition: tf.Tensor, function: Callable, otherwise):
+    """What a function returns; where a condition does not hold, what there was."""
+    return tf.cond(condition, lambda: graphs.apart(function), lambda: otherwise)

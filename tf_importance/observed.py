@@ -89,9 +89,14 @@ class Observed(NamedTuple):
         """Whether enough was seen to speak of a gain."""
         return (self.drawn >= _ENOUGH) & (self.comparisons >= 1)
 
+    @property
+    def near_until(self) -> tf.Tensor:
+        """Number of the last step whose uniform batch is compared with the drawn ones before it."""
+        return tf.where(self.drawn >= _NEIGHBOURS, self.latest + _NEAR, -1.0)
+
     def is_near(self, number: tf.Tensor) -> tf.Tensor:
-        """Whether a uniform batch of a step is compared with the drawn ones before it."""
-        return (self.drawn >= _NEIGHBOURS) & (number - self.latest <= _NEAR)
+        """Whether a uniform batch of a step is."""
+        return number <= self.near_until
 
     def with_drawn(self, number: tf.Tensor, square: tf.Tensor, of_uniform: tf.Tensor) -> Observed:
         """After a drawn batch.
@@ -173,6 +178,15 @@ class Seen(NamedTuple):
     def packed(self) -> tf.Tensor:
         """As one vector."""
         return tf.stack([*self.observed, *self.comparison])
+
+    def head(self) -> tf.Tensor:
+        """[1] `near_until`."""
+        return self.observed.near_until[tf.newaxis]
+
+    def with_batch(self, number, square, of_uniform, drawn: tf.Tensor) -> Seen:
+        """After a batch, drawn or uniform."""
+        of_drawn = self.with_drawn(number, square, of_uniform)
+        return _chosen(drawn, of_drawn, self.with_uniform(number, square))
 
     def with_drawn(self, number: tf.Tensor, square: tf.Tensor, of_uniform: tf.Tensor) -> Seen:
         """After a drawn batch; see `Observed.with_drawn`."""

@@ -101,6 +101,8 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         # skipped.
         self.scale = _variable(tf.constant(0.0), "scale")
         self._loss_scale: Callable[[], Any] = lambda: None
+        # η in the graph of the step that was begun last: the optimizer need not compute it again.
+        self._begun: Callable[[], tuple[Any, tf.Tensor] | None] = lambda: None
         # References to the model and the optimizer whose it is, once there are any; in a function
         # as well.
         self._served: Callable[[], tuple[weakref.ref, weakref.ref] | None] = lambda: None
@@ -161,6 +163,9 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         self.gain.assign(gain)
         self.effective_step.assign(following)
         self.following.assign(following + tf.cast(gain, tf.float64))
+        graph = tf.compat.v1.get_default_graph()
+        begun = (weakref.ref(graph), self._adapted(gain, scheduled))
+        self._begun = lambda: None if tf.executing_eagerly() else begun
 
     def _next_step(self) -> tf.Tensor:
         """t̂ of the step that begins: that of the last one again, if it was skipped."""
@@ -197,7 +202,8 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
 
     def _largest_gain(self, peak: tf.Tensor, scheduled: tf.Tensor) -> tf.Tensor:
         ratio = tf.math.divide_no_nan(peak, scheduled)
-        return (self._ceiling * tf.maximum(ratio, 1.0)) ** (1 / self.exponent)
+        largest = self._ceiling * tf.maximum(ratio, 1.0)
+        return largest if self.exponent == 1 else largest ** (1 / self.exponent)
 
     def _scheduled(self, effective_step: tf.Tensor) -> tf.Tensor:
         whole = tf.cast(tf.floor(effective_step), tf.int64)
@@ -206,8 +212,14 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
     def __call__(self, step) -> tf.Tensor:
         """η of the step that was begun last; the optimizer's own count is not used."""
         del step
-        factor = tf.convert_to_tensor(self.gain) ** self.exponent
-        return factor * self._scheduled(tf.convert_to_tensor(self.effective_step))
+        begun = self._begun()
+        if begun is not None and begun[0]() is tf.compat.v1.get_default_graph():
+            return begun[1]
+        scheduled = self._scheduled(tf.convert_to_tensor(self.effective_step))
+        return self._adapted(tf.convert_to_tensor(self.gain), scheduled)
+
+    def _adapted(self, gain: tf.Tensor, scheduled: tf.Tensor) -> tf.Tensor:
+        return scheduled * (gain if self.exponent == 1 else gain**self.exponent)
 
     def get_config(self) -> dict[str, Any]:
         given = self._given()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -14,6 +13,23 @@ from tf_importance.plans import Plan
 # Behind so many times the batches of a uniform group that were drawn in a row, the first ones leave
 # uniformly.
 _COMPARED_EARLY = (2.5, 7.5, 17.5)
+
+
+class Judged(NamedTuple):
+    """What is known of the gains of k plans.
+
+    Attributes:
+        predicted: [k] r by the moments alone.
+        gains: [k] r that is sure; see `Setting.gains`.
+        known: whether enough was seen of what the plan in force does.
+        likely_share: what was seen of its gain, as a share of its prediction, 1 at most, taken as
+            it is; see `Observed.gain`.
+    """
+
+    predicted: tf.Tensor
+    gains: tf.Tensor
+    known: tf.Tensor
+    likely_share: tf.Tensor
 
 
 class Setting(NamedTuple):
@@ -63,37 +79,27 @@ class Setting(NamedTuple):
         Args:
             in_force: index of the plan by which the latest batches were made.
         """
-        ratios = self.predicted(in_force)
+        return self.judged(in_force).gains
+
+    def judged(self, in_force: tf.Tensor) -> Judged:
+        """All that is known of the gains of the plans."""
+        moments, uniform, enough = self._moments(in_force)
+        squares = tf.stack([self._square(moments, plan) for plan in self.plans])
+        predicted = self._ratios(uniform, squares, enough)
+        seen = self._measured.observed()
+        expected = tf.math.divide_no_nan(uniform, moments.square)
+        of_plan = tf.gather(predicted, in_force)
+
+        def share(sure: bool) -> tf.Tensor:
+            share = tf.math.divide_no_nan(seen.gain(expected, sure), of_plan)
+            return tf.clip_by_value(share, 0.0, 1.0)
+
         if not any(plan.is_compared for plan in self.plans):
-            return ratios
-        seen = tf.where(self.known(), self.seen_share(in_force) * ratios, 1.0)
-        return tf.where(self.compares(in_force), seen, ratios)
-
-    def predicted(self, in_force: tf.Tensor) -> tf.Tensor:
-        """As `gains`, by the moments alone."""
-        return self._over_uniform(
-            in_force, lambda moments: tf.stack([self._square(moments, plan) for plan in self.plans])
-        )
-
-    def known(self) -> tf.Tensor:
-        """Whether enough was seen of what the plan in force does."""
-        return self._measured.observed().known
-
-    def seen_share(self, in_force: tf.Tensor, sure: bool = True) -> tf.Tensor:
-        """What is said of the gain of the plan in force, as a share of its prediction: [k].
-
-        1 at most, and 1 for plans of another kind.
-
-        Args:
-            sure: as in `Observed.gain`.
-        """
-        moments, _ = self._measured.moments()
-        moments = moments._replace(mean_square=self._mean_square(moments, in_force))
-        uniform = gain.uniform_square(moments, self.batch_size)
-        seen = self._measured.observed().gain(tf.math.divide_no_nan(uniform, moments.square), sure)
-        predicted = tf.gather(self.predicted(in_force), in_force)
-        share = tf.clip_by_value(tf.math.divide_no_nan(seen, predicted), 0.0, 1.0)
-        return tf.where(self.are_compared, share, 1.0)
+            return Judged(predicted, predicted, seen.known, share(sure=False))
+        surely = tf.where(self.are_compared, share(sure=True), 1.0)
+        surely = tf.where(seen.known, surely * predicted, 1.0)
+        gains = tf.where(self.compares(in_force), surely, predicted)
+        return Judged(predicted, gains, seen.known, share(sure=False))
 
     @property
     def are_compared(self) -> tf.Tensor:
@@ -136,21 +142,20 @@ class Setting(NamedTuple):
         While uniform batches are in force; 1 as long as too little is known.
         """
 
-        def of_all_scores(moments: gain.Moments) -> tf.Tensor:
-            perfect = moments._replace(square=moments.drawn_square)
-            return gain.uniform_square(perfect, self.batch_size)
+        moments, uniform, enough = self._moments(tf.constant(0))
+        perfect = moments._replace(square=moments.drawn_square)
+        return self._ratios(uniform, gain.uniform_square(perfect, self.batch_size), enough)
 
-        return self._over_uniform(tf.constant(0), of_all_scores)
-
-    def _over_uniform(
-        self, in_force: tf.Tensor, squares: Callable[[gain.Moments], tf.Tensor]
-    ) -> tf.Tensor:
-        """r of what has E‖g‖² by these moments, over uniform batches of b."""
-        moments, known = self._measured.moments()
+    def _moments(self, in_force: tf.Tensor) -> tuple[gain.Moments, tf.Tensor, tf.Tensor]:
+        """The moments, E‖g‖² of uniform batches of b by them, and whether enough was measured."""
+        moments, enough = self._measured.moments()
         moments = moments._replace(mean_square=self._mean_square(moments, in_force))
-        uniform = gain.uniform_square(moments, self.batch_size)
-        ratios = gain.gain_ratio(uniform, squares(moments))
-        return tf.minimum(tf.where(known, ratios, 1.0), self.model.largest_gain())
+        return moments, gain.uniform_square(moments, self.batch_size), enough
+
+    def _ratios(self, uniform: tf.Tensor, squares: tf.Tensor, enough: tf.Tensor) -> tf.Tensor:
+        """r of what has E‖g‖² of these squares."""
+        ratios = gain.gain_ratio(uniform, squares)
+        return tf.minimum(tf.where(enough, ratios, 1.0), self.model.largest_gain())
 
     def _square(self, moments: gain.Moments, plan: Plan) -> tf.Tensor:
         moments = _of_presamples(moments, plan)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tf_importance import compat, graphs, variance
 from tf_importance.plans import Plan
 from tf_importance.switches import costs
-from tf_importance.switches.base import Setting, Switch
+from tf_importance.switches.base import Judged, Setting, Switch
 
 # Pre-samples in a row for which a cost is measured.
 _PROBES = 5
@@ -25,6 +25,8 @@ _FIRST = 8
 _TRIED = 150
 # Weighings for which drawing goes on once it has begun: by then it can be judged by what it did.
 _UNTIL_SEEN = 3
+# Behind these, one weighing in so many is made while a stream's batches are uniform.
+_SELDOM = 4
 # With each weighing, how much of what was seen of drawing is forgotten while there is none.
 _FORGOTTEN = 1 / 64
 # Of uniform batches' speed, what is worth a trial.
@@ -51,7 +53,8 @@ class Gain(Switch):
       `history_sample` 8 batches are decided on at once, in place of a pre-sample, and memory is
       tried out now and then, more and more rarely.)
     * Later, gain and cost are weighed for every 32 batches of examples (8 pre-samples of 4b; 8
-      batches of `history_sample`). A plan gives way when another is faster by the hysteresis, or
+      batches of `history_sample`), and while a stream's batches are uniform, behind the 150th
+      pre-sample, for every 128. A plan gives way when another is faster by the hysteresis, or
       when it falls below uniform sampling. Nothing is decided before 25 steps have been
       measured, one in four of the uniform ones.
     * Its state is in a `tf.train.Checkpoint` of the model, and not in files of weights.
@@ -118,6 +121,9 @@ class Gain(Switch):
     def choose(self, setting: Setting) -> tf.Tensor:
         number = self.presamples.assign_add(1) - 1
         due = tf.equal(number % setting.weighed_every, 0)
+        if setting.in_pipeline:
+            often = (number < _TRIED) | (self.plan > 0)
+            due &= often | tf.equal(number % (_SELDOM * setting.weighed_every), 0)
 
         def weighed() -> tf.Tensor:
             if not setting.in_pipeline:
@@ -152,8 +158,8 @@ class Gain(Switch):
     def _weigh(self, setting: Setting) -> tf.Tensor:
         """Take the fastest plan by gain and cost as they are now; True."""
         current = tf.convert_to_tensor(self.plan)
-        gains, known = self._gains(setting, current)
-        sure = setting.gains(current)
+        judged = setting.judged(current)
+        gains, known, sure = self._gains(setting, current, judged), judged.known, judged.gains
         seconds = self._seconds(setting)
         speeds, uniform = gains / seconds, 1 / seconds[0]
         held = tf.convert_to_tensor(self.held)
@@ -169,22 +175,21 @@ class Gain(Switch):
         self.speedup.assign(tf.where(uniform > 0, tf.gather(speeds, best) / uniform, 1.0))
         return tf.constant(True)
 
-    def _gains(self, setting: Setting, current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _gains(self, setting: Setting, current: tf.Tensor, judged: Judged) -> tf.Tensor:
         """r of each plan, [k]: what is predicted, corrected by what was seen of drawing.
 
         The correction is kept while batches are uniform, and slowly forgotten, so that drawing is
         tried again.
-
-        Returns:
-            And whether enough was seen.
         """
-        predicted, known = setting.predicted(current), setting.known()
-        drawing = setting.compares(current)
-        seen = tf.gather(setting.seen_share(current, sure=False), current)
-        forgotten = 1 - (1 - self.correction) * (1 - _FORGOTTEN)
-        correction = tf.where(drawing, tf.where(known, seen, self.correction), forgotten)
+        seen = tf.where(judged.known, judged.likely_share, self.correction)
+        kept = 1 - _FORGOTTEN
+        if setting.in_pipeline:
+            kept = tf.where(self.presamples > _TRIED, kept**_SELDOM, kept)
+        forgotten = 1 - (1 - self.correction) * kept
+        correction = tf.where(setting.compares(current), seen, forgotten)
         self.correction.assign(correction)
-        return tf.where(setting.are_compared, correction * predicted, predicted), known
+        predicted = judged.predicted
+        return tf.where(setting.are_compared, correction * predicted, predicted)
 
     def _first_choice(self, setting: Setting, current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """What is drawn by before a gain can be judged, and whether it is too early for that.
