@@ -14,7 +14,8 @@ average over batches.
 
 By train loss in inference and test error, medians and ranges over the seeds: after N steps, and,
 for drawn ones, after N/(1 + c), c the seconds of a forward pass of B over those of a uniform step.
---optimizer, --batch_size and --factor (B/b) show where it ends.
+--optimizer, --batch_size, --factor (B/b) and the deep nets, --nets=wrn_28_2,resnet_18, show where
+it ends.
 
 Runs are kept in --out.jsonl as they are made, and a command that is interrupted goes on there.
 """
@@ -39,7 +40,7 @@ from reports import figures
 from trainers import augmentation, datasets, nets
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("nets", [], "Nets; all by default.")
+flags.DEFINE_list("nets", [], "Nets; by default all but the deep ones.")
 flags.DEFINE_list("ways", [], "Ways; the first five by default.")
 flags.DEFINE_list("rates", [], "Learning rates, in place of each net's own.")
 flags.DEFINE_enum("optimizer", None, ["sgd", "momentum", "adam"], "In place of each net's own.")
@@ -87,8 +88,12 @@ def made_up() -> Data:
 
 
 @functools.cache
-def images(name: str, most: int = 0) -> Data:
-    """A data set of images; of --short a few that say nothing."""
+def images(name: str, most: int = 0, halved: bool = False) -> Data:
+    """A data set of images; of --short a few that say nothing.
+
+    Args:
+        most: images to train on; all by default. halved: in both directions, by means of 2 x 2.
+    """
     if FLAGS.short:
         rng = np.random.default_rng(0)
         shape = (32, 32, 3) if name == "cifar10" else (28, 28, 1)
@@ -100,7 +105,14 @@ def images(name: str, most: int = 0) -> Data:
         columns = zip(*split.batch(1024).as_numpy_iterator())
         parts += (np.concatenate(column) for column in columns)
     x, y, x_test, y_test = parts
+    if halved:
+        x, x_test = (_halved(part) for part in (x[: most or None], x_test))
     return Data(x[: most or None], y[: most or None], x_test, y_test)
+
+
+def _halved(x: np.ndarray) -> np.ndarray:
+    count, height, width, channels = x.shape
+    return x.reshape(count, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
 def _normalized() -> list[keras.layers.Layer]:
@@ -134,6 +146,12 @@ def resnet_8(shape) -> keras.Model:
     return keras.Model(inputs, L.Dense(10)(L.GlobalAveragePooling2D()(hidden)))
 
 
+def _deep(name: str) -> Case:
+    """A net of many layers, on images of 14 x 14 so that it takes minutes."""
+    data = functools.partial(images, "mnist", 10_000, halved=True)
+    return Case(functools.partial(of_trainers, name), data, 300, "momentum", (0.03,))
+
+
 def of_trainers(name: str, shape) -> keras.Model:
     return nets.build(name, shape, 10)
 
@@ -156,7 +174,10 @@ CASES = {
         "momentum",
         (0.03,),
     ),
+    "wrn_28_2": _deep("wide_resnet"),
+    "resnet_18": _deep("resnet18"),
 }
+_DEEP = ("wrn_28_2", "resnet_18")
 OPTIMIZERS = {
     "sgd": keras.optimizers.SGD,
     "momentum": functools.partial(keras.optimizers.SGD, momentum=0.9),
@@ -356,7 +377,7 @@ def main(_) -> None:
     path = out.with_name(f"{out.stem}_{settings}.jsonl")
     kept = runs.Runs(path, Run, train, _told)
     result: dict[str, Any] = {}
-    for name in FLAGS.nets or CASES:
+    for name in FLAGS.nets or [name for name in CASES if name not in _DEEP]:
         cost = scoring_cost(name)
         print(f"{name}: scoring costs {cost:.2f} steps", flush=True)
         for rate in [float(text) for text in FLAGS.rates] or CASES[name].rates:

@@ -166,6 +166,17 @@ class Way(NamedTuple):
         return _reweighted(_gathered(presample, positions), weights), positions
 
 
+    def drawn_or_first(
+        self, presample: Group, scored: Scored, seed: tf.Tensor
+    ) -> tuple[Group, tf.Tensor]:
+        """A batch of b, and its places; the first b as they are where scores are unusable."""
+        draw = self.positions(scored.proposal, seed)
+        first = tf.range(self.batch_size, dtype=draw.indices.dtype)
+        positions = tf.where(scored.usable, draw.indices[0], first)
+        weights = tf.where(scored.usable, draw.weights[0], 1.0)
+        return _reweighted(_gathered(presample, positions), weights), positions
+
+
 def _gathered(nest, positions: tf.Tensor):
     return tf.nest.map_structure(lambda part: tf.gather(part, positions), nest)
 

@@ -29,6 +29,8 @@ class Drawing:
         why_off: says why nothing was drawn, None where nothing can be.
         meter: what measures the gain that the switch or the learning rate go by, None for nothing.
         fresh: what draws from the groups that the steps get, None where they get none.
+        unusable: variable, [k] number of the latest group whose pre-sample could not be drawn from
+            by the step, in the place of that pre-sample in its group; None where steps get none.
         sampler: that draws by a memory, None for none.
         reservoirs: that strata of a stream are drawn from, None without strata.
         averages_statistics: whether batch normalization normalizes by an average over batches what
@@ -45,6 +47,7 @@ class Drawing:
     why_off: Callable[[], str] | None = None
     meter: Any = None
     fresh: Any = None
+    unusable: Any = None
     sampler: Any = None
     reservoirs: Any = None
     averages_statistics: bool = False

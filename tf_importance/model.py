@@ -150,7 +150,7 @@ class ISModel(keras.Model):
         self.mean_weight = self._state("mean_weight", [], 1.0)
         # Batches that left a pipeline: drawn, uniform; and fallbacks.
         self.counts = self._state("counts", [3])
-        self.monitors = self._state("monitors", [5], steps.Monitors(0.0, 0.0, 0.0, 0.0, memory=1.0))
+        self.monitors = self._state("monitors", [4], steps.Monitors(0.0, 0.0, 0.0, memory=1.0))
         compat.untracked(self, "datasets", datasets.Datasets(self))
         compat.untracked(self, "_meters", {})
         for name in ("sampler", "schedule"):
@@ -266,7 +266,7 @@ class ISModel(keras.Model):
         super().reset_metrics()
         self.counts.assign(tf.zeros([3]))
         memory = steps.Monitors(*tf.unstack(compat.value(self.monitors))).memory
-        self.monitors.assign(tf.stack(steps.Monitors(0.0, 0.0, 0.0, 0.0, memory)))
+        self.monitors.assign(tf.stack(steps.Monitors(0.0, 0.0, 0.0, memory)))
 
     # What datasets and samplers ask of it ---------------------------------------------------
 
@@ -280,7 +280,7 @@ class ISModel(keras.Model):
     def count(self, drawn=0.0, uniform=0.0, fallbacks=0.0) -> None:
         """Add to the epoch's numbers of drawn and uniform batches, and of fallbacks.
 
-        Pipelines call it as batches leave.
+        Pipelines call it as batches leave, and steps that draw.
         """
         self.counts.assign_add(tf.stack([drawn, uniform, fallbacks]))
 

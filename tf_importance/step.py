@@ -48,14 +48,13 @@ class Monitors(NamedTuple):
 
     Attributes:
         ess: Σ 1/τ² over the steps. steps: how many had usable scores.
-        max_weight: the largest. unusable: pre-samples whose scores were none, in the steps.
+        max_weight: the largest.
         memory: a^k after k steps of τ's average.
     """
 
     ess: tf.Tensor
     steps: tf.Tensor
     max_weight: tf.Tensor
-    unusable: tf.Tensor
     memory: tf.Tensor
 
 
@@ -135,9 +134,11 @@ class Step:
 
         def drawn():
             scored = way.scored(group._replace(inputs=inputs))
-            batches, positions = way.drawn(group, scored.proposal, seed)
-            counts = way.batch_size * tf.gather(scored.proposal, positions[0])
-            return tf.nest.map_structure(lambda part: part[0], batches), scored, counts
+            batch, positions = way.drawn_or_first(group, scored, seed)
+            if self.drawing.unusable is not None:
+                self._tell_unusable(numbered, scored.usable)
+            counts = way.batch_size * tf.gather(scored.proposal, positions)
+            return batch, scored, counts
 
         def as_it_is():
             cut = tf.nest.map_structure(lambda part: part[: way.batch_size], group)
@@ -151,10 +152,12 @@ class Step:
 
         self.places = places = batch_statistics.places(self.model, inputs)
         self.is_group = tf.shape(weights)[0] > way.batch_size
-        if self.drawing.sampler is None:
-            # A stream's pre-sample may be no larger than a batch.
-            self.is_group, seed = seed[1] > 0, tf.stack([seed[0], 0])
-        if (weights.shape[0] or 0) > way.batch_size or self.drawing.row_size == way.batch_size:
+        remembers = self.drawing.sampler is not None
+        if not remembers:
+            # A stream's pre-sample may be no larger than a batch, and a batch as large as that.
+            numbered, self.is_group, seed = seed, seed[1] > 0, tf.stack([seed[0], 0])
+        always = (weights.shape[0] or 0) > way.batch_size or self.drawing.row_size == way.batch_size
+        if remembers and always:
             self.is_group = tf.constant(True)
             batch, self.presample, self.counts = drawn()
         else:
@@ -171,6 +174,17 @@ class Step:
         if "gain" in told:
             of_batch["gain"] = tf.where(self.presample.usable, of_batch["gain"], 1.0)
         return inputs, batch.labels, of_batch
+
+    def _tell_unusable(self, seed: tf.Tensor, usable: tf.Tensor) -> None:
+        """For the pipeline, whether this pre-sample could not be drawn from.
+
+        Args:
+            seed: [2] of the pre-sample: its group's number, plus its place there; that place, from
+                1 on.
+        """
+        seed, told = tf.cast(seed, tf.int64), self.drawing.unusable
+        here = tf.equal(tf.range(told.shape[0], dtype=tf.int64), seed[1] - 1) & ~usable
+        told.assign(tf.where(here, seed[0] - (seed[1] - 1), told))
 
     def _advance(self) -> tf.Tensor | None:
         """Begin a step of a learning rate that follows the gain; the gain of the batch."""
@@ -361,8 +375,7 @@ class Step:
         tau = compat.value(model.tau)
         monitors = Monitors(*tf.unstack(compat.value(model.monitors)))
         if self.presample is not None:
-            unusable = tf.cast(~self.presample.usable, tf.float32)
-            monitors = monitors._replace(unusable=monitors.unusable + unusable)
+            self._count(tf.cast(~self.presample.usable, tf.float32))
         if model.objective.loss is not None and passes:
             try:
                 scores = self._scores_of_pass(self.labels, passes[-1])
@@ -377,6 +390,18 @@ class Step:
                 model.tau.assign(tau)
         model.monitors.assign(tf.stack(monitors))
         return self._logs(tau, monitors)
+
+    def _count(self, unusable: tf.Tensor) -> None:
+        """What became of this batch; a memory's pipeline has counted it as drawn.
+
+        Args:
+            unusable: 1 for a pre-sample whose scores are none, else 0.
+        """
+        drawn, uniform = -unusable, unusable
+        if self.drawing.sampler is None:
+            drawn = tf.cast(self.is_group, tf.float32) - unusable
+            uniform = 1 - drawn
+        self.model.count(drawn=drawn, uniform=uniform, fallbacks=unusable)
 
     @property
     def _of_strata(self) -> tf.Tensor | None:
@@ -431,7 +456,6 @@ class Step:
             ess=monitors.ess + fraction,
             steps=monitors.steps + tf.cast(known, tf.float32),
             max_weight=tf.maximum(monitors.max_weight, tf.cast(largest, tf.float32)),
-            unusable=monitors.unusable,
             memory=memory,
         )
 
@@ -490,9 +514,9 @@ class Step:
         logs = {
             "tau": tau,
             "ess": tf.math.divide_no_nan(monitors.ess, monitors.steps),
-            "importance": tf.math.divide_no_nan(drawn - monitors.unusable, drawn + uniform),
+            "importance": tf.math.divide_no_nan(drawn, drawn + uniform),
             "max_weight": monitors.max_weight,
-            "fallbacks": fallbacks + monitors.unusable,
+            "fallbacks": fallbacks,
             **of_the_pipeline,
         }
         if self.gain is not None:

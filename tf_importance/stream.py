@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -192,6 +192,7 @@ def importance_sample(
             why_off=(lambda: switch.why_off(setting)) if switch.may_draw else None,
             meter=meter,
             fresh=way(score) if in_step else None,
+            unusable=_unusable(setting) if in_step else None,
             averages_statistics=any(plan.draws > 1 for plan in setting.plans),
         )
         group_of = tf.nest.map_structure(
@@ -209,11 +210,25 @@ def importance_sample(
         # Scores must be of the very step where the learning rate follows the gain, and statistics
         # of batch normalization too: those of a step before let a high learning rate diverge.
         of_the_step = with_gain or bool(places)
-        ahead = seed is None and (in_step or not of_the_step or not switch.may_draw)
+        # Where the step scores it says of each group what is left of it, for the next to know.
+        ahead = seed is None and not (switch.may_draw and (in_step or of_the_step))
         batches = batches.prefetch(1) if ahead else batches
         return marks.put(batches.with_options(compat.data_options(ahead)), drawing)
 
     return transform
+
+
+class _Before(NamedTuple):
+    """The group before this one.
+
+    Attributes:
+        group: of any number of examples. plan: index, −1 for a short group.
+        number: what its pre-samples are known by.
+    """
+
+    group: fresh.Group
+    plan: tf.Tensor
+    number: tf.Tensor
 
 
 class _Groups:
@@ -242,6 +257,7 @@ class _Groups:
         self._sample_weighted = drawing.sample_weighted
         self._with_gain = drawing.meter is not None
         self._in_step = drawing.fresh is not None
+        self._unusable = drawing.unusable
         self._means = not losses.only_sums(setting.model.objective)
         self._reservoirs, self._number_of = drawing.reservoirs, number_of
 
@@ -275,9 +291,20 @@ class _Groups:
             together = together.map(
                 graphs.as_it_stands(lambda elements, n: (self._exchanged(elements, n), n))
             )
+        if self._unusable is not None:
+            spec = together.element_spec
+            if self._ends:
+                together = together.concatenate(tf.data.Dataset.from_tensors(_nothing(spec)))
+            before = _Before(self._group(_nothing(spec)[0]), tf.constant(0), tf.constant(0))
+            return together.scan(before, graphs.as_it_stands(self._behind)).unbatch()
         if max(self._turns()) == 1:
             return together.map(graphs.as_it_stands(self._at_once)).unbatch()
         return together.flat_map(graphs.as_it_stands(self._one_after_another)).unbatch()
+
+    def _count(self, **numbers) -> None:
+        """Of batches that leave; steps that draw count themselves."""
+        if not self._in_step:
+            self._model.count(**numbers)
 
     def _exchanged(self, elements: tuple, number: tf.Tensor) -> tuple:
         """((x, told), y, weight, importance), what reservoirs give for a group's examples."""
@@ -307,7 +334,7 @@ class _Groups:
         no_seed = tf.zeros([2], tf.int32)
 
         def full():
-            self._model.count(uniform=1.0)
+            self._count(uniform=1.0)
             return self._emitted(group, 1.0, no_seed)
 
         def short():
@@ -328,6 +355,51 @@ class _Groups:
     def _at_once(self, elements, number):
         group, plan, gain_ratio = self._decided(elements)
         return self._stack(group, plan, gain_ratio, _seed_of(number), 0)
+
+    def _behind(self, before: _Before, item) -> tuple[_Before, tuple]:
+        """A group behind what the steps have left of the one before it."""
+        elements, number = item
+        group, plan, gain_ratio = self._decided(elements)
+        seed = _seed_of(number)
+        unusable = tf.convert_to_tensor(self._unusable)
+        left = tf.equal(unusable, tf.cast(before.number, unusable.dtype)) & (before.plan > 0)
+        stack = self._stack(group, plan, gain_ratio, seed, 0)
+
+        def behind_the_rest():
+            rest = self._whole(self._rest(before, left), 1.0, tf.zeros_like(seed))
+            # In a stack all are of one size: of uniform batches the steps take the first b.
+            most = self._setting.batch_size - 1
+            places = tf.minimum(tf.range(tf.shape(tf.nest.flatten(stack)[0])[1]), most)
+            return tf.nest.map_structure(
+                lambda one, other: tf.concat([tf.gather(one, places, axis=1), other], axis=0),
+                rest,
+                stack,
+            )
+
+        stack = tf.cond(tf.reduce_any(left), behind_the_rest, lambda: stack)
+        for part in tf.nest.flatten(stack):
+            part.set_shape([None, None, *part.shape[2:]])
+        return _Before(group, plan, seed[0]), stack
+
+    def _rest(self, before: _Before, left: tf.Tensor) -> fresh.Group:
+        """What the steps did not train on of pre-samples that could not be drawn from.
+
+        Args:
+            left: [k] which pre-samples of the group these are.
+        """
+        size = tf.gather(self._sizes(), before.plan)
+        parts = fresh.whole(before.group, size)
+        left = left[: tf.shape(parts.importance)[0]]
+
+        def rest(part: tf.Tensor) -> tf.Tensor:
+            behind = tf.boolean_mask(part, left)[:, self._setting.batch_size :]
+            return tf.reshape(behind, [-1, *fresh.sizes(behind)[2:]])
+
+        return tf.nest.map_structure(rest, parts)
+
+    def _sizes(self) -> list[int]:
+        """Of what the steps get under each plan."""
+        return [choice.presample_size or choice.batch_size for choice in self._setting.plans]
 
     def _one_after_another(self, elements, number) -> tf.data.Dataset:
         group, plan, gain_ratio = self._decided(elements)
@@ -384,21 +456,17 @@ class _Groups:
 
     def _short(self, group: fresh.Group, seed):
         batch_size = self._setting.batch_size
-        self._model.count(uniform=tf.cast(-(-group.size // batch_size), tf.float32))
+        self._count(uniform=tf.cast(-(-group.size // batch_size), tf.float32))
         return self._emitted(fresh.short(group, batch_size, self._means), 1.0, seed)
 
     def _whole(self, group: fresh.Group, gain_ratio, seed):
         batches = fresh.whole(group, self._setting.batch_size)
-        self._model.count(uniform=float(batches.importance.shape[0]))
+        self._count(uniform=tf.cast(fresh.sizes(batches.importance)[0], tf.float32))
         return self._emitted(batches, gain_ratio, seed)
 
     def _handed_over(self, group: fresh.Group, plan: tf.Tensor, gain_ratio, seed):
         """For the steps: batches, or pre-samples that they draw from; they differ in size alone."""
-        sizes = [choice.presample_size or choice.batch_size for choice in self._setting.plans]
-        parts = fresh.whole(group, tf.gather(sizes, plan))
-        count = tf.cast(tf.shape(parts.importance)[0], tf.float32)
-        drawn = tf.where(plan > 0, count, 0.0)
-        self._model.count(drawn=drawn, uniform=count - drawn)
+        parts = fresh.whole(group, tf.gather(self._sizes(), plan))
         return self._emitted(parts, gain_ratio, seed + tf.stack([0, tf.cast(plan > 0, tf.int32)]))
 
     def _scored(self, group: fresh.Group, choice: plans.Plan, gain_ratio, seed, turn):
@@ -409,14 +477,14 @@ class _Groups:
         scored = way.scored(self._plain(presample))
 
         def drawn():
-            self._model.count(drawn=float(choice.draws))
+            self._count(drawn=float(choice.draws))
             own_seed = seed + tf.stack([turn, 0])
             batches, _ = way.drawn(presample, scored.proposal, own_seed, choice.draws)
             return self._emitted(batches, gain_ratio, seed, scored.statistics)
 
         def all_of_it():
             batches = fresh.whole(presample, self._setting.batch_size)
-            self._model.count(uniform=float(batches.importance.shape[0]), fallbacks=1.0)
+            self._count(uniform=float(batches.importance.shape[0]), fallbacks=1.0)
             return self._emitted(batches, 1.0, seed)
 
         return tf.cond(scored.usable, drawn, all_of_it)
@@ -432,7 +500,8 @@ class _Groups:
 
         Args:
             group: batches or pre-samples. gain_ratio: r of all.
-            seed: [2] of the group; 1 in its second place has the steps draw from it.
+            seed: [2] of the group; 1 in its second place has the steps draw from it, which then
+                find the numbers of its pre-samples there, from 1 on.
             statistics: [S] of the pre-sample that batches were drawn from.
         """
         told = {"weight": group.weights}
@@ -458,7 +527,7 @@ class _Groups:
             # For each example, so that batches have nothing without a batch axis; each pre-sample
             # of the group has its own.
             numbers = tf.range(shape[0], dtype=seed.dtype)
-            seeds = seed + tf.stack([numbers, tf.zeros_like(numbers)], axis=1)
+            seeds = seed + tf.stack([numbers, seed[1] * numbers], axis=1)
             told["seed"] = tf.tile(seeds[:, tf.newaxis], [1, shape[1], 1])
         return inputs, group.labels, told if len(told) > 1 else group.weights
 
@@ -501,6 +570,25 @@ def _reservoirs(
         )
     seed = int(np.random.randint(2**31)) if seed is None else seed
     return reservoirs.Reservoirs(spec, capacity, batch_size, _SMOOTHING, seed, scores)
+
+
+def _nothing(spec):
+    """A group without an example, and a number."""
+
+    def empty(leaf: tf.TensorSpec) -> tf.Tensor:
+        sizes = [size or 0 for size in leaf.shape[1:]]
+        return tf.zeros([0, *sizes] if leaf.shape.rank else [], leaf.dtype)
+
+    return tf.nest.map_structure(empty, spec)
+
+
+def _unusable(setting: switches.Setting) -> tf.Variable:
+    """[k] numbers of the latest groups whose pre-samples could not be drawn from, by the step."""
+    most = setting.group_size // min(setting.presample_sizes)
+    with setting.model.distribute_strategy.scope():
+        return tf.Variable(
+            tf.fill([most], tf.constant(-(2**40), tf.int64)), trainable=False, name="unusable"
+        )
 
 
 def _seed_of(number: tf.Tensor) -> tf.Tensor:
