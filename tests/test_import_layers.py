@@ -85,6 +85,7 @@ ROOMS = (
     "blocks",
     "element_specs",
     "estimate",
+    "groups",
     "stream",
     "source",
     "fitting",

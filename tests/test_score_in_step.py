@@ -138,6 +138,22 @@ def test_only_what_is_unusable_is_used_whole(presample, blobs):
     assert np.isin(of_spoilt, seen).all() and len(of_spoilt) == 2
 
 
+@pytest.mark.parametrize("usable", [True, False])
+def test_what_a_memory_and_its_steps_count_adds_up(usable, blobs):
+    """The pipeline counts its plans while a step counts as well: neither is lost."""
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
+    model, sampler = tfi.ISModel(net), tfi.samplers.Proportional()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, sampler=sampler)
+    scorer = None if usable else none_usable
+    batches = tfi.history_sample(
+        blobs, sampler, b, presample_size=B, model=model, scorer=scorer, seed=1
+    )
+    history = model.fit(batches.repeat(), steps_per_epoch=64, epochs=2, verbose=0).history
+    assert history["importance"] == [float(usable)] * 2
+    assert history["fallbacks"] == [0.0 if usable else 64.0] * 2
+
+
 def test_a_short_end_is_used_whole(blobs):
     """B = 32 of 72 examples: two groups and one uniform batch."""
     short = tuple(part[:72] for part in blobs)

@@ -282,7 +282,9 @@ class ISModel(keras.Model):
 
         Pipelines call it as batches leave, and steps that draw.
         """
-        self.counts.assign_add(tf.stack([drawn, uniform, fallbacks]))
+        # The variable itself, since Keras 3 adds by a reading and a writing, which may be apart.
+        counts = compat.tensorflow_variable(self.counts)
+        counts.assign_add(tf.stack([drawn, uniform, fallbacks]))
 
     def adapt_batch_normalization(self) -> None:
         """Convert the layers that the net has by now, and say so; or warn of them once."""
