@@ -13,7 +13,7 @@ import tf_importance as tfi
 from tf_importance.draws import Draws
 from tf_importance.journal import Journal
 from tf_importance.samplers import Visit
-from tf_importance.samplers.base import once_each
+from tf_importance.samplers.sound import once_each
 from tf_importance.samplers.gain import GainEstimator
 
 N, b = 256, 8
@@ -295,10 +295,10 @@ def test_many_visits_are_taken_together_as_few_are():
     scores[::7] = np.nan
     visit = Visit(tf.constant(rng.integers(9, size=60)), tf.ones([60]), tf.constant(scores))
     of_blocks = tf.function(
-        lambda i, w, s: once_each(Visit(i, w, s)),
-        input_signature=[tf.TensorSpec([None], part.dtype) for part in visit],
+        once_each,
+        input_signature=[tf.TensorSpec([None], part.dtype) for part in visit[::2]],
     )
-    for mine, theirs in zip(once_each(visit), of_blocks(*visit)):
+    for mine, theirs in zip(once_each(*visit[::2]), of_blocks(*visit[::2])):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 
 

@@ -76,6 +76,7 @@ ROOMS = (
     "samplers.history_features",
     "samplers.side_features",
     "samplers.sum_tree",
+    "samplers.sound",
     "samplers.visits",
     "samplers.uniform",
     "samplers.over",

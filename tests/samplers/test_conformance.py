@@ -63,6 +63,11 @@ SAMPLERS = {
 REMEMBER = ["proportional", "rank_based", "rais"]
 
 
+def mixed(p):
+    """With the share of all draws that is uniform."""
+    return 0.99 * p + 0.01 / N
+
+
 def step(sampler, indices, scores) -> tf.Tensor:
     """What a training step does with a sampler."""
     scales = sampler.update(Visit(indices, tf.ones_like(scores), scores))
@@ -153,8 +158,9 @@ def test_larger_scores_are_drawn_more_often(name):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
-@pytest.mark.parametrize("name", [*REMEMBER, "stratified"])
+@pytest.mark.parametrize("name", ["rais", "stratified"])
 def test_a_bad_score_changes_nothing(name, bad):
+    """In `Proportional` and `RankBased` it counts as an average one: test_any_scores.py."""
     sampler, other = trained(name), trained(name)
     scales = visit(sampler, range(BATCH), np.full(BATCH, bad))
     assert scales.tolist() == [1] * BATCH
@@ -272,7 +278,7 @@ def test_proportional_is_schauls_equation_1():
     visit(sampler, range(N), SCORES)
     indices, weights = drawn(sampler, 4)
     priorities = (SCORES.astype(np.float64) + 1e-3) ** 0.5
-    p = priorities / priorities.sum()
+    p = mixed(priorities / priorities.sum())
     np.testing.assert_allclose(weights, 1 / (N * p[indices]), rtol=1e-5)
 
 
@@ -297,7 +303,7 @@ def test_annealed_beta_corrects_by_its_power_and_below_1_is_biased_as_documented
     full = drawn(sampler(1.0), 1, size=10_000)[1]
     np.testing.assert_allclose(weights, full**0.4, rtol=1e-5)
     # E[w v] = mean((n p)^(1−β) v).
-    p = SCORES / SCORES.sum()
+    p = mixed(SCORES / SCORES.sum())
     expected = np.mean((N * p) ** 0.6 * SCORES)
     terms = SCORES[indices] * weights
     assert abs(terms.mean() - expected) < 4.5 * terms.std() / 100
@@ -318,19 +324,19 @@ def test_rank_based_is_loshchilov_and_hutters_equation_3(pressure):
     indices, weights = drawn(sampler, 10)
     ranks = np.argsort(np.argsort(-SCORES, kind="stable"))
     p = np.exp(-np.log(pressure) / N) ** ranks
-    p /= p.sum()
+    p = mixed(p / p.sum())
     np.testing.assert_allclose(weights, 1 / (N * p[indices]), rtol=1e-5)
 
 
 def test_rank_based_sorts_when_it_is_due():
     sampler = tfi.samplers.RankBased(N, 10.0, sort_every=3)
     visit(sampler, range(N), SCORES)
-    best = np.argmax(SCORES)
+    best, first = np.argmax(SCORES), int(sampler.ranked[0])
     firsts = []
     for _ in range(4):
         sampler.draw(BATCH, 0)
         firsts.append(int(sampler.ranked[0]))
-    assert firsts == [0, 0, 0, best]
+    assert firsts == [first, first, first, best]
 
 
 def test_the_selection_pressure_falls_exponentially():

@@ -95,7 +95,9 @@ def test_the_proposal_is_proposition_4_1_of_all_that_was_seen(side):
     features = np.stack([reference.features(*pair) for pair in zip(memory, rows)])
     p = reference.proposal(features, c, d)
     indices, weights = sampler.draw(500, 9)
-    np.testing.assert_allclose(1 / (N * weights.numpy()), p[indices.numpy()], rtol=1e-4)
+    # Of all draws 1 % are uniform.
+    drawn_by = 0.99 * p + 0.01 / N
+    np.testing.assert_allclose(1 / (N * weights.numpy()), drawn_by[indices.numpy()], rtol=1e-4)
     np.testing.assert_allclose(sampler.features, features, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(sampler.feature_totals, features.sum(axis=0), rtol=1e-4)
     # Negative control: features of a visit less give another proposal.

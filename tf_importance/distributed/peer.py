@@ -12,7 +12,8 @@ import tensorflow as tf
 from tf_importance import scorers, stores
 from tf_importance.arguments import positive_integer
 from tf_importance.distributed.shared import SharedScores
-from tf_importance.samplers.base import Visit, once_each
+from tf_importance.samplers.base import Visit
+from tf_importance.samplers.sound import once_each
 
 _MOST_WAITING = 1000
 
@@ -73,7 +74,7 @@ class Peer(SharedScores):
             )
 
     def update(self, visit: Visit) -> tf.Tensor:
-        scores, usable, _ = once_each(visit)
+        scores, usable, _ = once_each(visit.indices, tf.cast(visit.scores, tf.float32))
         size = tf.shape(visit.indices, tf.int64)[0]
         places = ((self.count + tf.range(size)) % self._capacity)[:, tf.newaxis]
         self.visited.scatter_nd_update(places, visit.indices)

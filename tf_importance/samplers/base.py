@@ -22,6 +22,9 @@ Gather = Callable[[tf.Tensor], tuple[Any, Any]]
 # the first of them.
 COMPARED = -1
 _COMPARED_EVERY, _COMPARED_FIRST = 32, 16
+# What a memory draws by is mixed with so much of 1/n: all examples stay within reach, whatever is
+# remembered of them, and no weight is above 100.
+UNIFORM_SHARE = 0.01
 # By default a block is no larger than this share of the data, and of so many batches at most.
 _OF_THE_DATA = 1 / 8
 _LARGEST_BLOCK = 32
@@ -521,6 +524,28 @@ def uniform_points(turn: Turn) -> tf.Tensor:
     return tf.random.stateless_uniform([turn.examples], turn.own_seed, dtype=tf.float64)
 
 
+def systematic_points(turn: Turn) -> tf.Tensor:
+    """The same, for each batch one in each b-th part of [0, 1), all at one offset."""
+    offsets = tf.random.stateless_uniform([turn.batches, 1], turn.own_seed, dtype=tf.float64)
+    parts = tf.range(turn.size, dtype=tf.float64)
+    return tf.reshape((parts + offsets) / turn.size, [-1])
+
+
+# By the name of the argument `resampling`.
+_POINTS = {"multinomial": uniform_points, "systematic": systematic_points}
+
+
+def points_of(resampling: str) -> Callable[[Turn], tf.Tensor]:
+    """Where batches are drawn: independently, or spread out evenly.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if resampling not in _POINTS:
+        raise ValueError(f"resampling must be one of {', '.join(_POINTS)}; got {resampling!r}.")
+    return _POINTS[resampling]
+
+
 def from_all(scores: tf.Tensor, turn: Turn) -> Draw:
     """Draw by p_i ∝ the scores [n] of all examples, uniformly where they are unusable: O(n)."""
     proposal = proposals.normalize(tf.cast(scores, tf.float64))
@@ -529,33 +554,6 @@ def from_all(scores: tf.Tensor, turn: Turn) -> Draw:
     indices = tf.searchsorted(ends, tf.minimum(points, ends[-1] * (1 - 2.0**-50)), side="right")
     weights = tf.gather(proposals.importance_weights(proposal), indices)
     return Draw(tf.cast(indices, tf.int64), tf.cast(weights, tf.float32))
-
-
-def once_each(visit: Visit) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """What visits saw of each example, where one may stand among them several times.
-
-    Returns:
-        scores: [b] the mean of the usable scores of the same example, at each of its places.
-        usable: [b] whether there is one.
-        share: [b] 1/(how often the example stands among the visits).
-    """
-    scores = tf.cast(visit.scores, tf.float32)
-    sound = tf.math.is_finite(scores) & (scores >= 0)
-    columns = [tf.where(sound, scores, 0.0), tf.cast(sound, tf.float32), tf.ones_like(scores)]
-    sums = _sums_of_same(visit.indices, tf.stack(columns, axis=1))
-    return tf.math.divide_no_nan(sums[:, 0], sums[:, 1]), sums[:, 1] > 0, 1 / sums[:, 2]
-
-
-def _sums_of_same(indices: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """For each place the sums of the columns over all places of the same index: [b, k]."""
-    if indices.shape[0] is None:
-        # The rows of a block: too many to compare each with each.
-        found, places = tf.unique(indices)
-        sums = tf.math.unsorted_segment_sum(columns, places, tf.size(found))
-        return tf.gather(sums, places)
-    # A batch in a step: XLA has no `unique`.
-    same = tf.cast(indices[:, tf.newaxis] == indices[tf.newaxis], tf.float32)
-    return tf.linalg.matmul(same, columns)
 
 
 def check(sampler: Any, replicas: int) -> None:

@@ -8,15 +8,19 @@ import keras
 import tensorflow as tf
 
 from tf_importance.samplers.base import (
+    UNIFORM_SHARE,
     BiasedDraw,
     Proposal,
     Sampler,
     Turn,
     Visit,
-    once_each,
-    uniform_points,
+    points_of,
 )
+from tf_importance.samplers.sound import Judge
 from tf_importance.samplers.sum_tree import SumTree
+
+# A priority at most: float32 has room for it, and sums of them.
+_LARGEST = 1e30
 
 
 class Proportional(Sampler):
@@ -26,9 +30,10 @@ class Proportional(Sampler):
     al. anneal β from 0.4 or 0.5 to 1, and below 1 the mean of weighted gradients leans towards
     the examples drawn often, by the factor (n P(i))^(1−β).
 
-    An example that was never visited has the largest priority seen so far (line 6 of their
-    Algorithm 1), and follows it while it grows: so all are seen early. A visit without a
-    usable score leaves the priority as it is.
+    An example that was never visited has the largest priority of the visits that were learned last
+    (line 6 of their Algorithm 1 has the largest ever, which one absurd score would raise for good):
+    so all are seen early. One whose latest visit had no usable score has the mean priority. Of the
+    draws 1 % are uniform, whatever the priorities: no weight is above 100.
 
     Args:
         num_examples: n; by default that of the data.
@@ -38,6 +43,8 @@ class Proportional(Sampler):
         epsilon: ε > 0, in the scores' units: keeps every example in reach.
         normalize: divide the weights by the largest of the batch, as they do "for stability";
             biased even at β = 1, and the mean of the weights is then not 1.
+        resampling: "multinomial", independent draws; or "systematic", one in each b-th part of the
+            probabilities, as theirs (appendix B.2.1), by one offset for the batch.
         gain_smoothing: as in `Sampler`.
     Raises:
         ValueError: an argument is out of range.
@@ -51,6 +58,7 @@ class Proportional(Sampler):
         *,
         epsilon: float = 1e-6,
         normalize: bool = False,
+        resampling: str = "multinomial",
         gain_smoothing: float = 0.01,
     ) -> None:
         if not 0 <= alpha < math.inf:
@@ -60,6 +68,7 @@ class Proportional(Sampler):
         if not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon must be positive and finite; got {epsilon}.")
         self._alpha, self._epsilon, self._normalize = alpha, epsilon, normalize
+        self._points = points_of(resampling)
         self.is_biased, self.is_normalized = normalize or callable(beta) or beta != 1, normalize
         # In a function: what a tf.Module holds as an attribute becomes part of checkpoints.
         self._beta = beta if callable(beta) else lambda number: tf.constant(beta, tf.float32)
@@ -68,14 +77,18 @@ class Proportional(Sampler):
     def _build(self) -> None:
         # Columns: p^α of a visited example, and 1 for one that waits for its first visit.
         self.tree = SumTree(self.num_examples, 2, initial=[0.0, 1.0])
-        self.largest = tf.Variable(1.0, trainable=False, name="largest")
+        # 0 before anything was learned.
+        self.largest = tf.Variable(0.0, trainable=False, name="largest")
+        self.judge = Judge()
 
     def proposal(self) -> Proposal:
-        mixing = tf.cast(tf.stack([1.0, tf.convert_to_tensor(self.largest)]), tf.float64)
+        largest = tf.convert_to_tensor(self.largest)
+        unvisited = tf.where(largest > 0, largest, 1.0)
+        mixing = tf.cast(tf.stack([1.0, unvisited]), tf.float64)
         return Proposal(self.tree, mixing, tf.tensordot(self.tree.total(), mixing, 1))
 
     def _draw(self, turn: Turn) -> BiasedDraw:
-        drawn = self.tree.draw(uniform_points(turn), self.proposal().mixing)
+        drawn = self.tree.draw_mixed(self._points(turn), self.proposal().mixing, UNIFORM_SHARE)
         beta = tf.cast(self._beta(turn.number), tf.float64)
         memory = drawn.weights(self.num_examples)
         weights = memory**beta
@@ -86,13 +99,20 @@ class Proportional(Sampler):
         return BiasedDraw(drawn.indices, tf.cast(weights, tf.float32), tf.cast(memory, tf.float32))
 
     def update(self, visit: Visit) -> tf.Tensor:
-        scores, usable, _ = once_each(visit)
-        priorities = (scores + self._epsilon) ** self._alpha
-        # A power of a large score may overflow.
-        usable &= tf.math.is_finite(priorities)
-        visited = tf.stack([priorities, tf.zeros_like(priorities)], axis=1)
-        before = self.tree.leaves(visit.indices)
-        self.tree.update(visit.indices, tf.where(usable[:, tf.newaxis], visited, before))
-        seen = tf.reduce_max(tf.where(usable, priorities, 0.0))
-        self.largest.assign(tf.maximum(tf.convert_to_tensor(self.largest), seen))
+        seen = self.judge.once_each(visit.indices, visit.scores)
+        priorities = tf.minimum((seen.scores + self._epsilon) ** self._alpha, _LARGEST)
+        largest = tf.reduce_max(tf.where(seen.usable, priorities, 0.0))
+        priorities = tf.where(seen.usable, priorities, self._mean())
+        leaves = tf.stack([priorities, tf.cast(priorities <= 0, tf.float32)], axis=1)
+        self.tree.update(visit.indices, leaves)
+        self.largest.assign(tf.where(largest > 0, largest, self.largest))
         return tf.ones_like(visit.scores)
+
+    def _mean(self) -> tf.Tensor:
+        """The mean priority of what was visited; 0 where nothing was."""
+        total, waiting = tf.unstack(self.tree.total())
+        visited = tf.cast(self.num_examples, tf.float64) - waiting
+        return tf.cast(tf.math.divide_no_nan(total, visited), tf.float32)
+
+    def logs(self) -> dict[str, tf.Tensor]:
+        return {**super().logs(), "unusable": tf.identity(self.judge.unusable)}

@@ -15,16 +15,17 @@ from tf_importance.arguments import positive_integer
 from tf_importance.draws import Draws, Seen
 from tf_importance.samplers import history_features, sum_tree
 from tf_importance.samplers.base import (
+    UNIFORM_SHARE,
     Draw,
     Proposal,
     Sampler,
     Turn,
     Visit,
-    once_each,
     passing,
-    uniform_points,
+    points_of,
 )
 from tf_importance.samplers.side_features import SideFeatures
+from tf_importance.samplers.sound import Judge
 from tf_importance.samplers.visits import RecentVisits
 
 # An example's estimate is at least this share of the mean norm: nothing falls out of reach.
@@ -50,8 +51,9 @@ class RAIS(Sampler):
       thread copies them.
     * A loss whose norm is surprising, Q > τ and v above its estimate, is scaled for this one
       step until Q = τ.
-    * No estimate is taken below 1/1000 of the mean norm. So an example that looks finished
-      is still drawn now and then, and the estimate stays unbiased.
+    * No estimate is taken below 1/1000 of the mean norm, and of the draws 1 % are uniform, which
+      the weights count. So an example that looks finished is still drawn now and then, the
+      estimate stays unbiased, and no weight is above 100.
 
     Where the sum of all v is 0 or not finite, examples are drawn uniformly. A visit without a
     usable score is not remembered.
@@ -85,7 +87,9 @@ class RAIS(Sampler):
         gain_smoothing: float = 0.01,
         outlier_threshold: float = 100.0,
         features=None,
+        resampling: str = "multinomial",
     ) -> None:
+        self._points = points_of(resampling)
         if training_set_size is not None:
             training_set_size = positive_integer("training_set_size", training_set_size)
         self._given_size, self._given_features = training_set_size, features
@@ -123,6 +127,7 @@ class RAIS(Sampler):
         self.training_totals = _variable(tf.zeros([count], tf.float64), "training_totals")
         self.outliers = _variable(tf.constant(0.0), "outliers")
         self.visits = _variable(tf.zeros([self.num_examples], tf.int32), "visits")
+        self.judge = Judge()
 
     def check_batch_size(self, batch_size: int) -> None:
         if 2 * batch_size > self._training_set_size:
@@ -142,7 +147,7 @@ class RAIS(Sampler):
         mixing, total = self._mixed()
         return tf.cond(
             _usable(total),
-            lambda: self._drawn(uniform_points(turn), mixing),
+            lambda: self._drawn(self._points(turn), mixing),
             lambda: passing(turn.position, turn.examples, self.num_examples, turn.seed),
         )
 
@@ -153,7 +158,7 @@ class RAIS(Sampler):
         return tf.stack([tf.ones_like(k), k]), estimated + k * uncertain
 
     def _drawn(self, points: tf.Tensor, mixing: tf.Tensor) -> Draw:
-        drawn = self.tree.draw(points, mixing)
+        drawn = self.tree.draw_mixed(points, mixing, UNIFORM_SHARE)
         return Draw(drawn.indices, tf.cast(drawn.weights(self.num_examples), tf.float32))
 
     def proposal(self) -> Proposal:
@@ -171,7 +176,8 @@ class RAIS(Sampler):
         mixing, total = self._mixed()
         estimates = tf.cast(self.tree.leaves(indices), tf.float64)
         own = tf.linalg.matmul(estimates, mixing[:, tf.newaxis])[:, 0]
-        weights = total / (self.num_examples * own)
+        expected = (1 - UNIFORM_SHARE) * self.num_examples * own / total + UNIFORM_SHARE
+        weights = 1 / expected
         return tf.where(_usable(total), tf.cast(weights, tf.float32), tf.ones(tf.shape(own)))
 
     # Remembering --------------------------------------------------------------------------
@@ -186,7 +192,7 @@ class RAIS(Sampler):
         self.outliers.assign(tf.reduce_mean(tf.cast(seen.scores > draws.limits, tf.float32)))
 
     def update(self, visit: Visit) -> tf.Tensor:
-        norms, usable, share = once_each(visit)
+        norms, usable, share = self.judge.once_each(visit.indices, visit.scores)
         old = tf.gather(self.history, visit.indices)
         new = tf.where(usable[:, tf.newaxis], history_features.pushed(old, norms), old)
         before = tf.gather(self.features, visit.indices)
@@ -314,7 +320,8 @@ class RAIS(Sampler):
         self.training_visits.assign(-1)
 
     def logs(self) -> dict[str, tf.Tensor]:
-        return {**super().logs(), "outliers": tf.identity(self.outliers)}
+        of_scores = {"unusable": tf.identity(self.judge.unusable)}
+        return {**super().logs(), **of_scores, "outliers": tf.identity(self.outliers)}
 
 
 class _Trained(NamedTuple):

@@ -6,19 +6,33 @@ import math
 import weakref
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_importance.arguments import positive_integer
-from tf_importance.samplers.base import BiasedDraw, Sampler, Turn, Visit, once_each, uniform_points
+from tf_importance.samplers.base import (
+    UNIFORM_SHARE,
+    BiasedDraw,
+    Sampler,
+    Turn,
+    Visit,
+    passing,
+    points_of,
+)
+from tf_importance.samplers.sound import Judge
 
 _SCORED_AT_ONCE = 512
+# Of a schedule that rises without end.
+_LARGEST_PRESSURE = 1e30
 
 
 class RankBased(Sampler):
     """Draw by the rank of the last known score: p_i ∝ exp(−log(s_e) / n)^i  (eq. 3).
 
     i is the rank, 0 for the largest score; the first is drawn s_e times as often as the last.
-    Unvisited examples have the score ∞ and come first. A draw is O(b): the geometric
+    Unvisited examples have the score ∞ and come first; one whose latest visit had no usable score
+    has the typical one. Equal scores stand in random order. Of the draws 1 % are uniform, whatever
+    the ranks: no weight is above 100. A draw is O(b): the geometric
     distribution has a closed form. Scores are sorted every `sort_every` batches, O(n log n),
     and all of them are computed anew with the current net every `recompute_every` batches.
 
@@ -34,6 +48,8 @@ class RankBased(Sampler):
         recompute_every: batches between two scorings of all examples; None for never. Theirs
             is half a pass. It costs n forward passes, and needs a dataset of `history_sample`.
         beta: β in [0, 1].
+        resampling: "multinomial", independent draws; or "systematic", one in each b-th part of the
+            probabilities.
         gain_smoothing: as in `Sampler`.
     Raises:
         ValueError: an argument is out of range.
@@ -47,6 +63,7 @@ class RankBased(Sampler):
         sort_every: int | None = None,
         recompute_every: int | None = None,
         beta: float = 1.0,
+        resampling: str = "multinomial",
         gain_smoothing: float = 0.01,
     ) -> None:
         pressure = selection_pressure
@@ -58,6 +75,7 @@ class RankBased(Sampler):
             raise ValueError(f"beta must be in [0, 1]; got {beta}.")
         self._pressure = pressure if callable(pressure) else lambda number: pressure
         self._beta = beta
+        self._points = points_of(resampling)
         self.is_biased = beta != 1
         self._sort_every = (
             None if sort_every is None else positive_integer("sort_every", sort_every)
@@ -75,9 +93,10 @@ class RankBased(Sampler):
     def _build(self) -> None:
         shape = [self.num_examples]
         self.scores = tf.Variable(tf.fill(shape, math.inf), trainable=False, name="scores")
-        self.ranked = tf.Variable(
-            tf.range(self.num_examples, dtype=tf.int64), trainable=False, name="ranked"
-        )
+        # Sorted data would begin with one class.
+        order = np.random.permutation(self.num_examples)
+        self.ranked = tf.Variable(order, dtype=tf.int64, trainable=False, name="ranked")
+        self.judge = Judge()
 
     def _draw(self, turn: Turn) -> BiasedDraw:
         every = self._sort_every or max(self.num_examples // (10 * turn.size), 1)
@@ -85,28 +104,43 @@ class RankBased(Sampler):
         due = (turn.number > 0) & (-turn.number % every < turn.batches)
         with tf.control_dependencies([tf.cond(due, self._sort, lambda: tf.constant(False))]):
             ratio = self._ratio(turn.number)
-            ranks = _geometric(uniform_points(turn), ratio, self.num_examples)
+            points = self._points(turn)
+            by_rank = tf.maximum(points - UNIFORM_SHARE, 0.0) / (1 - UNIFORM_SHARE)
+            one = tf.zeros_like(ratio)
+            ranks = tf.where(
+                points < UNIFORM_SHARE,
+                _geometric(points / UNIFORM_SHARE, one, self.num_examples),
+                _geometric(by_rank, ratio, self.num_examples),
+            )
         probabilities = _probabilities(ranks, ratio, self.num_examples)
+        probabilities = (1 - UNIFORM_SHARE) * probabilities + UNIFORM_SHARE / self.num_examples
         memory = 1 / (self.num_examples * probabilities)
         weights = tf.cast(memory**self._beta, tf.float32)
         return BiasedDraw(tf.gather(self.ranked, ranks), weights, tf.cast(memory, tf.float32))
 
     def _sort(self) -> tf.Tensor:
-        order = tf.argsort(tf.convert_to_tensor(self.scores), direction="DESCENDING", stable=True)
-        self.ranked.assign(tf.cast(order, tf.int64))
+        seed, start = tf.stack([self.seed, self.draws]), tf.constant(0, tf.int64)
+        shuffled = passing(start, self.num_examples, self.num_examples, seed).indices
+        scores = tf.gather(self.scores, shuffled)
+        order = tf.argsort(scores, direction="DESCENDING", stable=True)
+        self.ranked.assign(tf.gather(shuffled, order))
         return tf.constant(True)
 
     def _ratio(self, number: tf.Tensor) -> tf.Tensor:
         """log of p_{i+1} / p_i = −log(s_e) / n, in float64."""
-        pressure = tf.maximum(tf.cast(self._pressure(number), tf.float64), 1.0)
+        pressure = tf.cast(self._pressure(number), tf.float64)
+        pressure = tf.where(tf.math.is_finite(pressure), pressure, 1.0)
+        pressure = tf.clip_by_value(pressure, 1.0, _LARGEST_PRESSURE)
         return -tf.math.log(pressure) / self.num_examples
 
     def update(self, visit: Visit) -> tf.Tensor:
-        scores, usable, _ = once_each(visit)
-        before = tf.gather(self.scores, visit.indices)
-        values = tf.where(usable, scores, before)
+        seen = self.judge.once_each(visit.indices, visit.scores)
+        values = tf.where(seen.usable, seen.scores, self.judge.typical)
         self.scores.scatter_nd_update(visit.indices[:, tf.newaxis], values)
         return tf.ones_like(visit.scores)
+
+    def logs(self) -> dict[str, tf.Tensor]:
+        return {**super().logs(), "unusable": tf.identity(self.judge.unusable)}
 
     def tend(self) -> None:
         every = self._recompute_every
@@ -139,8 +173,16 @@ class RankBased(Sampler):
 def selection_pressure(
     initial: float, final: float, batches: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """s_e falls exponentially from s_e0 to s_e1 in so many batches  (eq. 4)."""
-    return keras.optimizers.schedules.ExponentialDecay(initial, batches, final / initial)
+    """s_e goes exponentially from s_e0 to s_e1 in so many batches, and stays there  (eq. 4)."""
+    return _Until(initial, batches, final / initial)
+
+
+@keras.saving.register_keras_serializable(package="tf_importance")
+class _Until(keras.optimizers.schedules.ExponentialDecay):
+    """That does not go on behind its end."""
+
+    def __call__(self, step) -> tf.Tensor:
+        return super().__call__(tf.minimum(tf.cast(step, tf.float32), float(self.decay_steps)))
 
 
 def _geometric(points: tf.Tensor, log_ratio: tf.Tensor, size: int) -> tf.Tensor:

@@ -115,6 +115,25 @@ class SumTree(tf.Module):
             node = node * FANOUT + child
         return Drawn(node, probabilities)
 
+    def draw_mixed(self, points: tf.Tensor, mixing: tf.Tensor, uniform: float) -> Drawn:
+        """As `draw`, by p_i mixed with a share of 1/n.
+
+        Args:
+            uniform: the share λ; the probabilities are (1 − λ) p_i + λ/n.
+        """
+        count = tf.cast(self.size, tf.float64)
+        by_tree = self.draw(tf.maximum(points - uniform, 0.0) / (1 - uniform), mixing)
+        others = tf.minimum(tf.cast(points / uniform * count, tf.int64), self.size - 1)
+        others = tf.maximum(others, 0)
+        own = tf.linalg.matvec(tf.cast(self.leaves(others), tf.float64), mixing)
+        total = tf.tensordot(self.total(), mixing, 1)
+        spread = points < uniform
+        probabilities = tf.where(
+            spread, tf.math.divide_no_nan(own, total), by_tree.probabilities
+        )
+        indices = tf.where(spread, others, by_tree.indices)
+        return Drawn(indices, (1 - uniform) * probabilities + uniform / count)
+
     def update(self, indices: tf.Tensor, leaves: tf.Tensor) -> None:
         """Set leaves; one that is named twice must be given the same value twice.
 
