@@ -13,8 +13,8 @@ import tf_importance as tfi
 from tf_importance.draws import Draws
 from tf_importance.journal import Journal
 from tf_importance.samplers import Visit
-from tf_importance.samplers.sound import once_each
 from tf_importance.samplers.gain import GainEstimator
+from tf_importance.samplers.sound import once_each
 
 N, b = 256, 8
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
