@@ -212,6 +212,36 @@ def test_a_penalty_of_weights_stays_as_it_is(penalty):
 # Metrics ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("way", ["stream", "step", "memory"])
+def test_sample_weights_count_in_weighted_metrics_only(way):
+    """As in Keras: at learning rate 0 both are what Keras shows of uniform batches."""
+    rng = np.random.default_rng(3)
+    weights = rng.gamma(0.5, 2.0, N).astype("float32")
+    keras.utils.set_random_seed(1)
+    net, metric = mlp(), keras.metrics.SparseCategoricalAccuracy
+    named = {"metrics": [metric(name="m")], "weighted_metrics": [metric(name="w")]}
+    net.compile(keras.optimizers.SGD(0.0), LOSS, **named)
+    plain = net.evaluate(X, Y, sample_weight=weights, verbose=0, return_dict=True)
+    model = tfi.ISModel(net)
+    sampler = tfi.samplers.Proportional(alpha=0.3) if way == "memory" else None
+    named = {"metrics": [metric(name="m")], "weighted_metrics": [metric(name="w")]}
+    model.compile(keras.optimizers.SGD(0.0), LOSS, sampler=sampler, **named)
+    if sampler:
+        logs = model.fit(X, Y, sample_weight=weights, batch_size=b, epochs=80, verbose=0).history
+        found = {name: np.mean(logs[name][10:]) for name in "mw"}
+    else:
+        score_in = {"stream": "pipeline", "step": "step"}[way]
+        data = tf.data.Dataset.from_tensor_slices((X, Y, weights)).repeat(160)
+        sampled = tfi.importance_sample(
+            model, b, B, tau_threshold="always", smoothing=1.0, seed=1, score_in=score_in
+        )
+        logs = model.fit(data.apply(sampled), verbose=0).history
+        found = {name: logs[name][0] for name in "mw"}
+    assert abs(plain["m"] - plain["w"]) > 0.05, "weights must matter"
+    for name in "mw":
+        assert found[name] == pytest.approx(plain[name], abs=0.025)
+
+
 def segmenter():
     convolution = L.Conv2D(1, 3, padding="same", activation="sigmoid")
     return keras.Sequential([keras.Input((8, 8, 1)), convolution])

@@ -245,7 +245,9 @@ def _masked(output: tf.Tensor, weights: tf.Tensor):
     if mask is None:
         return output, weights
     # Under a name of its own, the tensor has no mask.
-    weights = for_inner_axes(weights, mask.shape.rank) * tf.cast(mask, weights.dtype)
+    if weights.shape.rank == 1:
+        weights = for_inner_axes(weights, mask.shape.rank)
+    weights *= tf.cast(mask, weights.dtype)
     return tf.identity(output), weights
 
 
@@ -261,12 +263,23 @@ def _update(metric, label, output: tf.Tensor, weights: tf.Tensor) -> None:
         metric.update_state(label, output)
         return
     if rank > 2 and not is_mean:
-        weights = tf.broadcast_to(for_inner_axes(weights, rank), tf.shape(label))
+        inner = tf.ones([rank - weights.shape.rank], tf.int32)
+        aligned = tf.reshape(weights, tf.concat([tf.shape(weights), inner], axis=0))
+        weights = tf.broadcast_to(aligned, tf.shape(label))
     metric.update_state(label, output, sample_weight=weights)
 
 
-def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:
-    """Update `metrics` and `weighted_metrics` alike with weights.
+def has_metrics(model: keras.Model) -> bool:
+    """Whether a model was compiled with `metrics`, beside `weighted_metrics`."""
+    if KERAS_3:
+        compiled = getattr(model, "_compile_metrics", None)
+        return bool(compiled is not None and compiled._user_metrics)
+    compiled = getattr(model, "compiled_metrics", None)
+    return bool(compiled is not None and compiled._user_metrics)
+
+
+def update_all_metrics(model: keras.Model, y, y_pred, weights, weighted) -> None:
+    """Update `metrics` and `weighted_metrics`, each with weights.
 
     Keras's own `compute_metrics` gives weights to `weighted_metrics` only, which is right
     for a user's sample weights and wrong for drawn examples: unweighted, they would be
@@ -274,7 +287,8 @@ def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:
 
     Args:
         model: a compiled model.
-        y: labels. y_pred: outputs. weights: [b].
+        y: labels. y_pred: outputs. weights: [b], of `metrics`.
+        weighted: of `weighted_metrics`, [b], or a nest like the outputs of [b, …].
     """
     compiled = model._compile_metrics if KERAS_3 else model.compiled_metrics
     if compiled is None:
@@ -283,21 +297,24 @@ def update_all_metrics(model: keras.Model, y, y_pred, weights) -> None:
         if not compiled.built:
             compiled.build(y, y_pred)
         labels, outputs = compiled._flatten_y(y), compiled._flatten_y(y_pred)
-        for lists in (compiled._flat_metrics, compiled._flat_weighted_metrics):
-            for metrics, label, output in zip(lists, labels, outputs):
-                for metric in metrics.metrics if metrics else ():
-                    _update(metric, label, *_masked(output, weights))
-        return
-    labels = compiled._conform_to_outputs(y_pred, y)
-    if not compiled.built:
-        compiled.build(y_pred, labels)
-    for label, output, metrics, weighted in zip(
-        tf.nest.flatten(labels),
-        tf.nest.flatten(y_pred),
-        compiled._metrics,
-        compiled._weighted_metrics,
-    ):
-        output, masked = _masked(output, weights)
-        for metric in (*metrics, *weighted):
-            if metric is not None and label is not None:
-                _update(metric, label, output, masked)
+        lists = (compiled._flat_metrics, compiled._flat_weighted_metrics)
+        lists = [[part.metrics if part else () for part in parts] for parts in lists]
+    else:
+        labels = compiled._conform_to_outputs(y_pred, y)
+        if not compiled.built:
+            compiled.build(y_pred, labels)
+        labels, outputs = tf.nest.flatten(labels), tf.nest.flatten(y_pred)
+        lists = [
+            [part or () for part in parts]
+            for parts in (compiled._metrics, compiled._weighted_metrics)
+        ]
+    if isinstance(weighted, tf.Tensor):
+        weighted = [weighted] * len(outputs)
+    else:
+        weighted = compiled._flatten_y(weighted) if KERAS_3 else tf.nest.flatten(weighted)
+    for of_output in zip(labels, outputs, weighted, *lists):
+        label, output, own, metrics, weighted_metrics = of_output
+        for kinds, of_kinds in ((metrics, weights), (weighted_metrics, own)):
+            for metric in kinds:
+                if metric is not None and label is not None:
+                    _update(metric, label, *_masked(output, of_kinds))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_importance import element_specs, fresh, graphs, losses, marks, plans, switches
+from tf_importance import compat, element_specs, fresh, graphs, losses, marks, plans, switches
 
 
 class Before(NamedTuple):
@@ -47,6 +47,8 @@ class Groups:
         self._setting, self._switch, self._ways = setting, switch, ways
         self._model = setting.model
         self._sample_weighted = drawing.sample_weighted
+        # In which a user's weights do not count.
+        self._has_metrics = compat.has_metrics(setting.model)
         self._with_gain = drawing.meter is not None
         self._in_step = drawing.fresh is not None
         self._unusable = drawing.unusable
@@ -313,7 +315,8 @@ class Groups:
             told["statistics"] = tf.broadcast_to(
                 packed[:, tf.newaxis], [*shape, 1 + self._statistics]
             )
-        if self._sample_weighted and (len(told) > 1 or self._in_step):
+        tells = len(told) > 1 or self._in_step or self._has_metrics
+        if self._sample_weighted and tells:
             told["importance"] = group.importance
         if self._in_step:
             # For each example, so that batches have nothing without a batch axis; each pre-sample

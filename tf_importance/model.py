@@ -92,7 +92,8 @@ class ISModel(keras.Model):
     start anew with every epoch.
 
     Under importance sampling `metrics` as well as `weighted_metrics` are weighted during
-    training, so both estimate what uniform sampling would show. Evaluation is plain Keras.
+    training, so both estimate what uniform sampling would show: as in Keras, sample weights count
+    in the latter only. Evaluation is plain Keras.
 
     A `tf.train.Checkpoint` of the model holds the states of its sampler, its switch and its
     learning rate; a weights file those of the sampler and the learning rate, where it is loaded
@@ -255,11 +256,11 @@ class ISModel(keras.Model):
         return super().compute_loss(x, y, y_pred, weights, **kwargs)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        weights = layers.current_weights()
-        if weights is None:
+        step = steps.current()
+        if step is None or layers.current_weights() is None:
             sample_weight = draws.weight_of(sample_weight)
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        compat.update_all_metrics(self, y, y_pred, weights)
+        compat.update_all_metrics(self, y, y_pred, *step.weights_of_metrics())
         return self.get_metrics_result()
 
     def reset_metrics(self) -> None:

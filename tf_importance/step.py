@@ -224,6 +224,23 @@ class Step:
             return weights if self.is_drawn else None
         return tf.math.divide_no_nan(weights, self.mean_weight)
 
+    def weights_of_metrics(self) -> tuple[tf.Tensor, Any]:
+        """Those of `metrics`, [b], and of `weighted_metrics`: a user's are in the latter alone.
+
+        Where both are one number for each example, as with class weights, both have it.
+        """
+        both, told = self._of_statistics(), self.told
+        if told is None or told.importance is None:
+            return both, both
+        drawn = told.importance if self.unbiased is None else self.unbiased
+        if told.elements is None:
+            own = tf.math.divide_no_nan(self.weights, told.importance)
+            return drawn, drawn * tf.cast(own, drawn.dtype)
+        return drawn, tf.nest.map_structure(
+            lambda part: compat.for_inner_axes(drawn, part.shape.rank) * tf.cast(part, drawn.dtype),
+            told.elements,
+        )
+
     def _unbiased_weights(self) -> tf.Tensor | None:
         """The weights, with 1/(n p_i) in the place of a sampler's own."""
         told, weights = self.told, self.weights
