@@ -212,6 +212,32 @@ def test_a_penalty_of_weights_stays_as_it_is(penalty):
 # Metrics ------------------------------------------------------------------------------------
 
 
+class Unweighted(keras.metrics.Mean):
+    def update_state(self, y, z):
+        return super().update_state(tf.abs(tf.cast(y, z.dtype) - z[:, 0]))
+
+
+def whole_numbers():
+    """Keras 3 counts its IoU in whole numbers by default, Keras 2 where it is told to."""
+    return keras.metrics.MeanIoU(2, sparse_y_pred=False, name="m", dtype="int32")
+
+
+@pytest.mark.parametrize(
+    "metric, why",
+    [
+        (lambda: Unweighted(name="m"), "update_state has no sample_weight"),
+        (whole_numbers, r"whole numbers; give MeanIoU\(…, dtype='float32'\)"),
+    ],
+    ids=["no sample_weight", "whole numbers"],
+)
+def test_a_metric_that_weights_do_not_reach_is_refused_by_name(metric, why):
+    model = compiled(mlp(), metrics=[metric()])
+    with pytest.raises(ValueError, match=f"metric 'm' of drawn batches.*{why}"):
+        model.fit(drawn(model, X, Y), verbose=0)
+    model = compiled(mlp(), metrics=[metric()])
+    assert "m" in model.fit(drawn(model, X, Y, threshold="never"), verbose=0).history
+
+
 @pytest.mark.parametrize("way", ["stream", "step", "memory"])
 def test_sample_weights_count_in_weighted_metrics_only(way):
     """As in Keras: at learning rate 0 both are what Keras shows of uniform batches."""
@@ -289,9 +315,11 @@ def dice(labels, outputs):
     return (2 * both + 1) / (tf.reduce_sum(labels) + tf.reduce_sum(outputs) + 1)
 
 
-def test_a_metric_that_is_one_number_for_a_batch_is_taken_unweighted():
+def test_a_metric_that_is_one_number_for_a_batch_is_taken_and_warned_of():
     model = compiled(segmenter(), "binary_crossentropy", metrics=[dice])
-    assert 0 < model.fit(drawn(model, IMAGES, MASKS), verbose=0).history["dice"][0] < 1
+    with pytest.warns(UserWarning, match="metric 'dice' is one number for a batch"):
+        history = model.fit(drawn(model, IMAGES, MASKS), verbose=0).history
+    assert 0 < history["dice"][0] < 1
 
 
 # Data ---------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ Everything in the library that depends on the version of Keras stands here.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from typing import Any
 
 import keras
@@ -255,13 +257,10 @@ def _update(metric, label, output: tf.Tensor, weights: tf.Tensor) -> None:
     """Update a metric with weights [b], or [b, …] with a mask, in the shape that it takes.
 
     One of many values for each example is given a weight for each of them, but where it is a mean
-    of them itself. One that is a single number for a batch cannot be weighted, and is not.
+    of them itself.
     """
     rank = label.shape.rank or 0
     is_mean = isinstance(metric, keras.metrics.MeanMetricWrapper)
-    if is_mean and metric._fn(label, output, **metric._fn_kwargs).shape.rank == 0:
-        metric.update_state(label, output)
-        return
     if rank > 2 and not is_mean:
         inner = tf.ones([rank - weights.shape.rank], tf.int32)
         aligned = tf.reshape(weights, tf.concat([tf.shape(weights), inner], axis=0))
@@ -278,7 +277,25 @@ def has_metrics(model: keras.Model) -> bool:
     return bool(compiled is not None and compiled._user_metrics)
 
 
-def update_all_metrics(model: keras.Model, y, y_pred, weights, weighted) -> None:
+def _is_one_number(metric, label, output) -> bool:
+    """Whether a metric's function gives one number for a batch, which weights cannot reach."""
+    is_mean = isinstance(metric, keras.metrics.MeanMetricWrapper)
+    return is_mean and metric._fn(label, output, **metric._fn_kwargs).shape.rank == 0
+
+
+def _why_unweighted(metric) -> str | None:
+    """Why a metric takes no weights as they are, with what to do; None where it does."""
+    if "int" in str(metric.dtype):
+        kind = type(metric).__name__
+        return f"it counts in whole numbers; give {kind}(…, dtype='float32')"
+    if "sample_weight" not in inspect.signature(metric.update_state).parameters:
+        return "its update_state has no sample_weight; give it one"
+    return None
+
+
+def update_all_metrics(
+    model: keras.Model, y, y_pred, weights, weighted, may_draw: bool
+) -> None:
     """Update `metrics` and `weighted_metrics`, each with weights.
 
     Keras's own `compute_metrics` gives weights to `weighted_metrics` only, which is right
@@ -289,6 +306,9 @@ def update_all_metrics(model: keras.Model, y, y_pred, weights, weighted) -> None
         model: a compiled model.
         y: labels. y_pred: outputs. weights: [b], of `metrics`.
         weighted: of `weighted_metrics`, [b], or a nest like the outputs of [b, …].
+        may_draw: whether the weights may be others than 1.
+    Raises:
+        ValueError: weights do not reach a metric.
     """
     compiled = model._compile_metrics if KERAS_3 else model.compiled_metrics
     if compiled is None:
@@ -316,5 +336,22 @@ def update_all_metrics(model: keras.Model, y, y_pred, weights, weighted) -> None
         label, output, own, metrics, weighted_metrics = of_output
         for kinds, of_kinds in ((metrics, weights), (weighted_metrics, own)):
             for metric in kinds:
-                if metric is not None and label is not None:
+                if metric is None or label is None:
+                    continue
+                why = _why_unweighted(metric)
+                if why is not None and may_draw:
+                    raise ValueError(
+                        f"metric {metric.name!r} of drawn batches would not be that of the data, "
+                        f"since weights do not reach it: {why}, or give it to evaluate alone."
+                    )
+                one_number = _is_one_number(metric, label, output)
+                if one_number and may_draw:
+                    warnings.warn(
+                        f"metric {metric.name!r} is one number for a batch, which weights do not "
+                        "reach: what is logged is that of the drawn batches.",
+                        stacklevel=2,
+                    )
+                if one_number or why is not None:
+                    metric.update_state(label, output)
+                else:
                     _update(metric, label, *_masked(output, of_kinds))

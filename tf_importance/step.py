@@ -224,6 +224,12 @@ class Step:
             return weights if self.is_drawn else None
         return tf.math.divide_no_nan(weights, self.mean_weight)
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether batches like this one are drawn, now or later."""
+        switch = self.drawing.switch if self.drawing is not None else None
+        return switch is None or switch.may_draw
+
     def weights_of_metrics(self) -> tuple[tf.Tensor, Any]:
         """Those of `metrics`, [b], and of `weighted_metrics`: a user's are in the latter alone.
 
