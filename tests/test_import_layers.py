@@ -32,6 +32,7 @@ ROOMS = (
     "epochs",
     "processes",
     "losses",
+    "metrics",
     "normalization",
     "batch_statistics",
     "layers",

@@ -5,8 +5,6 @@ Everything in the library that depends on the version of Keras stands here.
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from typing import Any
 
 import keras
@@ -241,33 +239,6 @@ def logs_of_a_replica(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {name: value / replicas for name, value in logs.items()}
 
 
-def _masked(output: tf.Tensor, weights: tf.Tensor):
-    """An output without its mask, and the weights with it."""
-    mask = getattr(output, "_keras_mask", None)
-    if mask is None:
-        return output, weights
-    # Under a name of its own, the tensor has no mask.
-    if weights.shape.rank == 1:
-        weights = for_inner_axes(weights, mask.shape.rank)
-    weights *= tf.cast(mask, weights.dtype)
-    return tf.identity(output), weights
-
-
-def _update(metric, label, output: tf.Tensor, weights: tf.Tensor) -> None:
-    """Update a metric with weights [b], or [b, …] with a mask, in the shape that it takes.
-
-    One of many values for each example is given a weight for each of them, but where it is a mean
-    of them itself.
-    """
-    rank = label.shape.rank or 0
-    is_mean = isinstance(metric, keras.metrics.MeanMetricWrapper)
-    if rank > 2 and not is_mean:
-        inner = tf.ones([rank - weights.shape.rank], tf.int32)
-        aligned = tf.reshape(weights, tf.concat([tf.shape(weights), inner], axis=0))
-        weights = tf.broadcast_to(aligned, tf.shape(label))
-    metric.update_state(label, output, sample_weight=weights)
-
-
 def has_metrics(model: keras.Model) -> bool:
     """Whether a model was compiled with `metrics`, beside `weighted_metrics`."""
     if KERAS_3:
@@ -277,81 +248,33 @@ def has_metrics(model: keras.Model) -> bool:
     return bool(compiled is not None and compiled._user_metrics)
 
 
-def _is_one_number(metric, label, output) -> bool:
-    """Whether a metric's function gives one number for a batch, which weights cannot reach."""
-    is_mean = isinstance(metric, keras.metrics.MeanMetricWrapper)
-    return is_mean and metric._fn(label, output, **metric._fn_kwargs).shape.rank == 0
-
-
-def _why_unweighted(metric) -> str | None:
-    """Why a metric takes no weights as they are, with what to do; None where it does."""
-    if "int" in str(metric.dtype):
-        kind = type(metric).__name__
-        return f"it counts in whole numbers; give {kind}(…, dtype='float32')"
-    if "sample_weight" not in inspect.signature(metric.update_state).parameters:
-        return "its update_state has no sample_weight; give it one"
-    return None
-
-
-def update_all_metrics(
-    model: keras.Model, y, y_pred, weights, weighted, may_draw: bool
-) -> None:
-    """Update `metrics` and `weighted_metrics`, each with weights.
-
-    Keras's own `compute_metrics` gives weights to `weighted_metrics` only, which is right
-    for a user's sample weights and wrong for drawn examples: unweighted, they would be
-    averaged as if they had been drawn uniformly.
+def metrics_by_output(model: keras.Model, y, y_pred, weights) -> list[tuple]:
+    """What each output's metrics get, as this version of Keras pairs them.
 
     Args:
-        model: a compiled model.
-        y: labels. y_pred: outputs. weights: [b], of `metrics`.
-        weighted: of `weighted_metrics`, [b], or a nest like the outputs of [b, …].
-        may_draw: whether the weights may be others than 1.
-    Raises:
-        ValueError: weights do not reach a metric.
+        model: a compiled model. y: labels. y_pred: outputs.
+        weights: of `weighted_metrics`, [b], or a nest like the outputs of [b, …].
+    Returns:
+        Of each output its labels, itself, its weights, its `metrics`, its `weighted_metrics`.
     """
     compiled = model._compile_metrics if KERAS_3 else model.compiled_metrics
     if compiled is None:
-        return
+        return []
     if KERAS_3:
         if not compiled.built:
             compiled.build(y, y_pred)
         labels, outputs = compiled._flatten_y(y), compiled._flatten_y(y_pred)
-        lists = (compiled._flat_metrics, compiled._flat_weighted_metrics)
+        lists = [compiled._flat_metrics, compiled._flat_weighted_metrics]
         lists = [[part.metrics if part else () for part in parts] for parts in lists]
     else:
         labels = compiled._conform_to_outputs(y_pred, y)
         if not compiled.built:
             compiled.build(y_pred, labels)
         labels, outputs = tf.nest.flatten(labels), tf.nest.flatten(y_pred)
-        lists = [
-            [part or () for part in parts]
-            for parts in (compiled._metrics, compiled._weighted_metrics)
-        ]
-    if isinstance(weighted, tf.Tensor):
-        weighted = [weighted] * len(outputs)
+        lists = [compiled._metrics, compiled._weighted_metrics]
+        lists = [[part or () for part in parts] for parts in lists]
+    if isinstance(weights, tf.Tensor):
+        weights = [weights] * len(outputs)
     else:
-        weighted = compiled._flatten_y(weighted) if KERAS_3 else tf.nest.flatten(weighted)
-    for of_output in zip(labels, outputs, weighted, *lists):
-        label, output, own, metrics, weighted_metrics = of_output
-        for kinds, of_kinds in ((metrics, weights), (weighted_metrics, own)):
-            for metric in kinds:
-                if metric is None or label is None:
-                    continue
-                why = _why_unweighted(metric)
-                if why is not None and may_draw:
-                    raise ValueError(
-                        f"metric {metric.name!r} of drawn batches would not be that of the data, "
-                        f"since weights do not reach it: {why}, or give it to evaluate alone."
-                    )
-                one_number = _is_one_number(metric, label, output)
-                if one_number and may_draw:
-                    warnings.warn(
-                        f"metric {metric.name!r} is one number for a batch, which weights do not "
-                        "reach: what is logged is that of the drawn batches.",
-                        stacklevel=2,
-                    )
-                if one_number or why is not None:
-                    metric.update_state(label, output)
-                else:
-                    _update(metric, label, *_masked(output, of_kinds))
+        weights = compiled._flatten_y(weights) if KERAS_3 else tf.nest.flatten(weights)
+    return list(zip(labels, outputs, weights, *lists))

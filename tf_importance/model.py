@@ -19,6 +19,7 @@ from tf_importance import (
     gain,
     layers,
     losses,
+    metrics,
     processes,
     samplers,
     schedules,
@@ -260,7 +261,7 @@ class ISModel(keras.Model):
         if step is None or layers.current_weights() is None:
             sample_weight = draws.weight_of(sample_weight)
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        compat.update_all_metrics(self, y, y_pred, *step.weights_of_metrics(), step.may_draw)
+        metrics.update(self, y, y_pred, *step.weights_of_metrics(), step.may_draw)
         return self.get_metrics_result()
 
     def reset_metrics(self) -> None:

@@ -1,0 +1,95 @@
+"""Metrics of drawn batches: weighted, so that they are those of the data."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import keras
+import tensorflow as tf
+
+from tf_importance import compat
+
+
+def update(model: keras.Model, y, y_pred, weights, weighted, may_draw: bool) -> None:
+    """Update `metrics` and `weighted_metrics`, each with weights.
+
+    Keras's own `compute_metrics` gives weights to `weighted_metrics` only, which is right
+    for a user's sample weights and wrong for drawn examples: unweighted, they would be
+    averaged as if they had been drawn uniformly.
+
+    Args:
+        model: a compiled model.
+        y: labels. y_pred: outputs. weights: [b], of `metrics`.
+        weighted: of `weighted_metrics`, [b], or a nest like the outputs of [b, …].
+        may_draw: whether the weights may be others than 1.
+    Raises:
+        ValueError: weights do not reach a metric.
+    """
+    for label, output, own, *lists in compat.metrics_by_output(model, y, y_pred, weighted):
+        for metrics, of_metrics in zip(lists, (weights, own)):
+            for metric in metrics:
+                if metric is not None and label is not None:
+                    _update_one(metric, label, output, of_metrics, may_draw)
+
+
+def _update_one(metric, label, output: tf.Tensor, weights: tf.Tensor, may_draw: bool) -> None:
+    why, one_number = _why_unweighted(metric), _is_one_number(metric, label, output)
+    if why is not None and may_draw:
+        raise ValueError(
+            f"metric {metric.name!r} of drawn batches would not be that of the data, since weights "
+            f"do not reach it: {why}, or give it to evaluate alone."
+        )
+    if one_number and may_draw:
+        warnings.warn(
+            f"metric {metric.name!r} is one number for a batch, which weights do not reach: what "
+            "is logged is that of the drawn batches.",
+            stacklevel=2,
+        )
+    if one_number or why is not None:
+        metric.update_state(label, output)
+    else:
+        _update(metric, label, *_masked(output, weights))
+
+
+def _masked(output: tf.Tensor, weights: tf.Tensor):
+    """An output without its mask, and the weights with it."""
+    mask = getattr(output, "_keras_mask", None)
+    if mask is None:
+        return output, weights
+    # Under a name of its own, the tensor has no mask.
+    if weights.shape.rank == 1:
+        weights = compat.for_inner_axes(weights, mask.shape.rank)
+    weights *= tf.cast(mask, weights.dtype)
+    return tf.identity(output), weights
+
+
+def _update(metric, label, output: tf.Tensor, weights: tf.Tensor) -> None:
+    """Update a metric with weights [b], or [b, …] with a mask, in the shape that it takes.
+
+    One of many values for each example is given a weight for each of them, but where it is a mean
+    of them itself.
+    """
+    rank = label.shape.rank or 0
+    is_mean = isinstance(metric, keras.metrics.MeanMetricWrapper)
+    if rank > 2 and not is_mean:
+        inner = tf.ones([rank - weights.shape.rank], tf.int32)
+        aligned = tf.reshape(weights, tf.concat([tf.shape(weights), inner], axis=0))
+        weights = tf.broadcast_to(aligned, tf.shape(label))
+    metric.update_state(label, output, sample_weight=weights)
+
+
+def _is_one_number(metric, label, output) -> bool:
+    """Whether a metric's function gives one number for a batch, which weights cannot reach."""
+    is_mean = isinstance(metric, keras.metrics.MeanMetricWrapper)
+    return is_mean and metric._fn(label, output, **metric._fn_kwargs).shape.rank == 0
+
+
+def _why_unweighted(metric) -> str | None:
+    """Why a metric takes no weights as they are, with what to do; None where it does."""
+    if "int" in str(metric.dtype):
+        kind = type(metric).__name__
+        return f"it counts in whole numbers; give {kind}(…, dtype='float32')"
+    if "sample_weight" not in inspect.signature(metric.update_state).parameters:
+        return "its update_state has no sample_weight; give it one"
+    return None
