@@ -281,7 +281,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _arrays(nest: Any) -> Any:
-    """A nest of arrays, those of pandas as NumPy has them; a list is a nest."""
+    """A nest of arrays, those of pandas as NumPy has them."""
     return tf.nest.map_structure(
         lambda part: part if isinstance(part, tf.Tensor) else np.asarray(part), nest
     )
@@ -291,13 +291,15 @@ def _weights(given: dict[str, Any], labels: Any) -> np.ndarray | None:
     """[n] weights of the examples by sample_weight and class_weight, multiplied as Keras does."""
     weights, by_class = given["sample_weight"], given["class_weight"]
     if weights is not None:
-        weights = np.asarray(weights, np.float32)
-        if weights.ndim == 2 and weights.shape[1] == 1:
+        nested = tf.nest.is_nested(weights) and not np.isscalar(tf.nest.flatten(weights)[0])
+        weights = None if nested else np.asarray(weights, np.float32)
+        if weights is not None and weights.ndim == 2 and weights.shape[1] == 1:
             weights = weights[:, 0]
-        if weights.ndim != 1:
+        if weights is None or weights.ndim != 1:
             raise ValueError(
                 "a sampler draws examples, so sample_weight must have one number for each, shape "
-                f"[n]; got shape {weights.shape}."
+                f"[n]; got {'a nest' if weights is None else f'shape {weights.shape}'}. Weights of "
+                "outputs, steps or pixels go with a stream: tfi.importance_sample."
             )
     if by_class is None:
         return weights

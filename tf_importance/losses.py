@@ -19,6 +19,8 @@ from tf_importance import compat
 # Keras wraps loss functions in this class, squeezing a last axis of 1; it exports no name for it.
 FunctionLoss = keras.losses.MeanSquaredError.__bases__[0]
 _SUMS = ("sum", "none", None)
+# Whose `__call__` multiplies weights into what `call` gives, and reduces it.
+_KNOWN = ("keras.", "tensorflow", "tf_keras.")
 
 
 class Unscorable(ValueError):
@@ -125,8 +127,15 @@ def elementwise(term: Term) -> tf.Tensor:
     """The loss before any reduction: [B, …].
 
     Raises:
-        Unscorable: the loss is a scalar, or reduced over the batch.
+        Unscorable: the loss is a scalar, or reduced over the batch, or by a `__call__` of its own.
     """
+    kind = next(one for one in type(term.loss).__mro__ if "__call__" in vars(one))
+    if not kind.__module__.startswith(_KNOWN):
+        raise Unscorable(
+            f"loss {term.loss.name!r} of class {kind.__name__} has a __call__ of its own, which "
+            "decides what weights do to it. Define call(self, y_true, y_pred) alone, which gives a "
+            "tensor of shape [batch, …]."
+        )
     dtype = getattr(term.loss, "dtype", "float32")
     labels, predictions = compat.matched(term.labels, term.predictions, dtype)
     values = term.loss.call(labels, predictions)

@@ -42,7 +42,7 @@ def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
 def _arrays(source: tuple) -> tuple[int, Callable]:
     if len(source) not in (2, 3):
         raise ValueError(f"{_EXPLANATION}; got a tuple of {len(source)}.")
-    tensors = tf.nest.map_structure(tf.convert_to_tensor, source)
+    tensors = tf.nest.map_structure(tf.convert_to_tensor, _without_lists(source))
     if len(source) == 3:
         weights = source[2]
         if not isinstance(tensors[2], tf.Tensor) or tensors[2].shape.rank != 1:
@@ -61,6 +61,18 @@ def _arrays(source: tuple) -> tuple[int, Callable]:
         return tf.nest.map_structure(lambda tensor: tf.gather(tensor, indices), tensors)
 
     return len(flat[0]), gather
+
+
+def _without_lists(nest: Any) -> Any:
+    """Tuples in the place of lists of arrays, which tf.data would make one tensor of."""
+    if isinstance(nest, dict):
+        return {key: _without_lists(part) for key, part in nest.items()}
+    if not isinstance(nest, (list, tuple)):
+        return nest
+    if isinstance(nest, list) and not all(hasattr(part, "shape") for part in tf.nest.flatten(nest)):
+        return nest  # Of numbers: an array.
+    parts = [_without_lists(part) for part in nest]
+    return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
 
 
 def _random_access(source: Any) -> tuple[int, Callable]:
