@@ -83,7 +83,8 @@ def refuse_loss(model, inputs, labels) -> None:
     Args:
         model: an ISModel, compiled. inputs, labels: nests of specs of one example.
     Raises:
-        ValueError: a loss of one example depends on the others, or a layer adds one of the data.
+        ValueError: a loss of one example depends on the others, or there is none of one example,
+            or a layer adds one of the data.
     """
     leaves = [*tf.nest.flatten(inputs), *tf.nest.flatten(labels)]
     tried = _tried.get(model) is model.objective
@@ -178,6 +179,8 @@ def _couples(objective, labels, outputs) -> bool:
                 np.asarray(per_example(*map(_tensors, parts)))[:1]
                 for parts in (first, first, others)
             )
+    except losses.Unscorable:
+        raise
     except (TypeError, ValueError, KeyError, IndexError, tf.errors.OpError):
         return False  # Not for such labels, or no loss by example; its own batches will show.
     same, other = (np.allclose(one, part, 1e-4, 1e-6, equal_nan=True) for part in (again, another))

@@ -105,6 +105,7 @@ def terms(objective: Objective, labels, outputs) -> list[Term]:
             (scale,) = scale
         if identifier is not None:
             loss = as_loss(identifier, label, output)
+            _check_classes(loss, label, output)
             mask = getattr(output, "_keras_mask", None)
             scale = 1.0 if scale is None else float(scale)
             found.append(Term(index, loss, scale, label, output, mask))
@@ -121,6 +122,21 @@ def as_loss(identifier: Any, labels: tf.Tensor, predictions: tf.Tensor) -> keras
     if isinstance(loss, keras.losses.Loss):
         return loss
     return FunctionLoss(loss, name=getattr(loss, "__name__", "loss"))
+
+
+def _check_classes(loss: keras.losses.Loss, labels: tf.Tensor, predictions: tf.Tensor) -> None:
+    """Raises: ValueError: labels are no classes, which TensorFlow would find in the first step."""
+    function = keras.losses.sparse_categorical_crossentropy
+    sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    sparse = sparse or getattr(loss, "fn", None) is function
+    rank = labels.shape.rank
+    one_each = rank is None or rank < (predictions.shape.rank or 0) or labels.shape[-1] in (1, None)
+    if sparse and not one_each:
+        raise ValueError(
+            f"loss {loss.name!r} takes the number of a class for outputs of shape "
+            f"{predictions.shape}; got labels of shape {labels.shape}. Give classes of shape "
+            f"{predictions.shape[:-1]}, or a CategoricalCrossentropy for labels like these."
+        )
 
 
 def elementwise(term: Term) -> tf.Tensor:

@@ -90,6 +90,8 @@ def _why_unweighted(metric) -> str | None:
     if "int" in str(metric.dtype):
         kind = type(metric).__name__
         return f"it counts in whole numbers; give {kind}(…, dtype='float32')"
-    if "sample_weight" not in inspect.signature(metric.update_state).parameters:
+    # Of the class: Keras 2 wraps that of the object.
+    taken = inspect.signature(type(metric).update_state).parameters.values()
+    if not any(one.name == "sample_weight" or one.kind is one.VAR_KEYWORD for one in taken):
         return "its update_state has no sample_weight; give it one"
     return None

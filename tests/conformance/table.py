@@ -382,9 +382,9 @@ def page() -> str:
         and log its metrics, up to rounding; the others are refused before the first step. Written
         by `python -m tests.conformance.table`.""",
         """Sample weights: none, `[n]`, `[n, 1]`; one for each time step or pixel, or of each
-        output, where there are several. (These from a stream: a memory draws examples by one number for
-        each, and refuses others by name.) Data: arrays that a memory draws from, and streams whose
-        pre-samples are scored in the pipeline or in the step.""",
+        output, where there are several. (These from a stream: a memory draws examples by one
+        number for each, and refuses others by name.) Data: arrays that a memory draws from, and
+        streams whose pre-samples are scored in the pipeline or in the step.""",
         f"Metrics: {metrics}.",
     ]
     first, second, third = (textwrap.fill(" ".join(text.split()), 110) for text in texts)

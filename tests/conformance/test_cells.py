@@ -65,15 +65,15 @@ def sample_weights(task, form):
 def compile_args(cell, task):
     def metrics(name):
         make = table.METRICS[table.LOSSES[cell.loss].labels][cell.metric]
-        return by_output(task, [make(name=name)])
+        if not task.outputs:
+            return [make(name=name)]
+        each = [[make(name=name)] for _ in task.outputs]
+        return dict(zip(task.outputs, each)) if task.by_name else each
 
     if isinstance(table.METRICS[table.LOSSES[cell.loss].labels][cell.metric](name="m"), str):
         kinds = {"metrics": metrics("m")}
     else:
         kinds = {"metrics": metrics("m"), "weighted_metrics": metrics("w")}
-    kinds = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in kinds.items()
-    }
     return {"optimizer": keras.optimizers.SGD(0.5), "jit_compile": False, **kinds}
 
 
