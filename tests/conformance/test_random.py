@@ -36,7 +36,8 @@ class Case:
     def __init__(self, draw):
         self.loss = draw(st.sampled_from(LOSSES))
         self.hidden = draw(st.sampled_from(sorted(HIDDEN)))
-        self.units = draw(st.integers(1, 3))
+        # One class has no other label than 0.
+        self.units = draw(st.integers(2 if self.loss.startswith("sparse") else 1, 3))
         self.activation = draw(st.sampled_from([None, "sigmoid", "softmax", "tanh"]))
         self.inputs = draw(st.sampled_from(["float32", "float64", "float16", "int32", "uint8"]))
         self.labels = draw(st.sampled_from(["float32", "float64", "int32", "int64", "uint8"]))
@@ -120,7 +121,7 @@ def test_a_drawn_step_is_keras_own_or_refused(data):
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_many_drawn_steps_are(data):
     with warnings.catch_warnings():
