@@ -255,3 +255,59 @@ def test_a_samplers_logs_are_read_behind_the_batch(points):
     model = compiled(sampler=Watched())
     model.fit(*points, batch_size=b, epochs=1, verbose=0)
     assert behind and all(behind)
+
+
+# What is applied behind the draw ------------------------------------------------------------
+
+
+def drawn_by(way):
+    points = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+    data = points, (points[:, 0] > 0).astype("int64")
+    net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model, loss = tfi.ISModel(net), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    sampler = tfi.samplers.Proportional() if way == "memory" else None
+    model.compile("sgd", loss, sampler=sampler)
+    if sampler:
+        return model, tfi.history_sample(data, sampler, 8)
+    score_in = {"stream": "pipeline", "step": "step"}[way]
+    sampled = tfi.importance_sample(model, 8, 16, tau_threshold="always", score_in=score_in)
+    return model, tf.data.Dataset.from_tensor_slices(data).apply(sampled)
+
+
+APPLIED = {
+    "cache": (lambda data: data.cache(), "cached behind the draw"),
+    "cache, then prefetch": (lambda data: data.cache().prefetch(1), "cached behind the draw"),
+    "no weights": (lambda data: data.map(lambda x, y, drawn: (x, y)), "dropped the weights"),
+    "inputs alone": (lambda data: data.map(lambda x, y, drawn: x), "dropped the weights"),
+}
+
+
+@pytest.mark.parametrize("way", ["stream", "step", "memory"])
+@pytest.mark.parametrize("name", APPLIED)
+def test_what_undoes_the_draw_is_refused(name, way):
+    apply, why = APPLIED[name]
+    model, data = drawn_by(way)
+    before = model.net.get_weights()
+    with pytest.raises(ValueError, match=why):
+        model.fit(apply(data), verbose=0)
+    np.testing.assert_array_equal(model.net.get_weights()[0], before[0])
+
+
+@pytest.mark.parametrize("way", ["step", "memory"])
+def test_a_map_that_hands_on_the_weights_alone_is_refused(way):
+    model, data = drawn_by(way)
+    with pytest.raises(ValueError, match="dropped the weights, or what comes with them"):
+        model.fit(data.map(lambda x, y, drawn: (x, y, drawn["weight"])), verbose=0)
+
+
+def test_batches_of_a_memory_are_not_taken_apart():
+    model, data = drawn_by("memory")
+    with pytest.raises(ValueError, match="cannot be taken apart"):
+        model.fit(data.unbatch().batch(4), verbose=0)
+
+
+@pytest.mark.parametrize("way", ["stream", "step", "memory"])
+def test_what_changes_inputs_behind_the_draw_is_taken(way):
+    model, data = drawn_by(way)
+    changed = data.map(lambda x, y, drawn: (2.0 * x, y, drawn)).prefetch(1)
+    assert "loss" in model.fit(changed, verbose=0).history

@@ -47,6 +47,7 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
     """
     sampler = model.sampler
     try:
+        _refuse_applied(given["x"])
         if sampler is not None:
             given = by_sampler(sampler, given)
         drawing = _drawing(model, given["x"])
@@ -114,6 +115,34 @@ def _drawing(model, x: Any) -> marks.Drawing | None:
             f"the dataset was made, whose batches do not tell their gain; {again}"
         )
     return drawing
+
+
+def _refuse_applied(x: Any) -> None:
+    """Raises: ValueError: something was applied to a drawn dataset that undoes what it is."""
+    *applied, drawn = marks.since(x) or [None]
+    if drawn is None:
+        return
+    kinds = " ".join(type(one).__name__ for one in applied)
+    if "Cache" in kinds:
+        raise ValueError(
+            "the dataset is cached behind the draw, so that the draws of the first pass, by the "
+            "net as it was then, would come for ever; cache the examples before: "
+            "dataset.cache().apply(importance_sample(model))."
+        )
+    spec, wanted = x.element_spec, drawn.element_spec
+    parts = spec if isinstance(spec, tuple) else (spec,)
+    told = draws.split(spec)[1] is not None
+    if len(parts) != 3 or told != (draws.split(wanted)[1] is not None):
+        raise ValueError(
+            "a map behind the draw has dropped the weights, or what comes with them, without which "
+            "drawn batches train on another loss: hand the third part on as it is, "
+            f"lambda x, y, drawn: (change(x), y, drawn). The draw has {wanted}, and fit got {spec}."
+        )
+    if draws.is_drawn(wanted) and "Unbatch" in kinds:
+        raise ValueError(
+            "batches that a memory draws are learned from by their numbers, and cannot be taken "
+            "apart; leave out unbatch, and give history_sample the batch_size."
+        )
 
 
 def _is_scored_as_it_is(model, structure: list[Any], loss_weights: Any) -> bool:

@@ -62,10 +62,16 @@ def put(dataset: tf.data.Dataset, drawing: Drawing) -> tf.data.Dataset:
 
 def found(dataset: Any) -> Drawing | None:
     """The mark of a dataset or of one that it is made of; None if there is none."""
-    waiting = [dataset] if isinstance(dataset, tf.data.Dataset) else []
+    path = since(dataset)
+    return getattr(path[-1], _NAME) if path else None
+
+
+def since(dataset: Any) -> list[tf.data.Dataset]:
+    """What was applied to a marked dataset, the latest first, and itself; [] without a mark."""
+    waiting = [[dataset]] if isinstance(dataset, tf.data.Dataset) else []
     while waiting:
-        one = waiting.pop()
-        if hasattr(one, _NAME):
-            return getattr(one, _NAME)
-        waiting.extend(one._inputs())
-    return None
+        path = waiting.pop()
+        if hasattr(path[-1], _NAME):
+            return path
+        waiting.extend([*path, one] for one in path[-1]._inputs())
+    return []
