@@ -137,7 +137,8 @@ class Way(NamedTuple):
         worth = scores * tf.abs(presample.weights)
         usable = proposals.usable(worth)
         smooth = proposals.smooth(worth, self.smoothing * tf.reduce_mean(worth))
-        proposal = proposals.normalize(tf.where(usable, smooth, 0.0))
+        # In a loop of one's own this may be within a tape.
+        proposal = tf.stop_gradient(proposals.normalize(tf.where(usable, smooth, 0.0)))
         return Scored(scores, proposal, usable, statistics)
 
     def positions(self, proposal: tf.Tensor, seed: tf.Tensor, draws: int = 1) -> proposals.Draw:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -233,6 +234,33 @@ class ISModel(keras.Model):
         """
         self.datasets.refuse_several()
         return steps.Step(self, data, *self.datasets.expected)(super().train_step)
+
+    def observe(self, data) -> contextlib.AbstractContextManager[steps.Batch]:
+        """For a training loop of one's own: what this model's pipelines must know of a step.
+
+            for batch in batches:
+                with tf.GradientTape() as tape, model.observe(batch) as (x, y, weights):
+                    loss = tf.reduce_mean(weights * losses_of(y, model(x, training=True)))
+                optimizer.apply(tape.gradient(loss, model.trainable_variables), …)
+
+        From the pass that is made within, τ, the gain and the memory of a sampler are brought up to
+        date, as by `fit`, and a learning rate that follows the gain moves on; where the step is to
+        score, it draws. One pass of the model for each batch. A `compute_loss(x, y, outputs,
+        weights)` of this model within also scales losses down where a sampler has limits.
+
+        Args:
+            data: a batch as the dataset has it.
+        Returns:
+            A context of (x, y, weights), weights [b].
+        Raises:
+            ValueError: the model's datasets are drawn differently, or its sampler needs `fit`.
+        """
+        self.datasets.refuse_several()
+        if self.sampler is not None and self.sampler.follows_training:
+            raise ValueError(
+                f"a {type(self.sampler).__name__} exchanges scores in `fit` only; train by fit."
+            )
+        return steps.Step(self, data, *self.datasets.expected).observed()
 
     def test_step(self, data):
         """A Keras evaluation step; batches of `history_sample` count by their weights."""

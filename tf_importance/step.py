@@ -58,6 +58,18 @@ class Monitors(NamedTuple):
     memory: tf.Tensor
 
 
+class Batch(NamedTuple):
+    """What a step trains on.
+
+    Attributes:
+        inputs, labels: nests of [b, …]. weights: [b], of the losses of the examples.
+    """
+
+    inputs: Any
+    labels: Any
+    weights: tf.Tensor
+
+
 class Step:
     """One training step of an ISModel, while TensorFlow traces it.
 
@@ -100,6 +112,7 @@ class Step:
         self.mean_weight = self._mean_weight()
         self.gain: tf.Tensor | None = None
         self.scores: tf.Tensor | None = None
+        self.is_written_down = False
 
     def __call__(self, keras_step: Callable[[Any], dict]) -> dict[str, Any]:
         """Make Keras's step on the batch, and see what there is to see. Returns the logs."""
@@ -108,6 +121,22 @@ class Step:
             with self._normalized(), forward.recorded() as passes:
                 logs = keras_step(self.data)
         return {**logs, **self._seen(passes)}
+
+    @contextlib.contextmanager
+    def observed(self) -> Iterator[Batch]:
+        """A step of somebody else's on the batch, within this context, is seen as Keras's is."""
+        self.gain = self._advance()
+        inputs, *_ = self.data
+        weights = self.weights
+        if weights is None:
+            size = tf.shape(tf.nest.flatten(self.labels)[0])[:1]
+            weights = tf.ones(size)
+        with self._in_force(), layers.importance_weights(self._of_statistics()):
+            with self._normalized(), forward.recorded() as passes:
+                yield Batch(inputs, self.labels, weights)
+                if not self.is_written_down:
+                    self._written_down(inputs, self.labels, weights)
+        self._seen(passes)
 
     @contextlib.contextmanager
     def _in_force(self) -> Iterator[None]:
@@ -323,6 +352,7 @@ class Step:
         told, passed = self.told, forward.latest()
         if told is None or told.row is None or passed is None:
             return weights
+        self.is_written_down = True
         scores = tf.stop_gradient(self._own_scores(inputs, labels, passed))
         drawn, factors = told.weight, None
         if told.importance is not None:
