@@ -82,7 +82,12 @@ def _update(metric, label, output: tf.Tensor, weights: tf.Tensor) -> None:
 def _is_one_number(metric, label, output) -> bool:
     """Whether a metric's function gives one number for a batch, which weights cannot reach."""
     is_mean = isinstance(metric, keras.metrics.MeanMetricWrapper)
-    return is_mean and metric._fn(label, output, **metric._fn_kwargs).shape.rank == 0
+    if not is_mean or "int" in str(metric.dtype):
+        return False
+    # As Keras casts them, under mixed precision too.
+    output = tf.cast(output, metric.dtype)
+    label = tf.cast(label, metric.dtype) if label.dtype.is_floating else label
+    return metric._fn(label, output, **metric._fn_kwargs).shape.rank == 0
 
 
 def _why_unweighted(metric) -> str | None:
