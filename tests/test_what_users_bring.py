@@ -467,3 +467,68 @@ def test_weights_that_are_not_one_for_each_output_are_refused():
         model.fit(drawn(model, *spec), verbose=0)
     with pytest.raises(ValueError, match="strata go with one sample weight for each example"):
         drawn(model, *spec, strata=lambda x, y: y)
+
+
+# Sources of a memory ------------------------------------------------------------------------
+
+
+class Examples:
+    """As a map-style set of PyTorch has them."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, number):
+        return X[number], int(Y[number])
+
+
+class Batches(keras.utils.Sequence):
+    def __init__(self):
+        super().__init__()
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        return X[:b], Y[:b]
+
+
+def loader():
+    kind = type("DataLoader", (), {"__module__": "torch.utils.data.dataloader", "dataset": None})
+    return kind()
+
+
+def huggingface():
+    kind = {"with_format": None, "column_names": ["pixels", "digit"], "__len__": lambda self: N}
+    return type("Dataset", (), {**kind, "__getitem__": lambda self, i: {"pixels": X[i]}})()
+
+
+def table():
+    pandas = pytest.importorskip("pandas")
+    return pandas.DataFrame(X)
+
+
+REFUSED = {
+    "PyDataset": (Batches, "PyDataset has batches; give the arrays.*__getitem__"),
+    "torch DataLoader": (loader, r"fit\(loader.dataset, batch_size=32\)"),
+    "Hugging Face": (huggingface, "columns pixels, digit; give inputs and labels as arrays"),
+    "pandas": (table, r"table\[inputs\].to_numpy"),
+    "a generator": (lambda: (one for one in zip(X, Y)), "give fit arrays.*importance_sample"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_source_that_a_memory_cannot_read_is_refused_with_what_converts_it(name):
+    make, remedy = REFUSED[name]
+    model = compiled(mlp(), sampler=tfi.samplers.Proportional())
+    with pytest.raises(TypeError, match=remedy):
+        model.fit(make(), verbose=0)
+
+
+def test_examples_by_number_and_tables_with_labels_are_taken():
+    model = compiled(mlp(), sampler=tfi.samplers.Proportional())
+    model.fit(Examples(), batch_size=b, verbose=0)
+    pandas = pytest.importorskip("pandas")
+    model = compiled(mlp(), sampler=tfi.samplers.Proportional())
+    model.fit(pandas.DataFrame(X), pandas.Series(Y), batch_size=b, verbose=0)
+    assert int(model.sampler.steps) == N // b
