@@ -70,13 +70,21 @@ def _update(metric, label, output: tf.Tensor, weights: tf.Tensor) -> None:
     One of many values for each example is given a weight for each of them, but where it is a mean
     of them itself.
     """
-    rank = label.shape.rank or 0
-    is_mean = isinstance(metric, keras.metrics.MeanMetricWrapper)
-    if rank > 2 and not is_mean:
-        inner = tf.ones([rank - weights.shape.rank], tf.int32)
-        aligned = tf.reshape(weights, tf.concat([tf.shape(weights), inner], axis=0))
-        weights = tf.broadcast_to(aligned, tf.shape(label))
+    shape, rank = tf.shape(label), label.shape.rank or 0
+    if isinstance(metric, keras.metrics.IoU):
+        # It counts values one by one, and of one-hot labels classes.
+        rank = rank if getattr(metric, "sparse_y_true", True) else rank - 1
+        weights = tf.reshape(_for_each(weights, shape[:rank], rank), [-1])
+    elif rank > 2 and not isinstance(metric, keras.metrics.MeanMetricWrapper):
+        weights = _for_each(weights, shape, rank)
     metric.update_state(label, output, sample_weight=weights)
+
+
+def _for_each(weights: tf.Tensor, shape: tf.Tensor, rank: int) -> tf.Tensor:
+    """Weights [b, …] in a shape of a rank."""
+    inner = tf.ones([max(rank - weights.shape.rank, 0)], tf.int32)
+    aligned = tf.reshape(weights, tf.concat([tf.shape(weights), inner], axis=0))
+    return tf.broadcast_to(aligned, shape)
 
 
 def _is_one_number(metric, label, output) -> bool:
