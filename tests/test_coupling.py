@@ -130,3 +130,25 @@ def test_nets_of_keras_layers_are_not_tried():
     model = compiled(net_of(L.BatchNormalization(), L.ReLU()))
     coupling.refuse(model, tf.TensorSpec([6]))
     assert model.net not in coupling._checked
+
+
+@pytest.mark.parametrize("way", ["stream", "memory"])
+def test_a_stateful_layer_is_refused_by_name(way):
+    sequences = np.zeros((32, 4, 5), "float32")
+    layers = [
+        keras.Input(batch_shape=(8, 4, 5)),
+        L.GRU(4, stateful=True, name="carries"),
+        L.Dense(3),
+    ]
+    if not compat.KERAS_3:
+        layers[0] = L.InputLayer(batch_input_shape=(8, 4, 5))
+    model = tfi.ISModel(keras.Sequential(layers))
+    sampler = tfi.samplers.Proportional() if way == "memory" else None
+    model.compile("sgd", "mse", sampler=sampler)
+    data = sequences, np.zeros((32, 3), "float32")
+    with pytest.raises(ValueError, match="'carries' is stateful.*stateful=False"):
+        if sampler:
+            model.fit(*data, batch_size=8, verbose=0)
+        else:
+            stream = tf.data.Dataset.from_tensor_slices(data)
+            stream.apply(tfi.importance_sample(model, 8, 16, tau_threshold="always"))

@@ -84,8 +84,9 @@ def refuse_loss(model, inputs, labels) -> None:
         model: an ISModel, compiled. inputs, labels: nests of specs of one example.
     Raises:
         ValueError: a loss of one example depends on the others, or there is none of one example,
-            or a layer adds one of the data.
+            or a layer adds one of the data, or is stateful.
     """
+    _refuse_stateful(model.net)
     leaves = [*tf.nest.flatten(inputs), *tf.nest.flatten(labels)]
     tried = _tried.get(model) is model.objective
     if tried or tf.distribute.has_strategy() or any(_is_unknown(leaf) for leaf in leaves):
@@ -125,6 +126,16 @@ def refuse_loss(model, inputs, labels) -> None:
             "partial likelihood, contrastive and ranking losses, or AUC and Dice over a batch). "
             "Give a loss that is a mean over examples, or train without importance sampling."
         )
+
+
+def _refuse_stateful(net: keras.Model) -> None:
+    for layer in net._flatten_layers():
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            raise ValueError(
+                f"layer {layer.name!r} is stateful: its state goes from one batch to the next, and "
+                "drawn batches do not follow each other. Make it stateful=False, with sequences "
+                "that are whole; or train without importance sampling."
+            )
 
 
 def _is_unknown(leaf: tf.TensorSpec) -> bool:
