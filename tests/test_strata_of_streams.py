@@ -194,7 +194,9 @@ def test_examples_of_unknown_shape_are_refused():
 
 
 @pytest.mark.parametrize("route", ["auto-sharded", "from function"])
-@pytest.mark.parametrize("threshold", ["never", "always"])
+@pytest.mark.parametrize(
+    "threshold", [pytest.param("never", marks=pytest.mark.slow), "always"]
+)
 def test_replicas_learn_the_shares_of_one(strategy, route, threshold):
     """Of the same stream: each tells of its part of the batch, and the mean is of all."""
 

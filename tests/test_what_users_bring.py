@@ -253,7 +253,7 @@ def test_sample_weights_count_in_weighted_metrics_only(way):
     named = {"metrics": [metric(name="m")], "weighted_metrics": [metric(name="w")]}
     model.compile(keras.optimizers.SGD(0.0), LOSS, sampler=sampler, **named)
     if sampler:
-        logs = model.fit(X, Y, sample_weight=weights, batch_size=b, epochs=80, verbose=0).history
+        logs = model.fit(X, Y, sample_weight=weights, batch_size=b, epochs=50, verbose=0).history
         found = {name: np.mean(logs[name][10:]) for name in "mw"}
     else:
         score_in = {"stream": "pipeline", "step": "step"}[way]

@@ -129,13 +129,13 @@ def _check_classes(loss: keras.losses.Loss, labels: tf.Tensor, predictions: tf.T
     function = keras.losses.sparse_categorical_crossentropy
     sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
     sparse = sparse or getattr(loss, "fn", None) is function
-    rank = labels.shape.rank
-    one_each = rank is None or rank < (predictions.shape.rank or 0) or labels.shape[-1] in (1, None)
+    shape, of_outputs = tf.TensorShape(labels.shape), tf.TensorShape(predictions.shape)
+    one_each = shape.rank is None or shape.rank < (of_outputs.rank or 0) or shape[-1] in (1, None)
     if sparse and not one_each:
         raise ValueError(
-            f"loss {loss.name!r} takes the number of a class for outputs of shape "
-            f"{predictions.shape}; got labels of shape {labels.shape}. Give classes of shape "
-            f"{predictions.shape[:-1]}, or a CategoricalCrossentropy for labels like these."
+            f"loss {loss.name!r} takes the number of a class for outputs of shape {of_outputs}; "
+            f"got labels of shape {shape}. Give classes of shape {of_outputs[:-1]}, or a "
+            "CategoricalCrossentropy for labels like these."
         )
 
 

@@ -7,33 +7,10 @@ import tensorflow as tf
 
 import tf_importance as tfi
 from tests.conformance import table
-from tf_importance import proposals
-from tf_importance.samplers import base
+from tests.conformance.drawn import INDICES, WEIGHTS, Given, b, equal_scores, resampled
 
 CELLS = table.cells()
-# Drawn of 12 examples: with replacement, by weights that are not 1 on average.
-INDICES = np.array([7, 2, 7, 10])
-WEIGHTS = np.array([0.5, 1.7, 0.5, 2.6], np.float32)
-b = len(INDICES)
 OWN = np.random.default_rng(1).gamma(1.0, 1.0, table.N).astype("float32")
-
-
-class Given(tfi.samplers.Sampler):
-    """Draws these."""
-
-    def _draw(self, turn):
-        indices = np.tile(INDICES, turn.batches).astype("int64")
-        return base.Draw(tf.constant(indices), tf.tile(tf.constant(WEIGHTS), [turn.batches]))
-
-
-def resampled(proposal, size, seed):
-    del size, seed
-    return proposals.Draw(tf.constant(INDICES, tf.int32), tf.constant(WEIGHTS, proposal.dtype))
-
-
-def equal_scores(model, x, y):
-    del model
-    return tf.ones(tf.shape(tf.nest.flatten(y)[0])[:1])
 
 
 def by_output(task, value):

@@ -63,7 +63,7 @@ def probabilities(sampler):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(history=HISTORIES)
 def test_weights_are_bounded_and_every_example_is_within_reach(name, history):
     sampler = KINDS[name](N)
@@ -81,7 +81,7 @@ def test_weights_are_bounded_and_every_example_is_within_reach(name, history):
 
 
 @pytest.mark.parametrize("name", OVER)
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(history=HISTORIES)
 def test_strata_bear_any_scores_too(name, history):
     sampler = OVER[name]()
