@@ -23,6 +23,7 @@ Runs are kept in --out.jsonl as they are made, and a command that is interrupted
 from __future__ import annotations
 
 import functools
+import json
 import math
 import pathlib
 import statistics
@@ -376,9 +377,13 @@ def main(_) -> None:
     settings = f"{FLAGS.optimizer or 'own'}_{FLAGS.batch_size}_{FLAGS.factor}"
     path = out.with_name(f"{out.stem}_{settings}.jsonl")
     kept = runs.Runs(path, Run, train, _told)
+    # Measured once: how many steps are made at equal cost goes by it.
+    of_costs = path.with_suffix(".costs.json")
+    costs = json.loads(of_costs.read_text()) if of_costs.exists() else {}
     result: dict[str, Any] = {}
     for name in FLAGS.nets or [name for name in CASES if name not in _DEEP]:
-        cost = scoring_cost(name)
+        cost = costs[name] = costs.get(name) or round(scoring_cost(name), 3)
+        of_costs.write_text(json.dumps(costs))
         print(f"{name}: scoring costs {cost:.2f} steps", flush=True)
         for rate in [float(text) for text in FLAGS.rates] or CASES[name].rates:
             ways = compared(name, rate, cost, kept)
