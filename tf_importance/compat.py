@@ -29,6 +29,11 @@ def value(variable) -> tf.Tensor:
     return tf.convert_to_tensor(variable)
 
 
+def definer(kind: type, name: str) -> type:
+    """The class that a class has a method from."""
+    return next(one for one in kind.__mro__ if name in vars(one))
+
+
 def handle(variable) -> tf.Tensor | None:
     """The resource handle of a Keras 3 or TensorFlow variable, None for anything else."""
     inner = variable if isinstance(variable, tf.Variable) else getattr(variable, "value", None)
@@ -150,10 +155,11 @@ def matched(labels, predictions, dtype: str):
 
 
 def for_inner_axes(weights: tf.Tensor, rank: int) -> tf.Tensor:
-    """Weights [b] as [b, 1, …], to be multiplied into values of a rank."""
-    if rank == 1:
+    """Weights [b, …] as [b, …, 1, …], to be multiplied into values of a rank."""
+    missing = rank - weights.shape.rank
+    if missing <= 0:
         return weights
-    shape = tf.concat([tf.shape(weights), tf.ones([rank - 1], tf.int32)], axis=0)
+    shape = tf.concat([tf.shape(weights), tf.ones([missing], tf.int32)], axis=0)
     return tf.reshape(weights, shape)
 
 
@@ -239,13 +245,14 @@ def logs_of_a_replica(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {name: value / replicas for name, value in logs.items()}
 
 
+def _compiled_metrics(model: keras.Model):
+    return getattr(model, "_compile_metrics" if KERAS_3 else "compiled_metrics", None)
+
+
 def has_metrics(model: keras.Model) -> bool:
     """Whether a model was compiled with `metrics`, beside `weighted_metrics`."""
-    if KERAS_3:
-        compiled = getattr(model, "_compile_metrics", None)
-        return bool(compiled is not None and compiled._user_metrics)
-    compiled = getattr(model, "compiled_metrics", None)
-    return bool(compiled is not None and compiled._user_metrics)
+    compiled = _compiled_metrics(model)
+    return compiled is not None and bool(compiled._user_metrics)
 
 
 def metrics_by_output(model: keras.Model, y, y_pred, weights) -> list[tuple]:
@@ -257,7 +264,7 @@ def metrics_by_output(model: keras.Model, y, y_pred, weights) -> list[tuple]:
     Returns:
         Of each output its labels, itself, its weights, its `metrics`, its `weighted_metrics`.
     """
-    compiled = model._compile_metrics if KERAS_3 else model.compiled_metrics
+    compiled = _compiled_metrics(model)
     if compiled is None:
         return []
     if KERAS_3:

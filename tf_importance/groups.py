@@ -277,9 +277,8 @@ class Groups:
             return self._emitted(batches, gain_ratio, seed, scored.statistics)
 
         def all_of_it():
-            batches = fresh.whole(presample, self._setting.batch_size)
-            self._count(uniform=float(batches.importance.shape[0]), fallbacks=1.0)
-            return self._emitted(batches, 1.0, seed)
+            self._count(fallbacks=1.0)
+            return self._whole(presample, 1.0, seed)
 
         return tf.cond(scored.usable, drawn, all_of_it)
 

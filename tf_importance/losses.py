@@ -145,7 +145,7 @@ def elementwise(term: Term) -> tf.Tensor:
     Raises:
         Unscorable: the loss is a scalar, or reduced over the batch, or by a `__call__` of its own.
     """
-    kind = next(one for one in type(term.loss).__mro__ if "__call__" in vars(one))
+    kind = compat.definer(type(term.loss), "__call__")
     if not kind.__module__.startswith(_KNOWN):
         raise Unscorable(
             f"loss {term.loss.name!r} of class {kind.__name__} has a __call__ of its own, which "
@@ -256,8 +256,7 @@ def times_elements(by_output, elements):
                 f"sample weights of shape {part.shape} have more axes than the losses that they "
                 f"are for, {rank}; give one for each example, or for each loss in it."
             )
-        inner = tf.ones([rank - part.shape.rank], tf.int32)
-        aligned = tf.reshape(part, tf.concat([tf.shape(part), inner], axis=0))
+        aligned = compat.for_inner_axes(part, rank)
         products.append(weight * tf.cast(aligned, weight.dtype))
     return tf.nest.pack_sequence_as(
         by_output if tf.nest.is_nested(by_output) else elements, products

@@ -58,9 +58,7 @@ def _masked(output: tf.Tensor, weights: tf.Tensor):
     if mask is None:
         return output, weights
     # Under a name of its own, the tensor has no mask.
-    if weights.shape.rank == 1:
-        weights = compat.for_inner_axes(weights, mask.shape.rank)
-    weights *= tf.cast(mask, weights.dtype)
+    weights = compat.for_inner_axes(weights, mask.shape.rank) * tf.cast(mask, weights.dtype)
     return tf.identity(output), weights
 
 
@@ -82,9 +80,7 @@ def _update(metric, label, output: tf.Tensor, weights: tf.Tensor) -> None:
 
 def _for_each(weights: tf.Tensor, shape: tf.Tensor, rank: int) -> tf.Tensor:
     """Weights [b, …] in a shape of a rank."""
-    inner = tf.ones([max(rank - weights.shape.rank, 0)], tf.int32)
-    aligned = tf.reshape(weights, tf.concat([tf.shape(weights), inner], axis=0))
-    return tf.broadcast_to(aligned, shape)
+    return tf.broadcast_to(compat.for_inner_axes(weights, rank), shape)
 
 
 def _is_one_number(metric, label, output) -> bool:

@@ -55,7 +55,7 @@ _OWN = ("train_step", "test_step", "compute_loss", "compute_metrics")
 def _refuse_own_methods(net: keras.Model) -> None:
     """Raises: ValueError: the net has a training of its own, which would not be called."""
     for name in _OWN:
-        kind = next(one for one in type(net).__mro__ if name in vars(one))
+        kind = compat.definer(type(net), name)
         if not kind.__module__.startswith(("keras.", "tensorflow.")):
             raise ValueError(
                 f"net {net.name!r} of class {kind.__name__} has a {name} of its own, which an "

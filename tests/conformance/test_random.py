@@ -112,18 +112,18 @@ def check(case):
         assert np.isfinite(theirs).all() <= np.isfinite(mine).all()
 
 
-@settings(max_examples=5)
-@given(data=st.data())
-def test_a_drawn_step_is_keras_own_or_refused(data):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        check(data.draw(st.builds(lambda r: Case(data.draw), st.none())))
+def randomly(examples):
+    """A test of so many cases."""
+
+    @settings(max_examples=examples)
+    @given(data=st.data())
+    def of_cases(data):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check(Case(data.draw))
+
+    return of_cases
 
 
-@pytest.mark.slow
-@settings(max_examples=25)
-@given(data=st.data())
-def test_many_drawn_steps_are(data):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        check(data.draw(st.builds(lambda r: Case(data.draw), st.none())))
+test_a_drawn_step_is_keras_own_or_refused = randomly(5)
+test_many_drawn_steps_are = pytest.mark.slow(randomly(25))

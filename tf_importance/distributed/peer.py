@@ -74,7 +74,7 @@ class Peer(SharedScores):
             )
 
     def update(self, visit: Visit) -> tf.Tensor:
-        scores, usable, _ = once_each(visit.indices, tf.cast(visit.scores, tf.float32))
+        scores, usable, _ = once_each(visit.indices, visit.scores)
         size = tf.shape(visit.indices, tf.int64)[0]
         places = ((self.count + tf.range(size)) % self._capacity)[:, tf.newaxis]
         self.visited.scatter_nd_update(places, visit.indices)

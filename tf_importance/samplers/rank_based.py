@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance.arguments import positive_integer
+from tf_importance.samplers import sum_tree
 from tf_importance.samplers.base import (
     UNIFORM_SHARE,
     BiasedDraw,
@@ -105,10 +106,10 @@ class RankBased(Sampler):
         with tf.control_dependencies([tf.cond(due, self._sort, lambda: tf.constant(False))]):
             ratio = self._ratio(turn.number)
             points = self._points(turn)
-            by_rank = tf.maximum(points - UNIFORM_SHARE, 0.0) / (1 - UNIFORM_SHARE)
+            spread, by_rank = sum_tree.beside(points, UNIFORM_SHARE)
             one = tf.zeros_like(ratio)
             ranks = tf.where(
-                points < UNIFORM_SHARE,
+                spread,
                 _geometric(points / UNIFORM_SHARE, one, self.num_examples),
                 _geometric(by_rank, ratio, self.num_examples),
             )

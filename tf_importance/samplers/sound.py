@@ -73,6 +73,7 @@ def is_sound(scores: tf.Tensor) -> tf.Tensor:
 
 def once_each(indices: tf.Tensor, scores: tf.Tensor) -> Sound:
     """The mean of the usable scores of each example."""
+    scores = tf.cast(scores, tf.float32)
     sound = is_sound(scores)
     columns = [tf.where(sound, scores, 0.0), tf.cast(sound, tf.float32), tf.ones_like(scores)]
     sums = _sums_of_same(indices, tf.stack(columns, axis=1))

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_importance import keys, log_odds, strata
 from tf_importance.draws import Draws, Seen
+from tf_importance.samplers import sum_tree
 from tf_importance.samplers.base import (
     COMPARED,
     UNIFORM_SHARE,
@@ -231,13 +232,13 @@ class Stratified(Sampler):
             starts_of = tree.before(starts, mixing)
             sums = tf.concat([starts_of[1:], [total]], axis=0) - starts_of
             known, sum_of = tf.gather(sums > 0, numbers), tf.gather(sums, numbers)
-            by_tree = tf.maximum(points - UNIFORM_SHARE, 0.0) / (1 - UNIFORM_SHARE)
+            spread, by_tree = sum_tree.beside(points, UNIFORM_SHARE)
             inside = (tf.gather(starts_of, numbers) + by_tree * sum_of) / total
             first, count = tf.gather(starts, numbers), tf.gather(counts, numbers)
             # Rounding must not lift a point into the next stratum.
             mine = tree.draw(tf.minimum(inside, 1 - 2.0**-45), mixing).indices
             mine = tf.clip_by_value(mine, first, first + count - 1)
-            mine = tf.where(points < UNIFORM_SHARE, rows, mine)
+            mine = tf.where(spread, rows, mine)
             leaves = tf.linalg.matvec(tf.cast(tree.leaves(mine), tf.float64), mixing)
             ratio = tf.math.divide_no_nan(tf.cast(count, tf.float64) * leaves, sum_of)
             factors = tf.cast(1 / (UNIFORM_SHARE + (1 - UNIFORM_SHARE) * ratio), tf.float32)

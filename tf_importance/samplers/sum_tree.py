@@ -122,12 +122,12 @@ class SumTree(tf.Module):
             uniform: the share λ; the probabilities are (1 − λ) p_i + λ/n.
         """
         count = tf.cast(self.size, tf.float64)
-        by_tree = self.draw(tf.maximum(points - uniform, 0.0) / (1 - uniform), mixing)
+        spread, others_points = beside(points, uniform)
+        by_tree = self.draw(others_points, mixing)
         others = tf.minimum(tf.cast(points / uniform * count, tf.int64), self.size - 1)
         others = tf.maximum(others, 0)
         own = tf.linalg.matvec(tf.cast(self.leaves(others), tf.float64), mixing)
         total = tf.tensordot(self.total(), mixing, 1)
-        spread = points < uniform
         probabilities = tf.where(
             spread, tf.math.divide_no_nan(own, total), by_tree.probabilities
         )
@@ -172,6 +172,11 @@ class SumTree(tf.Module):
         """
         for variable, level in zip(self.levels, levels):
             variable.assign(level)
+
+
+def beside(points: tf.Tensor, share: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Which points in [0, 1) are for the first share of all draws, and the others', over [0, 1)."""
+    return points < share, tf.maximum(points - share, 0.0) / (1 - share)
 
 
 def levels_of(leaves: np.ndarray) -> list[np.ndarray]:
