@@ -422,3 +422,16 @@ def test_data_of_another_size_are_refused(data):
     model.fit(*data, batch_size=b, verbose=0)
     with pytest.raises(ValueError, match="num_examples=256, and the source has 100"):
         model.fit(data[0][:100], data[1][:100], batch_size=b, verbose=0)
+
+
+def test_the_share_of_drawn_batches_stays_where_a_block_is_longer_than_an_epoch(data):
+    """It was logged as 0 in all epochs but those in which a block was planned."""
+    model = compiled(tfi.samplers.Proportional())
+    batches = tfi.history_sample(data, model.sampler, b, block=16).repeat()
+    logs = model.fit(batches, steps_per_epoch=4, epochs=16, verbose=0).history
+    assert logs["importance"][-8:] == [1.0] * 8
+    # Of plain data it is another's.
+    plain = compiled(None)
+    drawn = tfi.importance_sample(plain, b, 4 * b, tau_threshold="always")
+    plain.fit(tf.data.Dataset.from_tensor_slices(data).apply(drawn), verbose=0)
+    assert plain.fit(*data, epochs=2, verbose=0).history["importance"] == [0.0, 0.0]

@@ -58,6 +58,9 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
         _refuse_class_weight(given)
         if drawing is not None:
             _refuse_coupled(model, given["x"], drawing)
+        else:
+            # The share of what was drawn before is none of these.
+            model.counts.assign(tf.zeros([3]))
         if model.schedule is not None:
             given["callbacks"] = callbacks.settable(given["callbacks"], model.schedule)
             if model.schedule.steps is not None:

@@ -32,6 +32,8 @@ from tf_importance.samplers import state
 from tf_importance.scorers import forward
 
 _SCORER_PREFIX = "tfi.scorers."
+# Of a batch: as good as none beside one that is counted, and a share of its own where none is.
+_NOTHING = 1e-9
 
 
 def _signed_as(method: Callable) -> Callable:
@@ -91,7 +93,7 @@ class ISModel(keras.Model):
     among the batches that left the pipeline; `max_weight`, under a strategy its mean over the
     replicas; `fallbacks`, the number of pre-samples used uniformly because their scores were
     unusable; and, where it is known, `gain`, the gain ratio of the batch. All but `tau` and `gain`
-    start anew with every epoch.
+    start anew with every epoch, `importance` once batches have left the pipeline in it.
 
     Under importance sampling `metrics` as well as `weighted_metrics` are weighted during
     training, so both estimate what uniform sampling would show: as in Keras, sample weights count
@@ -294,7 +296,10 @@ class ISModel(keras.Model):
 
     def reset_metrics(self) -> None:
         super().reset_metrics()
-        self.counts.assign(tf.zeros([3]))
+        # In an epoch for which nothing is planned, since a block is longer, the latest share stays.
+        drawn, uniform, _ = tf.unstack(compat.value(self.counts))
+        kept = tf.math.divide_no_nan(_NOTHING, drawn + uniform)
+        self.counts.assign(tf.stack([kept * drawn, kept * uniform, 0.0]))
         memory = steps.Monitors(*tf.unstack(compat.value(self.monitors))).memory
         self.monitors.assign(tf.stack(steps.Monitors(0.0, 0.0, 0.0, memory)))
 
