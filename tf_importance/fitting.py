@@ -60,7 +60,7 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
             _refuse_coupled(model, given["x"], drawing)
         else:
             # The share of what was drawn before is none of these.
-            model.counts.assign(tf.zeros([3]))
+            model.counts.assign(tf.zeros([4]))
         if model.schedule is not None:
             given["callbacks"] = callbacks.settable(given["callbacks"], model.schedule)
             if model.schedule.steps is not None:

@@ -32,8 +32,6 @@ from tf_importance.samplers import state
 from tf_importance.scorers import forward
 
 _SCORER_PREFIX = "tfi.scorers."
-# Of a batch: as good as none beside one that is counted, and a share of its own where none is.
-_NOTHING = 1e-9
 
 
 def _signed_as(method: Callable) -> Callable:
@@ -153,8 +151,7 @@ class ISModel(keras.Model):
         self.tau = self._state("tau", [])
         # E[w], which is 1 unless sample or class weights are multiplied into the weights.
         self.mean_weight = self._state("mean_weight", [], 1.0)
-        # Batches that left a pipeline: drawn, uniform; and fallbacks.
-        self.counts = self._state("counts", [3])
+        self.counts = self._state("counts", [4])
         self.monitors = self._state("monitors", [4], steps.Monitors(0.0, 0.0, 0.0, memory=1.0))
         compat.untracked(self, "datasets", datasets.Datasets(self))
         compat.untracked(self, "_meters", {})
@@ -296,10 +293,8 @@ class ISModel(keras.Model):
 
     def reset_metrics(self) -> None:
         super().reset_metrics()
-        # In an epoch for which nothing is planned, since a block is longer, the latest share stays.
-        drawn, uniform, _ = tf.unstack(compat.value(self.counts))
-        kept = tf.math.divide_no_nan(_NOTHING, drawn + uniform)
-        self.counts.assign(tf.stack([kept * drawn, kept * uniform, 0.0]))
+        latest = steps.Counts(*tf.unstack(compat.value(self.counts)))
+        self.counts.assign(tf.stack(steps.Counts(0.0, 0.0, 0.0, latest.share())))
         memory = steps.Monitors(*tf.unstack(compat.value(self.monitors))).memory
         self.monitors.assign(tf.stack(steps.Monitors(0.0, 0.0, 0.0, memory)))
 
@@ -319,7 +314,7 @@ class ISModel(keras.Model):
         """
         # The variable itself, since Keras 3 adds by a reading and a writing, which may be apart.
         counts = compat.tensorflow_variable(self.counts)
-        counts.assign_add(tf.stack([drawn, uniform, fallbacks]))
+        counts.assign_add(tf.stack([drawn, uniform, fallbacks, 0.0]))
 
     def adapt_batch_normalization(self) -> None:
         """Convert the layers that the net has by now, and say so; or warn of them once."""

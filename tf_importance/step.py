@@ -58,6 +58,25 @@ class Monitors(NamedTuple):
     memory: tf.Tensor
 
 
+class Counts(NamedTuple):
+    """What left the pipelines in an epoch.
+
+    Attributes:
+        drawn, uniform: batches. fallbacks: pre-samples that were used uniformly.
+        before: the share of drawn ones in the latest epoch that had any. It is this epoch's too
+            until a block is planned: one may be longer than an epoch.
+    """
+
+    drawn: tf.Tensor
+    uniform: tf.Tensor
+    fallbacks: tf.Tensor
+    before: tf.Tensor
+
+    def share(self) -> tf.Tensor:
+        batches = self.drawn + self.uniform
+        return tf.where(batches > 0, tf.math.divide_no_nan(self.drawn, batches), self.before)
+
+
 class Batch(NamedTuple):
     """What a step trains on.
 
@@ -557,19 +576,18 @@ class Step:
 
     def _logs(self, tau: tf.Tensor, monitors: Monitors) -> dict[str, tf.Tensor]:
         with self._behind_the_pipeline():
-            counts = tf.identity(compat.value(self.model.counts))
+            counts = Counts(*tf.unstack(tf.identity(compat.value(self.model.counts))))
             of_the_pipeline: dict[str, tf.Tensor] = {}
             if self.model.sampler is not None:
                 of_the_pipeline |= self.model.sampler.logs()
             if self._of_strata is not None:
                 of_the_pipeline["rare_share"] = tf.identity(self.drawing.reservoirs.rare_share)
-        drawn, uniform, fallbacks = tf.unstack(counts)
         logs = {
             "tau": tau,
             "ess": tf.math.divide_no_nan(monitors.ess, monitors.steps),
-            "importance": tf.math.divide_no_nan(drawn, drawn + uniform),
+            "importance": counts.share(),
             "max_weight": monitors.max_weight,
-            "fallbacks": fallbacks,
+            "fallbacks": counts.fallbacks,
             **of_the_pipeline,
         }
         if self.gain is not None:
