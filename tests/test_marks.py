@@ -293,6 +293,27 @@ def test_what_undoes_the_draw_is_refused(name, way):
     np.testing.assert_array_equal(model.net.get_weights()[0], before[0])
 
 
+def test_a_service_reads_before_the_draw_and_not_behind_it(points):
+    service = tf.data.experimental.service
+    dispatcher = service.DispatchServer()
+    address = dispatcher.target.split("://")[1]
+    worker = service.WorkerServer(service.WorkerConfig(dispatcher_address=address))
+    served = service.distribute("parallel_epochs", dispatcher.target)
+    model = compiled()
+    drawn = tfi.importance_sample(model, b, 4 * b, tau_threshold="always")
+    weighted = tf.data.Dataset.from_tensor_slices((*points, np.ones(len(points[0]), np.float32)))
+    weighted = weighted.batch(b).apply(served).prefetch(1)
+    # Weights of one's own come from it to a model that nothing was drawn for.
+    assert trained(model, weighted)[0]["importance"] == [0.0]
+    plain = tf.data.Dataset.from_tensor_slices(points)
+    assert trained(model, plain.apply(served).apply(drawn))[0]["importance"] == [1.0]
+    with pytest.raises(ValueError, match="apply it before the draw"):
+        model.fit(plain.apply(drawn).apply(served).prefetch(1), verbose=0)
+    with pytest.raises(ValueError, match="make another ISModel"):
+        model.fit(weighted, verbose=0)
+    assert worker is not None
+
+
 @pytest.mark.parametrize("way", ["step", "memory"])
 def test_a_map_that_hands_on_the_weights_alone_is_refused(way):
     model, data = drawn_by(way)

@@ -33,6 +33,14 @@ def compiled(net, loss=LOSS, rate=0.1, **options):
     return model
 
 
+def by(way, model, x, y):
+    """Train an epoch: drawn in the pipeline, in the step or by a memory."""
+    if way == "memory":
+        model.compile(keras.optimizers.SGD(0.1), model.loss, sampler=tfi.samplers.RAIS(N))
+        return model.fit(tfi.history_sample((x, y), model.sampler, b, seed=1), verbose=0)
+    return model.fit(drawn(model, x, y, score_in=way), verbose=0)
+
+
 # Nets ---------------------------------------------------------------------------------------
 
 
@@ -43,6 +51,57 @@ class Wrapped(keras.Model):
 
     def call(self, inputs):
         return self.net(inputs)
+
+
+class Parameters:
+    """A distribution, as a net may return one."""
+
+    def __init__(self, mean):
+        self.mean = mean
+
+    def log_prob(self, y):
+        return -((y - self.mean) ** 2)
+
+
+OUTPUTS = {
+    "Parameters": Parameters,
+    "RaggedTensor": tf.RaggedTensor.from_tensor,
+    "SparseTensor": tf.sparse.from_dense,
+}
+
+
+@pytest.mark.parametrize("way", ["pipeline", "step", "memory"])
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_outputs_that_are_no_dense_tensors_are_refused(kind, way):
+    class Net(Wrapped):
+        def call(self, inputs):
+            return OUTPUTS[kind](self.net(inputs))
+
+    model = compiled(Net(), lambda y, outputs: -outputs.log_prob(y))
+    with pytest.raises((TypeError, ValueError), match=f"got {kind}. Let the net return the param"):
+        by(way, model, X, X[:, :2])
+
+
+class OfOne(Wrapped):
+    """Reads one of its inputs."""
+
+    def call(self, inputs):
+        return self.net(inputs["x"])
+
+
+@pytest.mark.parametrize("way", ["pipeline", "step", "memory"])
+@pytest.mark.parametrize(
+    "ids", [np.arange(N), np.array([f"row {i}" for i in range(N)])], ids=["numbers", "strings"]
+)
+def test_what_a_net_does_not_read_comes_along(ids, way):
+    def weights(x):
+        keras.utils.set_random_seed(0)
+        model = compiled(OfOne())
+        by(way, model, x, Y)
+        return model.net.get_weights()
+
+    for one, other in zip(weights({"id": ids, "x": X}), weights({"x": X})):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", ["train_step", "test_step", "compute_loss", "compute_metrics"])

@@ -30,6 +30,8 @@ class Datasets:
         # their classes.
         self.expected: tuple[marks.Drawing | None, bool] = (None, False)
         self._in_fit = False
+        # Whether there ever was one.
+        self.drawn = False
 
     def adopt(self, drawing: marks.Drawing) -> None:
         """Know of a dataset; its steps are the next, unless in `fit`.
@@ -38,6 +40,7 @@ class Datasets:
             drawing: which lives as long as the dataset.
         """
         self._drawings[id(drawing)] = drawing
+        self.drawn = True
         self._model.adapt_batch_normalization()
         if not self._in_fit:
             self._expect(drawing, False)

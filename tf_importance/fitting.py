@@ -48,6 +48,7 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
     sampler = model.sampler
     try:
         _refuse_applied(given["x"])
+        _refuse_served(model, given["x"])
         if sampler is not None:
             given = by_sampler(sampler, given)
         drawing = _drawing(model, given["x"])
@@ -126,7 +127,7 @@ def _refuse_applied(x: Any) -> None:
     if drawn is None:
         return
     kinds = " ".join(type(one).__name__ for one in applied)
-    if "Cache" in kinds:
+    if "Cache" in kinds or "Snapshot" in kinds:
         raise ValueError(
             "the dataset is cached behind the draw, so that the draws of the first pass, by the "
             "net as it was then, would come for ever; cache the examples before: "
@@ -145,6 +146,22 @@ def _refuse_applied(x: Any) -> None:
         raise ValueError(
             "batches that a memory draws are learned from by their numbers, and cannot be taken "
             "apart; leave out unbatch, and give history_sample the batch_size."
+        )
+
+
+def _refuse_served(model, x: Any) -> None:
+    """Raises: ValueError: batches that seem to be drawn come from tf.data service."""
+    if marks.found(x) is not None or not model.datasets.drawn:
+        return
+    # What the service hands over does not say what it was made of.
+    served = any("DataService" in type(one).__name__ for one in marks.sources(x))
+    if served and isinstance(x.element_spec, tuple) and len(x.element_spec) == 3:
+        raise ValueError(
+            f"weighted batches come from tf.data service, and a dataset was drawn for model "
+            f"{model.name!r}. The service would draw in another process, by weights of the net "
+            "that never change; apply it before the draw: "
+            "dataset.apply(distribute(…)).apply(importance_sample(model)). For sample weights of "
+            "your own that come from it, make another ISModel."
         )
 
 

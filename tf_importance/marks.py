@@ -75,3 +75,11 @@ def since(dataset: Any) -> list[tf.data.Dataset]:
             return path
         waiting.extend([*path, one] for one in path[-1]._inputs())
     return []
+
+
+def sources(dataset: Any) -> list[tf.data.Dataset]:
+    """What a dataset is made of that is made of no other one."""
+    if not isinstance(dataset, tf.data.Dataset):
+        return []
+    made_of = dataset._inputs()
+    return [one for given in made_of for one in sources(given)] if made_of else [dataset]

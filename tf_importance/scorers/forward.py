@@ -112,7 +112,16 @@ def run(net: keras.Model, inputs, training: bool | None = None) -> Any:
         return net(inputs, **told)
     with _watched.activations_of(net) as seen:
         outputs = net(inputs, **told)
-    passes.append(Forward(outputs, [_head(out, seen) for out in tf.nest.flatten(outputs)]))
+    flat = tf.nest.flatten(outputs)
+    for output in flat:
+        if not isinstance(output, tf.Tensor):
+            raise TypeError(
+                "a net's outputs must be dense tensors, or dicts, lists or tuples of them, to be "
+                f"scored; got {type(output).__name__}. Let the net return the parameters of a "
+                "distribution as tensors, and build it in the loss; turn ragged and sparse outputs "
+                "into dense ones, with a mask or sample weights for what is padding."
+            )
+    passes.append(Forward(outputs, [_head(out, seen) for out in flat]))
     return outputs
 
 
