@@ -216,17 +216,24 @@ def test_backup_and_restore_goes_on_in_the_midst_of_a_block(data, tmp_path):
     assert_same(whole, resumed)
 
 
-def test_a_weights_file_goes_into_a_sampler_that_knows_its_size(data, tmp_path):
+def test_a_weights_file_goes_into_a_sampler_once_it_knows_its_size(data, tmp_path):
     model, other = trained(data, "rais", 2, 60), compiled(KINDS["rais"]())
     path = str(tmp_path / "at.weights.h5")
     model.save_weights(path)
     other(tf.zeros([1, 5]))
-    with pytest.raises(ValueError, match=r"compile with RAIS\(num_examples\)"):
-        other.load_weights(path)
-    other.sampler.build(N)
     other.load_weights(path)
+    np.testing.assert_array_equal(other.net.get_weights()[0], model.net.get_weights()[0])
+    with pytest.raises(ValueError, match="another number of examples.*compile with a new sampler"):
+        tfi.history_sample(tuple(part[:100] for part in data), other.sampler, b)
+    other.compile("sgd", other.loss, sampler=KINDS["rais"]())
+    other.load_weights(path)
+    other.sampler.build(N)
     for mine, theirs in zip(model.sampler.variables, other.sampler.variables):
         np.testing.assert_array_equal(mine, theirs)
+    # Where nothing is restored it begins anew.
+    other.compile("sgd", other.loss, sampler=KINDS["rais"]())
+    other.fit(*(part[:100] for part in data), batch_size=b, verbose=0)
+    assert int(other.sampler.steps) == -(-100 // b)
 
 
 @pytest.mark.parametrize("kind", KINDS)

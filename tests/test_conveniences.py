@@ -222,3 +222,32 @@ def test_a_trained_net_is_quantized():
     wanted = net.predict(X, verbose=0)
     net.quantize("int8")
     assert np.abs(net.predict(X, verbose=0) - wanted).max() < 0.2
+
+
+@pytest.mark.parametrize("way", ["always", "memory"])
+def test_keras_tuner_searches_and_loads_the_best(way, tmp_path):
+    keras_tuner = pytest.importorskip("keras_tuner")
+
+    class Drawn(keras_tuner.HyperModel):
+        def build(self, hp):
+            net = keras.Sequential([keras.Input((5,)), L.Dense(hp.Int("units", 4, 8)), L.Dense(3)])
+            model = tfi.ISModel(net)
+            sampler = tfi.samplers.RAIS() if way == "memory" else None
+            model.compile(keras.optimizers.SGD(hp.Float("rate", 0.01, 0.5)), LOSS, sampler=sampler)
+            return model
+
+        def fit(self, hp, model, x, y, **given):
+            if way == "memory":
+                return model.fit(x, y, batch_size=b, **given)
+            data = tf.data.Dataset.from_tensor_slices((x, y))
+            drawn = data.apply(tfi.importance_sample(model, b, B, tau_threshold=way))
+            return model.fit(drawn, **given)
+
+    tuner = keras_tuner.RandomSearch(
+        Drawn(), "val_loss", max_trials=2, seed=0, directory=tmp_path, project_name=way
+    )
+    tuner.search(X, Y, epochs=2, validation_data=(X, Y), verbose=0)
+    (best,) = tuner.get_best_models()
+    score = tuner.oracle.get_best_trials()[0].score
+    assert best.evaluate(X, Y, verbose=0) == pytest.approx(score, rel=1e-4)
+    assert best.fit(X, Y, batch_size=b, verbose=0).history["loss"]

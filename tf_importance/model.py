@@ -380,13 +380,17 @@ class ISModel(keras.Model):
     def load_own_variables(self, store) -> None:
         """The inverse; a sampler's state in the file is left out where there is no sampler.
 
+        One that does not know yet for how many examples it is gets it once it does.
+
         Raises:
-            ValueError: the sampler is another one, or does not know for how many examples it is.
+            ValueError: the sampler is another one.
         """
         super().load_own_variables(state.without(store))
-        if self.sampler is not None and not self.sampler.num_examples:
-            state.refuse("sampler", type(self.sampler).__name__, store)
         state.load(self._remembered(), store)
+        sampler = self.sampler
+        later = {} if "sampler" in self._remembered() else state.of("sampler", store)
+        if sampler is not None and later:
+            sampler.restore_by(lambda: state.load({"sampler": sampler}, later))
 
     def _remembered(self) -> dict[str, tf.Module]:
         """What is neither net nor optimizer and belongs into a resumed training, by name."""

@@ -179,6 +179,7 @@ class Sampler(tf.Module):
         self.seed = tf.Variable(own, dtype=tf.int64, trainable=False, name="seed")
         self.position = tf.Variable(0, dtype=tf.int64, trainable=False, name="position")
         self._gather: Gather | None = None
+        self._restore: Callable[[], None] | None = None
         self._model: Callable[[], Any] = lambda: None
         # Objects with `rewind()`, that read what is planned.
         self.datasets: weakref.WeakSet = weakref.WeakSet()
@@ -314,6 +315,13 @@ class Sampler(tf.Module):
                 f"sampler was made for num_examples={self.num_examples}, and the source has "
                 f"{num_examples}."
             )
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
+
+    def restore_by(self, restore: Callable[[], None]) -> None:
+        """Call this once it is known for how many examples the sampler is."""
+        self._restore = restore
 
     def draw(self, size: int, seed=None) -> Draw:
         """Draw the next batch.

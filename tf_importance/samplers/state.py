@@ -25,17 +25,9 @@ def without(store) -> dict:
     return {key: store[key] for key in store.keys() if _SEPARATOR not in key}
 
 
-def refuse(name: str, kind: str, store) -> None:
-    """Refuse to load a module's state into one that has no variables yet.
-
-    Raises:
-        ValueError: the store holds such a state.
-    """
-    if any(key.startswith(name + _SEPARATOR) for key in store.keys()):
-        raise ValueError(
-            f"the file holds the state of a {name}, and the {kind} does not know yet for how many "
-            f"examples it is; compile with {kind}(num_examples), or load in or after `fit`."
-        )
+def of(name: str, store) -> dict[str, np.ndarray]:
+    """What a store, which Keras closes, holds of a module."""
+    return {key: np.array(store[key]) for key in store.keys() if key.startswith(name + _SEPARATOR)}
 
 
 def load(modules: Mapping[str, tf.Module], store) -> None:
@@ -61,7 +53,7 @@ def load(modules: Mapping[str, tf.Module], store) -> None:
                 raise ValueError(
                     f"the file's {key} has shape {values[key].shape} where this {name} has "
                     f"{tuple(variable.shape)}: it was made for another number of examples, or "
-                    "with other arguments."
+                    "with other arguments; to begin anew, compile with a new sampler behind this."
                 )
         for key, variable in wanted.items():
             variable.assign(values[key])
