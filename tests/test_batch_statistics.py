@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 from tf_importance import batch_statistics, compat, normalization
 from tf_importance.normalization import Statistics
 
@@ -302,7 +303,7 @@ def test_the_scoring_pass_normalizes_by_its_examples(name):
     assert any(np.any(a != b) for a, b in zip(before, after))
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", quick(NETS, "functional", "tf.function"))
 def test_pipeline_and_step_train_alike(name):
     found = []
     for score_in in ("pipeline", "step"):
@@ -314,7 +315,7 @@ def test_pipeline_and_step_train_alike(name):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", quick(NETS, "functional", "in inference", "time distributed"))
 def test_fed_by_plain_data_it_is_plain_keras(name):
     """Also after a training on drawn data, and a net that was trained by Keras before."""
     batches = tf.data.Dataset.from_tensor_slices((X, Y)).repeat().batch(16)
@@ -449,7 +450,9 @@ def drawn_by(model, x, y, way):
     return {"x": x, "y": y, "batch_size": 16}
 
 
-@pytest.mark.parametrize("way", ["fresh", "RAIS", "proportional", "strata", "control"])
+@pytest.mark.parametrize(
+    "way", quick(["fresh", "RAIS", "proportional", "strata", "control"], "fresh", "control")
+)
 def test_moving_statistics_are_the_datas(way):
     """Of inputs and of a layer that does not learn, at a learning rate of 0."""
     x, y = hard_cluster()
@@ -513,6 +516,7 @@ LOADS = """
 import sys
 sys.modules["tf_importance"] = None
 import keras, numpy as np, tensorflow as tf
+from tests.cases import quick
 x_path, served, *saved = sys.argv[1:]
 x, served = np.load(x_path), tf.saved_model.load(served)
 found = [keras.models.load_model(path)(x) for path in saved]

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 from tf_importance.draws import Draws
 from tf_importance.journal import Journal
 from tf_importance.samplers import Visit
@@ -129,7 +130,7 @@ def test_each_example_is_in_the_first_pass_once_whatever_was_read_and_dropped(se
 
 
 @pytest.mark.parametrize("kind", REMEMBER)
-@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("block", quick([1, 2], 2))
 def test_without_a_seed_all_that_steps_see_is_learned(kind, block, data):
     """Batches are read ahead then; what their steps see is late, and not lost."""
     model = compiled(KINDS[kind]())
@@ -178,7 +179,7 @@ def test_many_steps_in_one_call_lose_no_visit(data):
 
 
 @pytest.mark.parametrize("kind", RAIS_FIRST)
-@pytest.mark.parametrize("stop", [40, 41, 65])
+@pytest.mark.parametrize("stop", quick([40, 41, 65], 41))
 def test_resumed_in_the_midst_of_a_block_it_goes_on_bit_for_bit(kind, stop, data, tmp_path):
     whole = trained(data, kind, 2, 90)
     model = trained(data, kind, 2, stop)

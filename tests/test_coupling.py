@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 from tf_importance import compat, coupling
 
 L = keras.layers
@@ -109,7 +110,7 @@ def test_coupled_examples_are_refused(name):
     compiled(net).fit(X, Y, batch_size=16, verbose=0)
 
 
-@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("name", quick(APART, "layer", "unit", "weighted batch"))
 def test_others_are_not(name):
     model = compiled(APART[name]())
     data = pairs().apply(tfi.importance_sample(model, 16, 64, tau_threshold="always"))

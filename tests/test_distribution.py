@@ -1,5 +1,7 @@
 """The same two lines under MirroredStrategy, by both dataset routes, on two logical CPUs."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ NORMALIZATIONS = {
     "converted": lambda: L.BatchNormalization(momentum=0.97),
     "synchronized": lambda: L.BatchNormalization(momentum=0.97, synchronized=True),
 }
+# In every test run; all others by `make test-slow`.
+QUICK = {("auto-sharded", "weighted"), ("from function", "converted")}
 
 
 def model_in(strategy, learning_rate=0.2, batch_norm=None):
@@ -52,11 +56,16 @@ def fed(strategy, route, model, data, batch_size, presample_size, **kwargs):
     return make()
 
 
-@pytest.mark.parametrize("batch_norm", NORMALIZATIONS.values(), ids=NORMALIZATIONS)
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    "route, batch_norm",
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in itertools.product(ROUTES, NORMALIZATIONS)
+    ],
+)
 def test_training_under_a_strategy(strategy, route, batch_norm, blobs):
     keras.utils.set_random_seed(1)
-    model = model_in(strategy, learning_rate=0.1, batch_norm=batch_norm)
+    model = model_in(strategy, 0.1, NORMALIZATIONS[batch_norm])
     # Without smoothing weights of hundreds occur, 900 in one run of 27, and may undo a training.
     data = fed(
         strategy, route, model, blobs, 16, 64, tau_threshold=1.1, smoothing=0.2, seed=0

@@ -14,6 +14,8 @@ import warnings
 
 import pytest
 
+from tests.cases import quick
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in PAGES}
@@ -48,7 +50,10 @@ def program(text: str) -> str:
     return code
 
 
-@pytest.mark.parametrize("page", [name for name, text in TEXTS.items() if CODE.search(text)])
+CODED = [name for name, text in TEXTS.items() if CODE.search(text)]
+
+
+@pytest.mark.parametrize("page", quick(CODED, "README.md", "docs/custom_loops.md", "docs/rais.md"))
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, caplog, capsys):
     path = tmp_path / pathlib.Path(page).with_suffix(".py").name
     path.write_text(program(TEXTS[page]), "utf-8")

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 from tf_importance import graphs
 
 N, b = 128, 8
@@ -70,7 +71,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quick(KINDS, "memory", "gain, strata"))
 def test_nothing_of_a_training_is_kept(kind):
     def trained():
         model, batches, own = KINDS[kind]()
@@ -83,7 +84,7 @@ def test_nothing_of_a_training_is_kept(kind):
     assert [one() for one in kept] == [None] * 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quick(KINDS, "memory", "gain, strata"))
 def test_an_iterator_goes_on_without_its_datasets(kind):
     """Nor is anything let go too early."""
     model, batches, _ = KINDS[kind]()

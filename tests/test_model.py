@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 from tests.reference import equations
 from tf_importance import compat, marks
 
@@ -94,7 +95,7 @@ def assert_same_training(net, data=None, **kwargs):
     return plain_model, wrapped_model
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", quick(NETS, "mlp", "cnn", "batch norm"))
 def test_on_plain_data_it_is_plain_keras_to_the_last_digit(net):
     plain, wrapped = assert_same_training(NETS[net])
     np.testing.assert_array_equal(plain.predict(X, verbose=0), wrapped.predict(X, verbose=0))

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 
 N, B, b = 256, 32, 8
 RNG = np.random.default_rng(0)
@@ -62,7 +63,7 @@ def by_hand(model, x, y, weights):
 @pytest.mark.parametrize(
     "loss_of", [pytest.param(by_compute_loss, marks=pytest.mark.slow), by_hand]
 )
-@pytest.mark.parametrize("way", ["stream", "step", "proportional", "rais"])
+@pytest.mark.parametrize("way", quick(["stream", "step", "proportional", "rais"], "stream", "rais"))
 def test_a_loop_of_ones_own_trains_as_fit_does(way, loss_of):
     """Same draws, τ, memory and weights, step for step."""
     if way == "rais" and loss_of is by_hand:

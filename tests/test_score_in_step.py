@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 from tf_importance import switches
 
 B, b = 32, 8
@@ -101,7 +102,7 @@ def none_usable(model, x, y):
     return x[:, 0] * np.nan
 
 
-@pytest.mark.parametrize("size", [512, 500])
+@pytest.mark.parametrize("size", quick([512, 500], 500))
 @pytest.mark.parametrize("score_in", ["pipeline", "step"])
 def test_a_group_whose_scores_are_unusable_is_used_whole(score_in, size, blobs):
     """Every example once; in the step the rest of a group comes behind its first batch."""
@@ -117,7 +118,7 @@ def test_a_group_whose_scores_are_unusable_is_used_whole(score_in, size, blobs):
     assert all(np.isfinite(part).all() for part in model.net.get_weights())
 
 
-@pytest.mark.parametrize("presample", [B, "auto"])
+@pytest.mark.parametrize("presample", quick([B, "auto"], "auto"))
 def test_only_what_is_unusable_is_used_whole(presample, blobs):
     """A pre-sample with one example that has no score; of several in a group each by itself."""
     spoilt = blobs[0][[40, 70], 0]

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 from tf_importance import marks
 
 N, b, B = 2_000, 16, 64
@@ -43,7 +44,7 @@ def test_the_function_is_called_with_one_example():
     assert set(asked) == {((4,), (1,))}
 
 
-@pytest.mark.parametrize("threshold", ["never", "always"])
+@pytest.mark.parametrize("threshold", quick(["never", "always"], "always"))
 @pytest.mark.parametrize("score_in", ["pipeline", "step"])
 def test_a_rare_class_has_its_share_and_weights_restore_the_prior(threshold, score_in):
     model = compiled()
@@ -97,7 +98,7 @@ def test_users_sample_weights_multiply(threshold):
         np.testing.assert_allclose(told["weight"], told["importance"] * mine, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", [1_000, 7])
+@pytest.mark.parametrize("size", quick([1_000, 7], 1_000))
 def test_a_pass_has_as_many_batches_as_it_would_without(size):
     data = stream(repeat=False).take(size)
     batches = [told["weight"].numpy() for _x, _y, told in sampled(compiled(), data)]

@@ -154,6 +154,7 @@ def _steps(steps: int, data_dir: str) -> list[str]:
     return [*flags, f"--steps={steps}", f"--evaluations={steps}"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_the_command_that_completes_it(data_dir, tmp_path):
     out = tmp_path / "with a space"
     command = ["trainers.image_classification", f"--out={out}", *_steps(64, data_dir)]

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 from tests.scorers.norms.batches import assert_exact, batch, compiled, precision
 from tests.scorers.norms.families import BY_EXAMPLE, FAMILIES, Normalized, net, of, subclassed
 
@@ -17,13 +18,35 @@ needs_addons = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow_addons") is None, reason="needs TensorFlow Addons"
 )
 
+# What takes seconds and is like another one.
+SLOW = {
+    "bidirectional",
+    "conv 1D",
+    "conv 3D",
+    "depthwise conv 1D",
+    "gru",
+    "in a loop",
+    "masked bidirectional gru",
+    "one time step",
+    "own cell",
+    "separable conv 1D",
+    "simple rnn",
+    "stacked cells",
+    "stacked cells, states",
+    "time distributed",
+    "transposed conv 1D",
+    "transposed conv 3D",
+    "unknown length",
+}
+QUICK = [family for family in FAMILIES if family not in SLOW]
+
 
 def squared(model, x, y, **kwargs):
     return tfi.per_example_gradient_norms(model, x, y, per_variable=True, **kwargs)
 
 
 @pytest.mark.filterwarnings("ignore:layer", "ignore:variables")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick(FAMILIES, *QUICK))
 def test_norms_are_those_of_single_examples(family):
     """To the last digits, in a graph and in chunks."""
     with precision("float64"):
@@ -34,7 +57,7 @@ def test_norms_are_those_of_single_examples(family):
         assert_exact(chunked(x, y), model, x, y, tolerance)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick(FAMILIES, *QUICK))
 def test_eagerly_in_float32_too_and_by_the_fallback_only_where_it_must_be(family):
     model = compiled(FAMILIES[family]())
     x, y = batch(model)
@@ -59,7 +82,9 @@ def test_a_recurrent_layer_of_convolutions():
     assert_exact(squared(model, x, y), model, x, y, 1e-5)
 
 
-@pytest.mark.parametrize("family", ["dense", "conv", "lstm", "attention", "masked lstm"])
+@pytest.mark.parametrize(
+    "family", quick(["dense", "conv", "lstm", "attention", "masked lstm"], "dense", "conv")
+)
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_is_as_exact_as_its_gradients(family, policy):
     with precision(policy):
