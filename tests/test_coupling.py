@@ -72,7 +72,26 @@ COUPLED = {
     "subclassed": lambda: Subclassed(True),
     "inside": lambda: net_of(keras.Sequential([L.Dense(4), OfTheBatch()])),
 }
+
+
+class Shifted(L.Layer):
+    """The first example is its own, and each other one has its neighbour's."""
+
+    def call(self, inputs):
+        return inputs - tf.concat([inputs[:1], inputs[:-1]], axis=0)
+
+
+def over_examples(values):
+    return tf.nn.softmax(values, axis=0)
+
+
+COUPLED |= {
+    "of neighbours": lambda: net_of(Shifted()),
+    "activation": lambda: net_of(L.Dense(4, activation=over_examples)),
+    "activation layer": lambda: net_of(L.Dense(4), L.Activation(over_examples)),
+}
 APART = {
+    "activation": lambda: net_of(L.Dense(4, activation=lambda z: z * tf.sigmoid(z))),
     "group": lambda: net_of(L.GroupNormalization(2)),
     "layer": lambda: net_of(L.LayerNormalization()),
     "unit": lambda: net_of(L.UnitNormalization()),
@@ -102,12 +121,11 @@ def pairs():
 def test_coupled_examples_are_refused(name):
     with pytest.raises(ValueError, match="couples the examples of a batch"):
         pairs().apply(tfi.importance_sample(compiled(COUPLED[name]()), 16, 64))
-    net = COUPLED[name]()
-    net(X[:2])
+    # Built or not.
     with pytest.raises(ValueError, match="couples the examples of a batch"):
-        compiled(net, tfi.samplers.RAIS()).fit(X, Y, batch_size=16, verbose=0)
+        compiled(COUPLED[name](), tfi.samplers.RAIS()).fit(X, Y, batch_size=16, verbose=0)
     # Plain data train as Keras would.
-    compiled(net).fit(X, Y, batch_size=16, verbose=0)
+    compiled(COUPLED[name]()).fit(X, Y, batch_size=16, verbose=0)
 
 
 @pytest.mark.parametrize("name", quick(APART, "layer", "unit", "weighted batch"))
@@ -115,6 +133,33 @@ def test_others_are_not(name):
     model = compiled(APART[name]())
     data = pairs().apply(tfi.importance_sample(model, 16, 64, tau_threshold="always"))
     assert np.isfinite(model.fit(data, verbose=0).history["loss"][0])
+
+
+def test_it_is_found_under_a_strategy_too(strategy):
+    with strategy.scope():
+        model = compiled(COUPLED["maximum"]())
+        with pytest.raises(ValueError, match="couples the examples of a batch"):
+            pairs().apply(tfi.importance_sample(model, 16, 64))
+
+
+class Ids(keras.Model):
+    """Reads one of its inputs."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def call(self, inputs):
+        return self.net(inputs["x"])
+
+
+def test_it_is_found_beside_strings_too():
+    rows = {"id": np.array([f"row {i}" for i in range(256)]), "x": X}
+    data = tf.data.Dataset.from_tensor_slices((rows, Y))
+    with pytest.raises(ValueError, match="couples the examples of a batch"):
+        data.apply(tfi.importance_sample(compiled(Ids(COUPLED["maximum"]())), 16, 64))
+    model = compiled(Ids(net_of()))
+    data.apply(tfi.importance_sample(model, 16, 64))
 
 
 def test_variables_are_what_they_were():

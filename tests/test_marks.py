@@ -282,6 +282,46 @@ APPLIED = {
 }
 
 
+APART = {
+    "unbatch": lambda data: data.unbatch().batch(16),
+    "rebatch": lambda data: data.rebatch(16).prefetch(1),
+}
+
+
+@pytest.mark.parametrize("way", ["step", "memory"])
+@pytest.mark.parametrize("name", APART)
+def test_batches_that_are_learned_from_are_not_taken_apart(name, way):
+    model, data = drawn_by(way)
+    with pytest.raises(ValueError, match="cannot be taken apart"):
+        model.fit(APART[name](data), verbose=0)
+
+
+def test_weighted_batches_may_be_taken_apart():
+    model, data = drawn_by("stream")
+    assert model.fit(APART["rebatch"](data), verbose=0).history["importance"] == [1.0]
+
+
+@pytest.mark.parametrize("apply", ["flat_map", "interleave"])
+def test_a_dataset_is_known_where_a_function_of_another_one_gives_it(apply):
+    """As its metrics are: those of the data, and not of what is drawn."""
+    keras.utils.set_random_seed(0)
+    model, data = drawn_by("stream")
+    within = getattr(tf.data.Dataset.range(1), apply)(lambda i: data.map(lambda *parts: parts))
+    assert marks.found(within) is marks.found(data) is not None
+    assert model.fit(within, verbose=0).history["importance"] == [1.0]
+    with pytest.raises(ValueError, match="cached behind the draw"):
+        model.fit(within.cache(), verbose=0)
+
+
+def test_batches_of_files_and_generators(tmp_path):
+    model, data = drawn_by("stream")
+    data.save(str(tmp_path / "drawn"))
+    with pytest.raises(ValueError, match="save and load, before the draw"):
+        model.fit(tf.data.Dataset.load(str(tmp_path / "drawn")), verbose=0)
+    with pytest.warns(UserWarning, match="give fit the dataset itself"):
+        model.fit((batch for batch in data), verbose=0)
+
+
 @pytest.mark.parametrize("way", ["stream", "step", "memory"])
 @pytest.mark.parametrize("name", APPLIED)
 def test_what_undoes_the_draw_is_refused(name, way):
@@ -307,7 +347,7 @@ def test_a_service_reads_before_the_draw_and_not_behind_it(points):
     assert trained(model, weighted)[0]["importance"] == [0.0]
     plain = tf.data.Dataset.from_tensor_slices(points)
     assert trained(model, plain.apply(served).apply(drawn))[0]["importance"] == [1.0]
-    with pytest.raises(ValueError, match="apply it before the draw"):
+    with pytest.raises(ValueError, match="before the draw"):
         model.fit(plain.apply(drawn).apply(served).prefetch(1), verbose=0)
     with pytest.raises(ValueError, match="make another ISModel"):
         model.fit(weighted, verbose=0)
@@ -319,12 +359,6 @@ def test_a_map_that_hands_on_the_weights_alone_is_refused(way):
     model, data = drawn_by(way)
     with pytest.raises(ValueError, match="dropped the weights, or what comes with them"):
         model.fit(data.map(lambda x, y, drawn: (x, y, drawn["weight"])), verbose=0)
-
-
-def test_batches_of_a_memory_are_not_taken_apart():
-    model, data = drawn_by("memory")
-    with pytest.raises(ValueError, match="cannot be taken apart"):
-        model.fit(data.unbatch().batch(4), verbose=0)
 
 
 @pytest.mark.parametrize("way", ["stream", "step", "memory"])

@@ -174,7 +174,37 @@ def ranked(labels, outputs):
     return tf.reduce_mean(tf.nn.softplus(-apart) * tf.cast(labels[:, None] > labels, tf.float32), 1)
 
 
+def by_cumulative_sums(labels, outputs):
+    """Cox's, of examples in the order of their times: the first one's is its own."""
+    risk = outputs[:, 0]
+    return -labels[:, 0] * (risk - tf.math.log(tf.cumsum(tf.exp(risk))))
+
+
+def area(labels, outputs):
+    """Of pairs of a positive and a negative one, where labels are 0 and 1."""
+    positive = tf.cast(labels[:, 0] == 1.0, tf.float32)
+    apart = outputs[:, 0][:, None] - outputs[:, 0][None]
+    return tf.reduce_sum(positive[:, None] * (1 - positive) * tf.nn.softplus(-apart), axis=1)
+
+
+def rated(labels, outputs):
+    apart = outputs[:, 0][:, None] - outputs[:, 0][None]
+    above = tf.cast(labels[:, 0][:, None] > labels[:, 0] + 0.95, tf.float32)
+    return tf.reduce_sum(above * tf.nn.softplus(-apart), axis=1)
+
+
+def balanced(labels, outputs):
+    share = tf.reduce_mean(tf.cast(labels, tf.float32))
+    values = keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
+    return values * tf.where(labels == 1, 1 / (2 * share + 1e-6), 1 / (2 * (1 - share) + 1e-6))
+
+
+FLOATS = Y[:, None].astype("float32")
 COUPLED = {
+    "cox by sums": (by_cumulative_sums, FLOATS),
+    "area": (area, FLOATS),
+    "rated": (rated, 3 * FLOATS),
+    "balanced": (balanced, Y),
     "cox": (cox, np.stack([RNG.exponential(size=N), Y], 1).astype("float32")),
     "contrastive": (contrastive, Y),
     "ranked": (ranked, Y),
@@ -185,15 +215,66 @@ COUPLED = {
 def test_a_loss_that_couples_examples_is_refused(name):
     loss, labels = COUPLED[name]
     model = compiled(mlp(), loss)
-    with pytest.raises(ValueError, match=f"{loss.__name__}.* depends on the other examples"):
-        drawn(model, X, labels)
-    model = tfi.ISModel(mlp())
-    model.compile("sgd", loss, sampler=tfi.samplers.Proportional())
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{loss.__name__}.* depends on the other examples"):
+            drawn(model, X, labels)
     with pytest.raises(ValueError, match="depends on the other examples"):
-        model.fit(X, labels, verbose=0)
+        drawn(model, X, labels, threshold="never", strata=lambda x, y: tf.cast(x[0] > 0, tf.int32))
+    # Of a net that is not built, too.
+    model = tfi.ISModel(Wrapped())
+    for sampler in (tfi.samplers.Proportional(), tfi.samplers.Oracle(N, model)):
+        model.compile("sgd", loss, sampler=sampler)
+        with pytest.raises(ValueError, match="depends on the other examples"):
+            model.fit(X, labels, batch_size=b, verbose=0)
     # Uniform batches are Keras's own affair.
     model = compiled(mlp(), loss)
     model.fit(drawn(model, X, labels, threshold="never"), verbose=0)
+
+
+def of_the_valid(labels, outputs):
+    valid = labels >= 0
+    labels, outputs = tf.boolean_mask(labels, valid), tf.boolean_mask(outputs, valid)
+    return keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
+
+
+@pytest.mark.parametrize("way", ["pipeline", "step", "memory"])
+def test_a_loss_with_less_than_a_value_for_each_example_is_refused(way):
+    labels = np.where(np.arange(N) % 5 == 0, -1, Y)
+    with pytest.raises(ValueError, match="of_the_valid.* value for each example.*tf.where"):
+        by(way, compiled(mlp(), of_the_valid), X, labels)
+
+
+def test_a_weight_of_a_loss_that_changes_is_refused():
+    model = compiled(mlp(), [LOSS], loss_weights=[tf.Variable(1.0)])
+    with pytest.raises((TypeError, ValueError), match="loss_weights must be numbers; got Resource"):
+        drawn(model, X, Y)
+
+
+def test_without_a_loss_there_is_nothing_to_draw_by():
+    for way in ("pipeline", "step", "memory"):
+        with pytest.raises(ValueError, match="without a loss|compile"):
+            by(way, compiled(mlp(), None), X, Y)
+
+
+class Counts(L.Layer):
+    def build(self, shape):
+        self.passes = self.add_weight(name="passes", shape=(), trainable=False, initializer="zeros")
+
+    def call(self, inputs):
+        self.passes.assign(self.passes + 1.0)
+        return inputs
+
+
+@pytest.mark.parametrize("way", ["pipeline", "step", "memory"])
+def test_scoring_changes_no_variable(way):
+    counts = Counts()
+    model = compiled(keras.Sequential([keras.Input((5,)), counts, L.Dense(2)]))
+    if way != "memory":
+        with pytest.raises(ValueError, match="changes a variable in its pass"):
+            by(way, model, X, Y)
+    else:
+        by(way, model, X, Y)
+        assert float(tf.convert_to_tensor(counts.passes)) == N // b
 
 
 ONE_HOT = np.eye(2, dtype="float32")[Y]
@@ -517,6 +598,80 @@ def test_weights_of_what_is_in_an_example_times_importance_are_unbiased(name):
     found, truth, unweighted = moved
     assert np.linalg.norm(found - truth) < 0.12 * np.linalg.norm(truth)
     assert np.linalg.norm(found - unweighted) > 0.3 * np.linalg.norm(truth)
+
+
+@pytest.mark.parametrize("threshold", ["never", "always"])
+def test_weights_by_name_are_those_of_their_outputs(threshold):
+    """Whose order is not that of their names."""
+    given = keras.Input((5,))
+    outputs = [L.Dense(2, name="b")(given), L.Dense(1, name="a")(given)]
+    model = compiled(keras.Model(given, outputs), {"b": LOSS, "a": "mse"})
+    weights = {"b": np.zeros(N, "float32"), "a": np.ones(N, "float32")}
+    before = [np.array(part) for part in model.net.get_weights()]
+    data = drawn(model, X, (Y, FLOATS), weights, threshold=threshold)
+    model.fit(data, verbose=0)
+    changed = [np.any(mine != theirs) for mine, theirs in zip(model.net.get_weights(), before)]
+    assert changed == [False, False, True, True]
+    with pytest.raises(ValueError, match="by name are to be one for each of the outputs"):
+        model.fit(drawn(model, X, (Y, FLOATS), {"b": weights["b"]}), verbose=0)
+
+
+SIGNS = np.where(Y == 1, 1.0, -1.0)[:, None].astype("float32")
+CLASS_WEIGHTS = {
+    "signs": (SIGNS, {-1: 1.0, 1: 5.0}),
+    "signs, otherwise": (SIGNS, {1: 5.0, -1: 1.0}),
+    "rounded": (np.where(Y == 1, 0.9, 0.1)[:, None].astype("float32"), {0: 1.0, 1: 10.0}),
+    "one missing": (FLOATS, {1: 3.0}),
+}
+
+
+@pytest.mark.skipif(not compat.KERAS_3, reason="Keras 2 takes classes from 0 on alone")
+@pytest.mark.parametrize("name", CLASS_WEIGHTS)
+def test_class_weights_are_kerass(name):
+    labels, weights = CLASS_WEIGHTS[name]
+    found = []
+    for sampler in (None, tfi.samplers.Uniform()):
+        keras.utils.set_random_seed(0)
+        model = compiled(mlp(1), "squared_hinge", rate=0.0, sampler=sampler)
+        found += model.fit(X, labels, class_weight=weights, batch_size=b, verbose=0).history["loss"]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_class_weights_of_what_is_no_class_are_refused():
+    model = compiled(mlp(2), "mse", sampler=tfi.samplers.Uniform())
+    with pytest.raises(ValueError, match="class_weight goes with one label for each example"):
+        model.fit(X, np.zeros((N, 3, 2), "float32"), class_weight={0: 1.0}, verbose=0)
+
+
+def test_labels_that_are_strings_are_refused_with_what_makes_classes():
+    labels = np.array(["yes", "no"])[Y]
+    for way in ("pipeline", "step", "memory"):
+        with pytest.raises(ValueError, match="labels must be numbers.*return_inverse"):
+            by(way, compiled(mlp()), X, labels)
+
+
+def test_a_plain_batch_under_a_sampler_that_has_drawn_none_is_refused():
+    model = compiled(mlp(), sampler=tfi.samplers.RAIS())
+    with pytest.raises(ValueError, match="RAIS .* has drawn no batch yet.*compile without"):
+        model.train_on_batch(X, Y)
+
+
+def test_hdf5_is_refused_with_a_clear_word(tmp_path):
+    with pytest.raises(ValueError, match="not saved as HDF5.*model.net.save"):
+        compiled(mlp()).save(str(tmp_path / "model.h5"))
+
+
+class Tempered(Wrapped):
+    """Has an output that is one number for the batch."""
+
+    def call(self, inputs):
+        return {"logits": self.net(inputs), "temperature": tf.constant(2.0)}
+
+
+@pytest.mark.parametrize("way", ["pipeline", "step", "memory"])
+def test_an_output_that_is_one_number_is_left_alone(way):
+    model = compiled(Tempered(), {"logits": LOSS})
+    assert np.isfinite(by(way, model, X, {"logits": Y}).history["loss"][0])
 
 
 def test_weights_that_are_not_one_for_each_output_are_refused():

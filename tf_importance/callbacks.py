@@ -127,14 +127,13 @@ class WhyNothing(keras.callbacks.Callback):
     def on_train_end(self, logs=None) -> None:
         if self._drawn > 0:
             return
-        if self._fallbacks:
-            warnings.warn(
-                f"nothing was drawn: the scores of all {self._fallbacks} pre-samples were unusable "
-                "(all zero, negative, NaN or infinite).",
-                stacklevel=2,
-            )
-        else:
-            tf.get_logger().info(f"nothing was drawn: {self._why_off()}.")
+        why = (
+            f"the scores of all {self._fallbacks} pre-samples were unusable (all zero, negative, "
+            "NaN or infinite)"
+            if self._fallbacks
+            else self._why_off()
+        )
+        warnings.warn(f"nothing was drawn: {why}.", stacklevel=2)
 
 
 class UntilTheEnd(keras.callbacks.Callback):

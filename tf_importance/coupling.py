@@ -6,7 +6,9 @@ Batch normalization is taken care of; whatever else couples examples would train
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -28,43 +30,37 @@ _tried: weakref.WeakKeyDictionary[keras.Model, losses.Objective] = weakref.WeakK
 def refuse(model: keras.Model, inputs) -> None:
     """Raise for a net that couples the examples of a batch; each is tried once.
 
-    Nets of Keras's own layers, which are known not to, are not tried. Others see two batches of
-    random examples that share the first one, as in training, where their variables are put back
-    what they were; or as in inference, where training is random.
+    Nets of Keras's own layers, which are known not to, are not tried. Each of a few random examples
+    is seen among others, as in training, where their variables are put back what they were; or as
+    in inference, where training is random. Strings are empty.
 
     Args:
         model: an ISModel, built. inputs: a nest of specs of one example.
     Raises:
-        ValueError: the first example's outputs are not the same.
+        ValueError: the outputs of one are not the same.
     """
-    if model.net in _checked or not _may_couple(model.net) or tf.distribute.has_strategy():
+    if model.net in _checked or not _may_couple(model.net):
         return
     leaves = tf.nest.flatten(inputs)
-    if any(leaf.dtype == tf.string or leaf.shape.rank is None for leaf in leaves):
+    if any(leaf.shape.rank is None for leaf in leaves):
         return
-    _checked.add(model.net)
     rng = np.random.default_rng(0)
-    first, others = (
-        [examples_like(_EXAMPLES, leaf.shape, leaf.dtype, rng) for leaf in leaves] for _ in range(2)
-    )
-    for examples, neighbours in zip(first, others):
-        neighbours[0] = examples[0]
+
+    def batch():
+        return [examples_like(_EXAMPLES, leaf.shape, leaf.dtype, rng) for leaf in leaves]
+
+    def passed(training: bool) -> Callable:
+        call = _call(model, inputs, training)
+        return lambda parts: call(tf.nest.pack_sequence_as(inputs, parts))
+
+    coupled: bool | None = None
     for training in (True, False):
-        if training and _normalizes_otherwise(model.net):
-            continue
-        try:
-            one, again, another = (
-                _outputs_of_first(model, tf.nest.pack_sequence_as(inputs, parts), training)
-                for parts in (first, first, others)
-            )
-        except (TypeError, ValueError, tf.errors.OpError):
-            return  # Random examples are none of this net's; its own will show.
-        if are_close(one, again):
-            break
-    else:
-        return
-    if not are_close(one, another):
-        _checked.discard(model.net)
+        if coupled is None and not (training and _normalizes_otherwise(model.net)):
+            try:
+                coupled = _couples(passed(training), batch(), batch(), are_close)
+            except (TypeError, ValueError, tf.errors.OpError):
+                coupled = False  # Random examples are none of this net's; its own will show.
+    if coupled:
         raise ValueError(
             f"net {model.net.name!r} couples the examples of a batch: the outputs of one depend on "
             "the others, so that weights cannot make a drawn batch stand for the data. Look for a "
@@ -72,6 +68,27 @@ def refuse(model: keras.Model, inputs) -> None:
             "normalization of your own is to be a keras.layers.BatchNormalization); or train "
             "without importance sampling."
         )
+    _checked.add(model.net)
+
+
+def _couples(passed: Callable, first: list, others: list, close: Callable) -> bool | None:
+    """Whether what a pass says of an example is another beside others; None if it is random.
+
+    Args:
+        passed: of a flat batch, gives arrays with a row for each example.
+        first, others: two batches.
+    """
+    alone, again = passed(first), passed(first)
+    if not close(alone, again):
+        return None
+    for i in range(_EXAMPLES):
+        beside = [part.copy() for part in others]
+        for mine, theirs in zip(first, beside):
+            theirs[i] = mine[i]
+        rows = ([part[i] for part in found] for found in (alone, passed(beside)))
+        if not close(*rows):
+            return True
+    return False
 
 
 def refuse_loss(model, inputs, labels) -> None:
@@ -88,10 +105,8 @@ def refuse_loss(model, inputs, labels) -> None:
     """
     _refuse_stateful(model.net)
     leaves = [*tf.nest.flatten(inputs), *tf.nest.flatten(labels)]
-    tried = _tried.get(model) is model.objective
-    if tried or tf.distribute.has_strategy() or any(_is_unknown(leaf) for leaf in leaves):
+    if _tried.get(model) is model.objective or any(leaf.shape.rank is None for leaf in leaves):
         return
-    _tried[model] = model.objective
     batch = tf.nest.map_structure(
         lambda leaf: tf.TensorSpec([_EXAMPLES, *leaf.shape], leaf.dtype), inputs
     )
@@ -119,13 +134,14 @@ def refuse_loss(model, inputs, labels) -> None:
         )
     outputs = traced.structured_outputs
     dense = all(isinstance(part, (tf.Tensor, tf.TensorSpec)) for part in tf.nest.flatten(outputs))
-    if dense and _couples(model.objective, labels, outputs):
+    if dense and _loss_couples(model.objective, labels, outputs):
         raise ValueError(
             f"the loss {model.objective.loss!r} of one example depends on the other examples of "
             "its batch, so that weights cannot make a drawn batch stand for the data (as of Cox's "
             "partial likelihood, contrastive and ranking losses, or AUC and Dice over a batch). "
             "Give a loss that is a mean over examples, or train without importance sampling."
         )
+    _tried[model] = model.objective
 
 
 def _refuse_stateful(net: keras.Model) -> None:
@@ -136,10 +152,6 @@ def _refuse_stateful(net: keras.Model) -> None:
                 "drawn batches do not follow each other. Make it stateful=False, with sequences "
                 "that are whole; or train without importance sampling."
             )
-
-
-def _is_unknown(leaf: tf.TensorSpec) -> bool:
-    return leaf.dtype == tf.string or leaf.shape.rank is None
 
 
 def _adds_loss_of(net: keras.Model, inputs: list[tf.Tensor]) -> list[str]:
@@ -154,48 +166,78 @@ def _adds_loss_of(net: keras.Model, inputs: list[tf.Tensor]) -> list[str]:
     return found
 
 
-def _couples(objective, labels, outputs) -> bool:
-    """Whether the loss of a first example is another beside other examples."""
+def _loss_couples(objective, labels, outputs) -> bool:
+    """Whether the loss of an example is another beside other examples."""
     rng = np.random.default_rng(0)
 
-    def made(shape, dtype) -> np.ndarray:
-        # Predictions that are logits as well as probabilities.
-        shape = [_UNKNOWN_SIZE if size is None else size for size in shape]
-        if dtype.is_floating:
-            return rng.uniform(0.1, 0.9, size=shape).astype(dtype.as_numpy_dtype)
-        return rng.integers(2, size=shape).astype(dtype.as_numpy_dtype)
+    def traced(flat: list) -> Callable:
+        def of_each(parts):
+            mine, predicted = tf.nest.pack_sequence_as((labels, outputs), parts)
+            return losses.per_example_losses(objective, mine, predicted)
 
-    def batch():
-        of_labels = tf.nest.map_structure(
-            lambda leaf: made([_EXAMPLES, *leaf.shape], leaf.dtype), labels
-        )
-        of_outputs = tf.nest.map_structure(
-            lambda part: made([_EXAMPLES, *part.shape[1:]], part.dtype), outputs
-        )
-        return of_labels, of_outputs
-
-    first, others = batch(), batch()
-    for mine, theirs in zip(tf.nest.flatten(first), tf.nest.flatten(others)):
-        theirs[0] = mine[0]
-
-    def of_each(labels, outputs) -> tf.Tensor:
-        return losses.per_example_losses(objective, labels, outputs)
-
-    try:
         with tf.init_scope():
-            traced = tf.function(of_each, autograph=False)
             # Called by itself each model's would count as traced anew, of which TensorFlow warns.
-            per_example = traced.get_concrete_function(*map(_tensors, first))
-            one, again, another = (
-                np.asarray(per_example(*map(_tensors, parts)))[:1]
-                for parts in (first, first, others)
+            call = tf.function(of_each, autograph=False).get_concrete_function(_tensors(flat))
+        if call.structured_outputs.shape[:1] == [None]:
+            raise losses.Unscorable(
+                f"the loss {objective.loss!r} does not say that it has a value for each example "
+                "(as behind tf.boolean_mask), so that weights have nothing to be multiplied into. "
+                "Give 0 to what does not count, tf.where(valid, loss, 0.0), with labels that are "
+                "invalid replaced before; or say the shape by tf.ensure_shape."
             )
-    except losses.Unscorable:
-        raise
-    except (TypeError, ValueError, KeyError, IndexError, tf.errors.OpError):
-        return False  # Not for such labels, or no loss by example; its own batches will show.
-    same, other = (np.allclose(one, part, 1e-4, 1e-6, equal_nan=True) for part in (again, another))
-    return same and not other
+
+        def passed(parts: list) -> list[np.ndarray]:
+            with tf.init_scope():
+                return [np.asarray(call(_tensors(parts)))]
+
+        return passed
+
+    def batch(of_labels: Callable, of_outputs: Callable) -> list[np.ndarray]:
+        kinds = ((labels, 0, of_labels), (outputs, 1, of_outputs))
+        return [
+            _made([_EXAMPLES, *leaf.shape[first:]], leaf.dtype, draw, rng)
+            for nest, first, draw in kinds
+            for leaf in tf.nest.flatten(nest)
+        ]
+
+    passed = None
+    for kinds in itertools.product(_LABELS, _OUTPUTS):
+        first, others = batch(*kinds), batch(*kinds)
+        try:
+            passed = passed or traced(first)
+            coupled = _couples(passed, first, others, _are_same)
+        except losses.Unscorable:
+            raise
+        except (TypeError, ValueError, KeyError, IndexError, tf.errors.OpError):
+            continue  # Not for such labels, or no loss by example; its own batches will show.
+        if coupled:
+            return True
+    return False
+
+
+# What labels and predictions may be: shares; classes, ratings and signs; logits and probabilities.
+_LABELS = (
+    lambda rng, shape: rng.uniform(0.1, 0.9, shape),
+    lambda rng, shape: rng.integers(2, size=shape),
+    lambda rng, shape: rng.integers(6, size=shape),
+    lambda rng, shape: 2 * rng.integers(2, size=shape) - 1,
+)
+_OUTPUTS = (
+    lambda rng, shape: rng.uniform(0.1, 0.9, shape),
+    lambda rng, shape: 2 * rng.normal(size=shape),
+)
+
+
+def _made(shape, dtype: tf.DType, draw: Callable, rng: np.random.Generator) -> np.ndarray:
+    """Random numbers of a kind; of whole numbers 0 and 1, which any loss takes."""
+    shape = [_UNKNOWN_SIZE if size is None else size for size in shape]
+    if not dtype.is_floating:
+        return rng.integers(2, size=shape).astype(dtype.as_numpy_dtype)
+    return draw(rng, shape).astype(dtype.as_numpy_dtype)
+
+
+def _are_same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return all(np.allclose(a, b, 1e-4, 1e-6, equal_nan=True) for a, b in zip(one, other))
 
 
 def _tensors(nest):
@@ -205,12 +247,20 @@ def _tensors(nest):
 def _may_couple(net: keras.Model) -> bool:
     """Whether there is anything in a net that is not known to keep examples apart."""
     for layer in net._flatten_layers():
-        kind = type(layer)
-        known = kind.__module__.startswith(_KNOWN) and "Lambda" not in kind.__name__
-        if not known or 0 in tf.nest.flatten(getattr(layer, "axis", None)):
+        for part in (layer, *_activations(layer)):
+            kind = type(part) if isinstance(part, keras.layers.Layer) else part
+            module = getattr(kind, "__module__", None) or ""
+            if not module.startswith(_KNOWN) or "Lambda" in getattr(kind, "__name__", ""):
+                return True
+        if 0 in tf.nest.flatten(getattr(layer, "axis", None)):
             return True
     operations = getattr(net, "operations", None) or []
     return any(not isinstance(operation, keras.layers.Layer) for operation in operations)
+
+
+def _activations(layer: keras.layers.Layer) -> list:
+    found = (getattr(layer, name, None) for name in ("activation", "recurrent_activation"))
+    return [one for one in found if one is not None]
 
 
 def _normalizes_otherwise(net: keras.Model) -> bool:
@@ -219,8 +269,8 @@ def _normalizes_otherwise(net: keras.Model) -> bool:
     return weighted or bool(layers.ordinary_batch_normalizations(net))
 
 
-def _outputs_of_first(model, batch, training: bool) -> list[np.ndarray]:
-    """The first example's; the model's variables are what they were."""
+def _call(model, inputs, training: bool) -> Callable:
+    """A pass that gives the outputs as arrays; the model's variables are what they were."""
     variables = [compat.tensorflow_variable(one) for one in model.net.variables]
     before = [tf.identity(variable) for variable in variables]
 
@@ -229,20 +279,30 @@ def _outputs_of_first(model, batch, training: bool) -> list[np.ndarray]:
         with batch_statistics.looking():
             return tf.nest.flatten(model(batch, training=training))
 
-    with tf.init_scope():
-        found = [np.asarray(part[0]) for part in outputs(batch)]
-        for variable, value in zip(variables, before):
-            variable.assign(value)
-    return found
+    def call(batch) -> list[np.ndarray]:
+        with tf.init_scope():
+            # What is one number for the batch is no output of an example.
+            found = [
+                np.asarray(part)
+                for part in outputs(batch)
+                if isinstance(part, tf.Tensor) and part.shape[:1] == [_EXAMPLES]
+            ]
+            for variable, value in zip(variables, before):
+                variable.assign(value)
+        return found
+
+    return call
 
 
 def examples_like(
     number: int, shape: tf.TensorShape, dtype: tf.DType, rng: np.random.Generator
 ) -> np.ndarray:
-    """Random examples of a shape each; 0 and 1 for integers, which any table has."""
+    """Random examples of a shape each; 0 and 1 for integers, which any table has; empty strings."""
     whole = [number, *(_UNKNOWN_SIZE if size is None else size for size in shape)]
     if dtype.is_floating:
         return rng.normal(size=whole).astype(dtype.as_numpy_dtype)
+    if dtype == tf.string:
+        return np.full(whole, "", object)
     return rng.integers(2, size=whole).astype(dtype.as_numpy_dtype)
 
 

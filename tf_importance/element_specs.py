@@ -30,9 +30,11 @@ def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
             "varies (or by output_signature=, where a generator makes it)."
         )
     if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
-        raise ValueError(f"the dataset's elements must be dense tensors; got {spec}.")
-    if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(spec[1])):
-        raise ValueError(f"labels must be numbers; got {spec[1]}. Map the strings to classes.")
+        raise ValueError(
+            f"the dataset's elements must be dense tensors; got {spec}. Map ragged ones by "
+            "x.to_tensor(), and sparse ones by tf.sparse.to_dense(x)."
+        )
+    refuse_strings(spec[1])
     if _looks_batched(model.net, spec[0], leaves):
         raise ValueError(
             "the dataset must not be batched, since importance_sample batches it itself; got "
@@ -41,6 +43,15 @@ def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
             "net.build((None, None))."
         )
     return spec
+
+
+def refuse_strings(labels) -> None:
+    """Raises: ValueError: there are strings among the labels, a nest of specs."""
+    if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(labels)):
+        raise ValueError(
+            f"labels must be numbers; got {labels}. Map the strings to classes, as by "
+            "np.unique(labels, return_inverse=True)[1]."
+        )
 
 
 def weighs_elements(spec: tuple) -> bool:

@@ -23,6 +23,7 @@ from tf_importance import (
     compat,
     coupling,
     draws,
+    element_specs,
     epochs,
     losses,
     marks,
@@ -142,10 +143,13 @@ def _refuse_applied(x: Any) -> None:
             "drawn batches train on another loss: hand the third part on as it is, "
             f"lambda x, y, drawn: (change(x), y, drawn). The draw has {wanted}, and fit got {spec}."
         )
-    if draws.is_drawn(wanted) and "Unbatch" in kinds:
+    in_groups = draws.is_drawn(wanted) or marks.found(drawn).fresh is not None
+    if in_groups and any(kind in kinds for kind in ("Unbatch", "Rebatch")):
         raise ValueError(
-            "batches that a memory draws are learned from by their numbers, and cannot be taken "
-            "apart; leave out unbatch, and give history_sample the batch_size."
+            "batches that a memory draws are learned from by their numbers, and of those that the "
+            "step scores it makes its own, so that they cannot be taken apart; leave out unbatch "
+            "and rebatch, and give the batch_size that is wanted to importance_sample or "
+            "history_sample."
         )
 
 
@@ -153,15 +157,22 @@ def _refuse_served(model, x: Any) -> None:
     """Raises: ValueError: batches that seem to be drawn come from tf.data service."""
     if marks.found(x) is not None or not model.datasets.drawn:
         return
-    # What the service hands over does not say what it was made of.
-    served = any("DataService" in type(one).__name__ for one in marks.sources(x))
+    if inspect.isgenerator(x):
+        warnings.warn(
+            "batches that a generator yields do not say how they were drawn: if they were, give "
+            "fit the dataset itself, or metrics ignore the weights and nothing is learned of them.",
+            stacklevel=4,
+        )
+    # What these hand over does not say what it was made of.
+    kinds = " ".join(type(one).__name__ for one in marks.sources(x))
+    served = "DataService" in kinds or "Load" in kinds
     if served and isinstance(x.element_spec, tuple) and len(x.element_spec) == 3:
         raise ValueError(
-            f"weighted batches come from tf.data service, and a dataset was drawn for model "
-            f"{model.name!r}. The service would draw in another process, by weights of the net "
-            "that never change; apply it before the draw: "
+            f"weighted batches come from tf.data service or from files, and a dataset was drawn "
+            f"for model {model.name!r}. Behind the draw they would be drawn by weights of the net "
+            "that never change; apply the service, or save and load, before the draw: "
             "dataset.apply(distribute(…)).apply(importance_sample(model)). For sample weights of "
-            "your own that come from it, make another ISModel."
+            "your own that come from there, make another ISModel."
         )
 
 
@@ -177,14 +188,24 @@ def _is_scored_as_it_is(model, structure: list[Any], loss_weights: Any) -> bool:
 def _refuse_coupled(model, batches: Any, drawing: marks.Drawing) -> None:
     """Raises: ValueError: the net, or what it is trained by, couples the examples of a batch."""
     # A strategy's own dataset has none of these shapes, and its pipeline has asked already.
-    if not (model.net.built and isinstance(batches, tf.data.Dataset)):
+    if not isinstance(batches, tf.data.Dataset):
         return
+    if model.objective.loss is None:
+        raise ValueError(
+            f"model {model.name!r} is compiled without a loss, which scores and weights are for; "
+            "give compile one."
+        )
     inputs, labels = (
         tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), part)
         for part in batches.element_spec[:2]
     )
+    element_specs.refuse_strings(labels)
+    if not model.net.built:
+        if not all(leaf.shape.is_fully_defined() for leaf in tf.nest.flatten(inputs)):
+            return  # The first step builds it.
+        element_specs.build(model, (inputs,), lambda: None)
     coupling.refuse(model, inputs)
-    if drawing.sampler is not None and drawing.sampler.is_compared:
+    if not isinstance(drawing.sampler, (type(None), samplers.Uniform)):
         coupling.refuse_loss(model, inputs, labels)
 
 
@@ -298,7 +319,8 @@ def _source(sampler: samplers.Sampler, given: dict[str, Any]) -> Any:
     if y is None:
         has_access = hasattr(x, "__len__") and hasattr(x, "__getitem__")
         conversion = _conversion(x)
-        if conversion is not None or not has_access or _is_array(x):
+        is_source = has_access and not _is_array(x) and not isinstance(x, dict)
+        if conversion is not None or not is_source:
             raise TypeError(
                 f"the model is compiled with a {type(sampler).__name__}, which needs to know the "
                 f"examples by number, and got x of type {type(x).__name__} and no y: "
@@ -380,13 +402,16 @@ def _weights(given: dict[str, Any], labels: Any) -> np.ndarray | None:
     if tf.nest.is_nested(labels):
         raise ValueError("class_weight goes with labels of one output; give sample_weight.")
     classes = np.asarray(labels)
-    several = classes.ndim > 1 and classes.shape[-1] > 1
-    classes = classes.argmax(axis=-1) if several else classes.reshape(len(classes))
-    factors = np.ones(int(classes.max()) + 1, np.float32)
-    for label, factor in by_class.items():
-        if label < len(factors):
-            factors[int(label)] = factor
-    return factors[classes.astype(int)] * (1.0 if weights is None else weights)
+    if classes.ndim > 1:
+        classes = classes.argmax(axis=-1) if classes.shape[-1] > 1 else classes[..., 0]
+    if classes.ndim != 1 or classes.dtype.kind not in "biuf":
+        raise ValueError(
+            "class_weight goes with one label for each example, a number or one-hot; got labels of "
+            f"shape {np.shape(labels)} and dtype {np.asarray(labels).dtype}. Give sample_weight."
+        )
+    there, places = np.unique(np.round(classes).astype(np.int32), return_inverse=True)
+    factors = np.array([by_class.get(int(label), 1.0) for label in there], np.float32)
+    return factors[places] * (1.0 if weights is None else weights)
 
 
 def _split(parts: list, share: float) -> tuple[list, tuple]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_importance import batch_statistics, compat, proposals
+from tf_importance import batch_statistics, compat, graphs, proposals
 from tf_importance.scorers import base, forward
 
 
@@ -256,6 +256,20 @@ def check(score: Any, jit_compile: bool | str) -> None:
         raise ValueError(f"jit_compile must be True, False or 'auto'; got {jit_compile!r}.")
 
 
+def _refuse_updates(model, inputs) -> None:
+    """Raises: ValueError: a pass in inference changes variables, as scoring would once more."""
+
+    def passed(inputs):
+        return model(inputs, training=False)
+
+    if graphs.assigns(tf.function(passed, autograph=False).get_concrete_function(inputs)):
+        raise ValueError(
+            f"a layer of net {model.net.name!r} changes a variable in its pass (assign, or a "
+            "metric's update), also in inference, so that scoring would change it once more. Let "
+            "it do so where call is told training=True; or draw by a memory, which scores nothing."
+        )
+
+
 def compiled(score: Score, spec: tuple, presample_size: int, jit_compile: bool | str) -> Callable:
     """The scorer as a function of (x, y, importance), traced once, run where the weights are."""
     model = score.model
@@ -275,6 +289,8 @@ def compiled(score: Score, spec: tuple, presample_size: int, jit_compile: bool |
             f"scorer {score.scorer!r} and the compiled loss {model.objective.loss!r} cannot be "
             f"computed for each example of the dataset, inputs {spec[0]}, labels {spec[1]}: {error}"
         ) from error
+    if graphs.assigns(function.get_concrete_function(*batched, importance)):
+        _refuse_updates(model, batched[0])
     if not scores.shape.is_compatible_with([presample_size]):
         raise ValueError(
             f"scorer {score.scorer!r} must return one score for each example, shape "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import weakref
 from collections.abc import Callable, Container, Iterator
 from typing import Any
@@ -65,6 +66,14 @@ def upstream(tensor: tf.Tensor, known: Container[str] = ()) -> Iterator[tf.Opera
             if part.op.name not in seen and part.op.name not in known:
                 seen.add(part.op.name)
                 waiting.append(part.op)
+
+
+def assigns(concrete) -> bool:
+    """Whether a traced function, or one that it calls, changes a variable."""
+    definition = concrete.graph.as_graph_def()
+    called = (node for function in definition.library.function for node in function.node_def)
+    changes = ("Assign", "ResourceScatter")
+    return any(node.op.startswith(changes) for node in itertools.chain(definition.node, called))
 
 
 def is_random(tensor: tf.Tensor, clean: set[str]) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_importance import compat
@@ -107,9 +108,20 @@ def terms(objective: Objective, labels, outputs) -> list[Term]:
             loss = as_loss(identifier, label, output)
             _check_classes(loss, label, output)
             mask = getattr(output, "_keras_mask", None)
-            scale = 1.0 if scale is None else float(scale)
+            scale = _number(scale)
             found.append(Term(index, loss, scale, label, output, mask))
     return found
+
+
+def _number(scale: Any) -> float:
+    if scale is None:
+        return 1.0
+    if not isinstance(scale, (int, float, np.number, tf.__internal__.EagerTensor)):
+        raise TypeError(
+            f"loss_weights must be numbers; got {type(scale).__name__}. A weight that changes in "
+            "training is to be a factor in the loss itself."
+        )
+    return float(scale)
 
 
 def as_loss(identifier: Any, labels: tf.Tensor, predictions: tf.Tensor) -> keras.losses.Loss:
@@ -227,14 +239,23 @@ def weights_if_scorable(
         return weights
 
 
-def times_elements(by_output, elements):
+def times_elements(by_output, elements, names: Sequence[str] | None = None):
     """Weights of examples, as `weights_by_output` has them, times those of what is in them.
 
     Args:
         by_output: [b, …], or a nest of them like the outputs. elements: a nest of [b, …].
+        names: of the outputs, where they are a list.
     Raises:
         ValueError: there is not one for each output.
     """
+    if isinstance(elements, dict) and names and not isinstance(by_output, dict):
+        if set(elements) != set(names):
+            raise ValueError(
+                f"sample weights by name are to be one for each of the outputs {list(names)}; got "
+                f"{sorted(elements)}."
+            )
+        # A dict is flattened by its sorted keys, which are not the order of the outputs.
+        elements = [elements[name] for name in names]
     own = tf.nest.flatten(elements)
     weights = tf.nest.flatten(by_output)
     if len(weights) == 1:

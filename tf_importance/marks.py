@@ -55,8 +55,10 @@ class Drawing:
 
 
 def put(dataset: tf.data.Dataset, drawing: Drawing) -> tf.data.Dataset:
-    """The dataset, marked."""
+    """The dataset, marked; what a function of another one captures of it, too."""
     object.__setattr__(dataset, _NAME, drawing)
+    if isinstance(dataset._variant_tensor, tf.__internal__.EagerTensor):
+        setattr(dataset._variant_tensor, _NAME, drawing)
     return dataset
 
 
@@ -73,8 +75,18 @@ def since(dataset: Any) -> list[tf.data.Dataset]:
         path = waiting.pop()
         if hasattr(path[-1], _NAME):
             return path
+        for drawing in _captured(path[-1]):
+            put(path[-1], drawing)
+            return path
         waiting.extend([*path, one] for one in path[-1]._inputs())
     return []
+
+
+def _captured(dataset: tf.data.Dataset) -> list[Drawing]:
+    """The marks of datasets that functions of this one, as of flat_map, take elements from."""
+    functions = (getattr(one, "function", None) for one in dataset._functions())
+    captured = [part for one in functions for part in getattr(one, "captured_inputs", ())]
+    return [getattr(part, _NAME) for part in captured if hasattr(part, _NAME)]
 
 
 def sources(dataset: Any) -> list[tf.data.Dataset]:

@@ -365,6 +365,19 @@ class ISModel(keras.Model):
             scorer = keras.saving.deserialize_keras_object(scorer, custom_objects)
         return cls(net, scorer=scorer, **config)
 
+    def save(self, filepath, *args, **kwargs):
+        """Keras's own, but for HDF5, whose format has no place for a net in a model.
+
+        Raises:
+            ValueError: the file is one of HDF5.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")) or kwargs.get("save_format") == "h5":
+            raise ValueError(
+                f"an ISModel is not saved as HDF5; got {filepath}. Save it as .keras, or its net "
+                "alone, model.net.save(…), which is a plain Keras model."
+            )
+        return super().save(filepath, *args, **kwargs)
+
     def build_from_config(self, config) -> None:
         """The net is built by its own config; there is nothing else to build."""
         if self.net.built:

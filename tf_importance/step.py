@@ -115,6 +115,12 @@ class Step:
                 "without its sampler, which would learn nothing; give "
                 "model.compile(…, sampler=sampler)."
             )
+        if told is None and model.sampler is not None and not model.sampler.num_examples:
+            raise ValueError(
+                f"the {type(model.sampler).__name__} that model {model.name!r} is compiled with "
+                "has drawn no batch yet, and this one is plain: train by fit(x, y), or on the "
+                "batches of history_sample; or compile without a sampler."
+            )
         self.told = told
         _, self.labels, weights = keras.utils.unpack_x_y_sample_weight(self.data)
         by_example = isinstance(weights, tf.Tensor) and weights.shape.rank == 1
@@ -364,7 +370,8 @@ class Step:
         by_output = losses.weights_by_output(
             objective, labels, outputs, weights * tf.cast(own, weights.dtype), mean_weight
         )
-        return losses.times_elements(by_output, self.told.elements)
+        names = self.model.objective.output_names
+        return losses.times_elements(by_output, self.told.elements, names)
 
     def _written_down(self, inputs, labels, weights: tf.Tensor) -> tf.Tensor:
         """One row in the sampler's journal; the weights, scaled where the sampler limits scores."""

@@ -165,7 +165,7 @@ def importance_sample(
         spec = dataset.element_spec
         element_specs.build(model, spec, lambda: next(iter(dataset.batch(1)))[0])
         coupling.refuse(model, spec[0])
-        if switch.may_draw:
+        if switch.may_draw or stratified:
             coupling.refuse_loss(model, *spec[:2])
         _warn_of_short(dataset, setting, switch)
         number_of, kept = None, None

@@ -68,7 +68,12 @@ def gradient_squares(
     originals = [head.preactivation for head in passed.heads]
     if deltas is None or len(deltas) != len(originals):
         deltas = taped_deltas(objective, labels, passed_in_float32)
-    squares = [_of_output(net, z, delta, weights) for z, delta in zip(originals, deltas)]
+    squares = [
+        _of_output(net, z, delta, weights)
+        for z, delta in zip(originals, deltas)
+        # What is one number for the batch has no loss by example.
+        if z.shape.rank != 0
+    ]
     parts = zip(*squares)
     return GradientSquares(*(tf.stop_gradient(tf.add_n(list(part))) for part in parts))
 
