@@ -359,6 +359,11 @@ class Unweighted(keras.metrics.Mean):
         return super().update_state(tf.abs(tf.cast(y, z.dtype) - z[:, 0]))
 
 
+class Unused(keras.metrics.Mean):
+    def update_state(self, y, z, sample_weight=None):
+        return super().update_state(tf.abs(tf.cast(y, z.dtype) - z[:, 0]))
+
+
 def whole_numbers():
     """Keras 3 counts its IoU in whole numbers by default, Keras 2 where it is told to."""
     return keras.metrics.MeanIoU(2, sparse_y_pred=False, name="m", dtype="int32")
@@ -368,9 +373,10 @@ def whole_numbers():
     "metric, why",
     [
         (lambda: Unweighted(name="m"), "update_state has no sample_weight"),
+        (lambda: Unused(name="m"), "update_state does not use sample_weight"),
         (whole_numbers, r"whole numbers; give MeanIoU\(…, dtype='float32'\)"),
     ],
-    ids=["no sample_weight", "whole numbers"],
+    ids=["no sample_weight", "unused", "whole numbers"],
 )
 def test_a_metric_that_weights_do_not_reach_is_refused_by_name(metric, why):
     model = compiled(mlp(), metrics=[metric()])
@@ -464,6 +470,17 @@ def test_a_metric_that_is_one_number_for_a_batch_is_taken_and_warned_of():
     with pytest.warns(UserWarning, match="metric 'dice' is one number for a batch"):
         history = model.fit(drawn(model, IMAGES, MASKS), verbose=0).history
     assert 0 < history["dice"][0] < 1
+
+
+def of_each_class(labels, outputs):
+    return 2 * tf.reduce_sum(labels * outputs, axis=[0, 1, 2]) / tf.reduce_sum(labels + outputs)
+
+
+def test_a_metric_of_each_class_is_taken_and_warned_of():
+    model = compiled(segmenter(), "binary_crossentropy", metrics=[of_each_class])
+    with pytest.warns(UserWarning, match="'of_each_class' is one number for a batch, or one for"):
+        history = model.fit(drawn(model, IMAGES, MASKS), verbose=0).history
+    assert 0 < history["of_each_class"][0] < 1
 
 
 # Data ---------------------------------------------------------------------------------------
@@ -741,6 +758,61 @@ def test_a_source_that_a_memory_cannot_read_is_refused_with_what_converts_it(nam
     model = compiled(mlp(), sampler=tfi.samplers.Proportional())
     with pytest.raises(TypeError, match=remedy):
         model.fit(make(), verbose=0)
+
+
+ARRAYS = {
+    "ragged": (tf.ragged.constant([[1.0] * (1 + i % 3) for i in range(N)]), r"x.to_tensor\(\)"),
+    "sparse": (tf.sparse.from_dense(X), "tf.sparse.to_dense"),
+    "objects": (np.array([np.zeros(1 + i % 3) for i in range(N)], object), "pad those of diff"),
+    "columns": (np.zeros(N, [("a", "f4"), ("b", "f4")]), "x.dtype.names"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_are_no_dense_numbers_are_refused_with_what_makes_them(name):
+    x, remedy = ARRAYS[name]
+    with pytest.raises(TypeError, match=f"arrays must be .*{remedy}"):
+        compiled(mlp(), sampler=tfi.samplers.Proportional()).fit(x, Y, batch_size=b, verbose=0)
+    with pytest.raises(TypeError, match=f"arrays must be .*{remedy}"):
+        tfi.history_sample((x, Y), tfi.samplers.Proportional(N), b)
+
+
+@pytest.mark.parametrize("odd", [lambda i: (X[i, : 5 - i % 2], Y[i]), lambda i: (X[i], i / 2 or 0)])
+def test_examples_by_number_that_are_not_alike_are_said_to_be(odd):
+    class Source:
+        def __len__(self):
+            return N
+
+        def __getitem__(self, i):
+            return odd(i)
+
+    batches = tfi.history_sample(Source(), tfi.samplers.Uniform(N), b)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must be alike.*pad or cast them"):
+        list(batches.take(2))
+
+
+def test_sample_weights_that_are_strings_or_have_names_for_one_output_are_refused():
+    with pytest.raises(ValueError, match="sample weights must be numbers"):
+        drawn(compiled(mlp()), X, Y, np.array(["1"] * N))
+    model = compiled(mlp())
+    with pytest.raises(ValueError, match="are for a net of several outputs"):
+        model.fit(drawn(model, X, Y, {"a": np.ones(N, "float32")}), verbose=0)
+
+
+def test_a_memory_that_has_not_drawn_yet_says_so():
+    model = compiled(mlp(), sampler=tfi.samplers.RAIS())
+    with pytest.warns(UserWarning, match="nothing was drawn: RAIS draws once .* visits of exa"):
+        model.fit(X, Y, batch_size=b, verbose=0)
+
+
+def no_graph(labels, outputs):
+    return tf.convert_to_tensor((outputs.numpy()[:, 0] - labels.numpy()) ** 2)
+
+
+def test_a_loss_that_no_graph_can_have_is_refused():
+    model = compiled(mlp(1), no_graph, run_eagerly=True)
+    with pytest.raises(ValueError, match="no_graph.* cannot be computed for each example"):
+        drawn(model, X, Y)
 
 
 def test_examples_by_number_and_tables_with_labels_are_taken():

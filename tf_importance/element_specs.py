@@ -35,6 +35,8 @@ def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
             "x.to_tensor(), and sparse ones by tf.sparse.to_dense(x)."
         )
     refuse_strings(spec[1])
+    if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(spec[2:])):
+        raise ValueError(f"sample weights must be numbers; got {spec[2]}.")
     if _looks_batched(model.net, spec[0], leaves):
         raise ValueError(
             "the dataset must not be batched, since importance_sample batches it itself; got "

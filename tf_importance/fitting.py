@@ -28,6 +28,7 @@ from tf_importance import (
     losses,
     marks,
     processes,
+    random_access,
     samplers,
     source,
 )
@@ -68,8 +69,9 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
             if model.schedule.steps is not None:
                 last = callbacks.UntilTheEnd(model.schedule)
                 given["callbacks"] = callbacks.joined(given["callbacks"], last)
-        if drawing is not None and drawing.why_off is not None:
-            last = callbacks.WhyNothing(drawing.why_off)
+        why_off = None if drawing is None else _why_off(drawing)
+        if why_off is not None:
+            last = callbacks.WhyNothing(why_off)
             given["callbacks"] = callbacks.joined(given["callbacks"], last)
         with model.datasets.fitting(drawing, given["class_weight"] is not None):
             if processes.are_several(model.distribute_strategy):
@@ -81,6 +83,12 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
             with contextlib.suppress(Exception):
                 sampler.end()
         raise
+
+
+def _why_off(drawing: marks.Drawing) -> Callable[[], str] | None:
+    """What says why nothing was drawn; None where nothing can be."""
+    uniform = isinstance(drawing.sampler, (type(None), samplers.Uniform))
+    return drawing.why_off if uniform else drawing.sampler.why_off
 
 
 def _drawing(model, x: Any) -> marks.Drawing | None:
@@ -143,7 +151,8 @@ def _refuse_applied(x: Any) -> None:
             "drawn batches train on another loss: hand the third part on as it is, "
             f"lambda x, y, drawn: (change(x), y, drawn). The draw has {wanted}, and fit got {spec}."
         )
-    in_groups = draws.is_drawn(wanted) or marks.found(drawn).fresh is not None
+    drawing = marks.found(drawn)
+    in_groups = draws.is_drawn(wanted) or (drawing is not None and drawing.fresh is not None)
     if in_groups and any(kind in kinds for kind in ("Unbatch", "Rebatch")):
         raise ValueError(
             "batches that a memory draws are learned from by their numbers, and of those that the "
@@ -378,9 +387,7 @@ def _is_array(x: Any) -> bool:
 
 def _arrays(nest: Any) -> Any:
     """A nest of arrays, those of pandas as NumPy has them."""
-    return tf.nest.map_structure(
-        lambda part: part if isinstance(part, tf.Tensor) else np.asarray(part), nest
-    )
+    return tf.nest.map_structure(random_access.array, nest)
 
 
 def _weights(given: dict[str, Any], labels: Any) -> np.ndarray | None:

@@ -284,7 +284,7 @@ def compiled(score: Score, spec: tuple, presample_size: int, jit_compile: bool |
     importance = tf.TensorSpec([presample_size], tf.float32)
     try:
         scores = function.get_concrete_function(*batched, importance).structured_outputs.values
-    except (TypeError, ValueError, KeyError, tf.errors.InvalidArgumentError) as error:
+    except Exception as error:  # A user's code may raise anything.
         raise ValueError(
             f"scorer {score.scorer!r} and the compiled loss {model.objective.loss!r} cannot be "
             f"computed for each example of the dataset, inputs {spec[0]}, labels {spec[1]}: {error}"

@@ -248,6 +248,12 @@ def times_elements(by_output, elements, names: Sequence[str] | None = None):
     Raises:
         ValueError: there is not one for each output.
     """
+    single = not isinstance(by_output, (dict, list, tuple)) and len(names or ()) < 2
+    if isinstance(elements, dict) and single:
+        raise ValueError(
+            f"sample weights by name, {sorted(elements)}, are for a net of several outputs; give "
+            "one tensor."
+        )
     if isinstance(elements, dict) and names and not isinstance(by_output, dict):
         if set(elements) != set(names):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import warnings
 
@@ -34,19 +35,19 @@ def update(model: keras.Model, y, y_pred, weights, weighted, may_draw: bool) -> 
 
 
 def _update_one(metric, label, output: tf.Tensor, weights: tf.Tensor, may_draw: bool) -> None:
-    why, one_number = _why_unweighted(metric), _is_one_number(metric, label, output)
+    why, of_the_batch = _why_unweighted(metric), _is_of_the_batch(metric, label, output)
     if why is not None and may_draw:
         raise ValueError(
             f"metric {metric.name!r} of drawn batches would not be that of the data, since weights "
             f"do not reach it: {why}, or give it to evaluate alone."
         )
-    if one_number and may_draw:
+    if of_the_batch and may_draw:
         warnings.warn(
-            f"metric {metric.name!r} is one number for a batch, which weights do not reach: what "
-            "is logged is that of the drawn batches.",
+            f"metric {metric.name!r} is one number for a batch, or one for each class, which "
+            "weights do not reach: what is logged is that of the drawn batches.",
             stacklevel=2,
         )
-    if one_number or why is not None:
+    if of_the_batch or why is not None:
         metric.update_state(label, output)
     else:
         _update(metric, label, *_masked(output, weights))
@@ -83,15 +84,16 @@ def _for_each(weights: tf.Tensor, shape: tf.Tensor, rank: int) -> tf.Tensor:
     return tf.broadcast_to(compat.for_inner_axes(weights, rank), shape)
 
 
-def _is_one_number(metric, label, output) -> bool:
-    """Whether a metric's function gives one number for a batch, which weights cannot reach."""
+def _is_of_the_batch(metric, label, output) -> bool:
+    """Whether a metric's function gives one number for a batch, or for a class: not by example."""
     is_mean = isinstance(metric, keras.metrics.MeanMetricWrapper)
     if not is_mean or "int" in str(metric.dtype):
         return False
     # As Keras casts them, under mixed precision too.
     output = tf.cast(output, metric.dtype)
     label = tf.cast(label, metric.dtype) if label.dtype.is_floating else label
-    return metric._fn(label, output, **metric._fn_kwargs).shape.rank == 0
+    shape = tf.convert_to_tensor(metric._fn(label, output, **metric._fn_kwargs)).shape
+    return shape.rank == 0 or (bool(shape.rank) and shape[0] not in (None, label.shape[0]))
 
 
 def _why_unweighted(metric) -> str | None:
@@ -103,4 +105,16 @@ def _why_unweighted(metric) -> str | None:
     taken = inspect.signature(type(metric).update_state).parameters.values()
     if not any(one.name == "sample_weight" or one.kind is one.VAR_KEYWORD for one in taken):
         return "its update_state has no sample_weight; give it one"
+    if not _uses(type(metric).update_state, "sample_weight"):
+        return "its update_state does not use sample_weight; let it multiply by that"
     return None
+
+
+def _uses(method, argument: str) -> bool:
+    """Whether a method of a user's does anything with an argument that it names."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    if code is None or argument not in code.co_varnames + code.co_cellvars:
+        return True
+    # Some versions of Python load two by one instruction.
+    loaded = (one.argval for one in dis.get_instructions(code) if "LOAD" in one.opname)
+    return any(argument in (one if isinstance(one, tuple) else (one,)) for one in loaded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +43,8 @@ def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
 def _arrays(source: tuple) -> tuple[int, Callable]:
     if len(source) not in (2, 3):
         raise ValueError(f"{_EXPLANATION}; got a tuple of {len(source)}.")
-    tensors = tf.nest.map_structure(tf.convert_to_tensor, _without_lists(source))
+    dense = tf.nest.map_structure(array, _without_lists(source))
+    tensors = tf.nest.map_structure(tf.convert_to_tensor, dense)
     if len(source) == 3:
         weights = source[2]
         if not isinstance(tensors[2], tf.Tensor) or tensors[2].shape.rank != 1:
@@ -61,6 +63,33 @@ def _arrays(source: tuple) -> tuple[int, Callable]:
         return tf.nest.map_structure(lambda tensor: tf.gather(tensor, indices), tensors)
 
     return len(flat[0]), gather
+
+
+def array(part: Any) -> np.ndarray | tf.Tensor:
+    """An array of numbers or strings, as NumPy or TensorFlow has it.
+
+    Raises:
+        TypeError: it is ragged, sparse, or of anything else.
+    """
+    kind = type(part).__name__
+    if isinstance(part, (tf.RaggedTensor, tf.SparseTensor)) or hasattr(part, "toarray"):
+        raise TypeError(
+            f"arrays must be dense; got a {kind}. Give x.to_tensor() of a ragged one, and "
+            "tf.sparse.to_dense(x), or x.toarray(), of a sparse one."
+        )
+    if isinstance(part, tf.Tensor):
+        return part
+    found = np.asarray(part)
+    of_objects = found.dtype == object and found.size > 0
+    if found.dtype.names or (
+        of_objects and not isinstance(found.flat[0], (str, bytes, numbers.Number))
+    ):
+        raise TypeError(
+            f"arrays must be of numbers or strings; got a {kind} of {found.dtype}. Stack its parts "
+            "to one array, as np.stack(list(x)) of arrays, or np.stack([x[name] for name in "
+            "x.dtype.names], axis=1) of columns; pad those of different lengths."
+        )
+    return found
 
 
 def _without_lists(nest: Any) -> Any:
@@ -88,7 +117,8 @@ def _random_access(source: Any) -> tuple[int, Callable]:
         numbers = [int(index) for index in indices]
         examples = fetch(numbers) if fetch else [source[number] for number in numbers]
         flat = [tf.nest.flatten(_pair(one)) for one in examples]
-        return [np.stack(part) for part in zip(*flat)]
+        parts = zip(zip(*flat), tf.nest.flatten(specs))
+        return [_stacked(part, spec) for part, spec in parts]
 
     def gather(indices):
         flat = tf.nest.flatten(specs)
@@ -99,6 +129,23 @@ def _random_access(source: Any) -> tuple[int, Callable]:
         return tf.nest.pack_sequence_as(specs, parts)
 
     return size, gather
+
+
+def _stacked(part: tuple, spec: tf.TensorSpec) -> np.ndarray:
+    """Arrays of some examples as one.
+
+    Raises:
+        ValueError: one has another shape than the first example's, or is of another kind.
+    """
+    wanted = spec.dtype.as_numpy_dtype
+    for one in map(np.asarray, part):
+        if one.shape != tuple(spec.shape) or not np.can_cast(one.dtype, wanted, "same_kind"):
+            raise ValueError(
+                f"the examples of a source must be alike; the first has shape {tuple(spec.shape)} "
+                f"and {spec.dtype.name}, and one has {one.shape} and {one.dtype}. Let __getitem__ "
+                "pad or cast them."
+            )
+    return np.stack(part).astype(wanted)
 
 
 def _pair(example: Any) -> tuple[Any, Any]:

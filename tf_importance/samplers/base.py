@@ -222,6 +222,10 @@ class Sampler(tf.Module):
         """Visits by which it has learned all that it can; for `weights_of`."""
         raise NotImplementedError
 
+    def why_off(self) -> str:
+        """Why all batches of a training were uniform."""
+        return f"{type(self).__name__} had nothing to draw by yet"
+
     def informed(self) -> tf.Tensor:
         """Whether there is something to draw by, scalar bool; for `weights_of`."""
         raise NotImplementedError

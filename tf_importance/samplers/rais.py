@@ -319,6 +319,14 @@ class RAIS(Sampler):
             self.tree.update(tf.constant(visited), tf.constant(leaves))
         self.training_visits.assign(-1)
 
+    def why_off(self) -> str:
+        needed = self.num_examples + 3 * self._training_set_size // 2
+        return (
+            f"RAIS draws once it has learned c and d, after {needed} visits of examples, and there "
+            f"were {int(self.visits.numpy().sum())}; train longer, or give a smaller "
+            "training_set_size"
+        )
+
     def logs(self) -> dict[str, tf.Tensor]:
         of_scores = {"unusable": tf.identity(self.judge.unusable)}
         return {**super().logs(), **of_scores, "outliers": tf.identity(self.outliers)}

@@ -114,6 +114,9 @@ class Switched(Over):
         settings: dict[int, switches.Setting] = {}
         self._settings = lambda: settings
 
+    def why_off(self) -> str:
+        return "no plan to draw was ever worth its cost"
+
     def row_size(self, batch_size: int) -> int:
         return max(self.sizes(batch_size))
 
