@@ -94,8 +94,8 @@ class RankBased(Sampler):
     def _build(self) -> None:
         shape = [self.num_examples]
         self.scores = tf.Variable(tf.fill(shape, math.inf), trainable=False, name="scores")
-        # Sorted data would begin with one class.
-        order = np.random.permutation(self.num_examples)
+        # Sorted data would begin with one class. One order for all runs: those of a seed repeat.
+        order = np.random.default_rng(0).permutation(self.num_examples)
         self.ranked = tf.Variable(order, dtype=tf.int64, trainable=False, name="ranked")
         self.judge = Judge()
 
@@ -120,7 +120,9 @@ class RankBased(Sampler):
         return BiasedDraw(tf.gather(self.ranked, ranks), weights, tf.cast(memory, tf.float32))
 
     def _sort(self) -> tf.Tensor:
-        seed, start = tf.stack([self.seed, self.draws]), tf.constant(0, tf.int64)
+        # Equal scores in an order that changes, and not by the run, whose seed draws have alone.
+        start = tf.constant(0, tf.int64)
+        seed = tf.stack([start, self.draws])
         shuffled = passing(start, self.num_examples, self.num_examples, seed).indices
         scores = tf.gather(self.scores, shuffled)
         order = tf.argsort(scores, direction="DESCENDING", stable=True)
