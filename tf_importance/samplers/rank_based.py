@@ -122,7 +122,7 @@ class RankBased(Sampler):
     def _sort(self) -> tf.Tensor:
         # Equal scores in an order that changes, and not by the run, whose seed draws have alone.
         start = tf.constant(0, tf.int64)
-        seed = tf.stack([start, self.draws])
+        seed = tf.random.experimental.stateless_fold_in(tf.zeros([2], tf.int64), self.draws)
         shuffled = passing(start, self.num_examples, self.num_examples, seed).indices
         scores = tf.gather(self.scores, shuffled)
         order = tf.argsort(scores, direction="DESCENDING", stable=True)
