@@ -94,8 +94,8 @@ def _couples(passed: Callable, first: list, others: list, close: Callable) -> bo
 def refuse_loss(model, inputs, labels) -> None:
     """Raise for what a drawn batch's weights cannot be multiplied into; each model once a loss.
 
-    Two batches of random predictions and labels that share their first example must give the same
-    loss for it. A loss that a layer adds in a pass must not depend on the examples.
+    Among other random predictions and labels, of several kinds, the loss of an example must be the
+    same. A loss that a layer adds in a pass must not depend on the examples.
 
     Args:
         model: an ISModel, compiled. inputs, labels: nests of specs of one example.

@@ -386,7 +386,9 @@ def page() -> str:
         """Sample weights: none, `[n]`, `[n, 1]`; one for each time step or pixel, or of each
         output, where there are several. (These from a stream: a memory draws examples by one
         number for each, and refuses others by name.) Data: arrays that a memory draws from, and
-        streams whose pre-samples are scored in the pipeline or in the step.""",
+        streams whose pre-samples are scored in the pipeline or in the step. A masked loss, or one
+        with `ignore_class`, is Σ w m ℓ / Σ w m of a drawn batch, the estimate of what Keras has
+        for all data, where Keras's own divisor leaves the weights out.""",
         f"Metrics: {metrics}.",
     ]
     first, second, third = (textwrap.fill(" ".join(text.split()), 110) for text in texts)
