@@ -516,7 +516,6 @@ LOADS = """
 import sys
 sys.modules["tf_importance"] = None
 import keras, numpy as np, tensorflow as tf
-from tests.cases import quick
 x_path, served, *saved = sys.argv[1:]
 x, served = np.load(x_path), tf.saved_model.load(served)
 found = [keras.models.load_model(path)(x) for path in saved]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 import keras
 from absl import flags
@@ -39,13 +40,16 @@ def report(settings: flags.FlagValues, prepared: Sampled) -> None:
     for name, value in sorted(trainer_flags.of_run(settings).items()):
         print(f"--{name}={value}")
     timed = _Timed()
-    prepared.model.fit(
-        prepared.batches,
-        steps_per_epoch=_STEPS,
-        verbose=0,
-        shuffle=False,
-        callbacks=[timed],
-    )
+    with warnings.catch_warnings():
+        # In two steps few ways of drawing have begun.
+        warnings.filterwarnings("ignore", "nothing was drawn")
+        prepared.model.fit(
+            prepared.batches,
+            steps_per_epoch=_STEPS,
+            verbose=0,
+            shuffle=False,
+            callbacks=[timed],
+        )
     first, second = timed.seconds
     net = prepared.model.net
     print(f"net {net.name}: {net.count_params():,} parameters, input {net.input_shape[1:]}")

@@ -97,6 +97,9 @@ class SharedScores(Sampler):
         self._lock = threading.RLock()
         self._make_state()
 
+    def why_off(self) -> str:
+        return "no score of a worker had come yet; is one running, with the same store and run?"
+
     def _make_state(self) -> None:
         self.tree = SumTree(self.num_examples, COLUMNS, initial=[0.0, 0.0, 1.0])
         self.mixing = tf.Variable(_UNIFORM, dtype=tf.float64, trainable=False, name="mixing")
