@@ -822,3 +822,13 @@ def test_examples_by_number_and_tables_with_labels_are_taken():
     model = compiled(mlp(), sampler=tfi.samplers.Proportional())
     model.fit(pandas.DataFrame(X), pandas.Series(Y), batch_size=b, verbose=0)
     assert int(model.sampler.steps) == N // b
+
+
+@pytest.mark.parametrize("way", ["pipeline", "step", "memory"])
+def test_a_net_may_begin_with_text(way):
+    words = L.TextVectorization(max_tokens=20, output_sequence_length=4)
+    words.adapt(["a b c", "d e f"])
+    layers = [words, L.Embedding(20, 8), L.GlobalAveragePooling1D(), L.Dense(2)]
+    model = compiled(keras.Sequential([keras.Input((1,), dtype="string"), *layers]))
+    texts = np.array(["a b", "c d e"])[Y][:, None]
+    assert np.isfinite(by(way, model, texts, Y).history["loss"][0])

@@ -5,6 +5,7 @@ Everything in the library that depends on the version of Keras stands here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -135,10 +136,15 @@ def take_restored_epoch(model: keras.Model) -> int:
 
 def device(model: keras.Model) -> str:
     """The device of the model's first weight, `""` where TensorFlow does not say."""
-    weights = model.weights
+    weights = numeric(model.weights)
     if not weights:
         return ""
     return tf.convert_to_tensor(weights[0]).device if tf.executing_eagerly() else ""
+
+
+def numeric(variables: Iterable) -> list:
+    """Variables, but for what Keras 2 has among them of layers that look up strings."""
+    return [one for one in variables if hasattr(one, "dtype")]
 
 
 def matched(labels, predictions, dtype: str):

@@ -271,7 +271,7 @@ def _normalizes_otherwise(net: keras.Model) -> bool:
 
 def _call(model, inputs, training: bool) -> Callable:
     """A pass that gives the outputs as arrays; the model's variables are what they were."""
-    variables = [compat.tensorflow_variable(one) for one in model.net.variables]
+    variables = list(map(compat.tensorflow_variable, compat.numeric(model.net.variables)))
     before = [tf.identity(variable) for variable in variables]
 
     @tf.function(autograph=False)
