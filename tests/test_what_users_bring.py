@@ -232,6 +232,7 @@ def test_a_loss_that_couples_examples_is_refused(name):
 
 
 def of_the_valid(labels, outputs):
+    labels = tf.reshape(labels, [-1])
     valid = labels >= 0
     labels, outputs = tf.boolean_mask(labels, valid), tf.boolean_mask(outputs, valid)
     return keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=True)

@@ -199,7 +199,7 @@ def _refuse_coupled(model, batches: Any, drawing: marks.Drawing) -> None:
     # A strategy's own dataset has none of these shapes, and its pipeline has asked already.
     if not isinstance(batches, tf.data.Dataset):
         return
-    if model.objective.loss is None:
+    if not model.objective.loss:  # Keras 2 makes {} of None.
         raise ValueError(
             f"model {model.name!r} is compiled without a loss, which scores and weights are for; "
             "give compile one."
