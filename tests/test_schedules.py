@@ -196,7 +196,7 @@ def test_a_model_that_is_gone_leaves_it_to_the_next():
     assert float(schedule.following) == 0
 
 
-def ending(blobs, most, epochs=1, **options):
+def ending(blobs, most, epochs=1, verbose=0, **options):
     """A training whose steps all have a gain of 2, and how many of them it makes."""
     keras.utils.set_random_seed(0)
     decay = keras.optimizers.schedules.PolynomialDecay(0.1, 60, 0.0)
@@ -208,18 +208,21 @@ def ending(blobs, most, epochs=1, **options):
         on_train_batch_end=lambda batch, logs: rates.append(float(schedule(0)))
     )
     model.fit(
-        *blobs, batch_size=16, steps_per_epoch=most, epochs=epochs, verbose=0, callbacks=[noted]
+        *blobs,
+        batch_size=16,
+        steps_per_epoch=most,
+        epochs=epochs,
+        verbose=verbose,
+        callbacks=[noted],
     )
     return model, rates
 
 
 @pytest.mark.parametrize("steps, epochs", [(60, 1), (20, 3)])
-def test_training_ends_where_the_schedule_does(blobs, monkeypatch, steps, epochs):
-    said = []
-    monkeypatch.setattr(tf.get_logger(), "info", said.append)
-    model, rates = ending(blobs, steps, epochs)
+def test_training_ends_where_the_schedule_does(blobs, capsys, steps, epochs):
+    model, rates = ending(blobs, steps, epochs, verbose=2)
     assert len(rates) == 30 and min(rates) > 0
-    assert [line for line in said if "ends after 30 steps" in line]
+    assert "ends after 30 steps" in capsys.readouterr().out
     with pytest.raises(ValueError, match="nothing left to train"):
         model.fit(*blobs, batch_size=16, steps_per_epoch=2, verbose=0)
 

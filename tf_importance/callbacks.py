@@ -166,7 +166,11 @@ class UntilTheEnd(keras.callbacks.Callback):
         self._next = self._steps + max(1, int(left / self._LOOKS))
         if self._schedule.ended:
             self.model.stop_training = True
-            tf.get_logger().info(
+            line = (
                 f"training of {self.model.name!r} ends after {self._steps} steps: by their gains "
                 f"they count as the {self._schedule.steps:g} of its learning rate's schedule."
             )
+            if (self.params or {}).get("verbose"):
+                print(f"\n{line}")  # Behind the progress bar, as Keras's own callbacks do.
+            else:
+                tf.get_logger().info(line)
