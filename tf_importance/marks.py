@@ -7,6 +7,7 @@ each dataset trains as it was asked to, or is refused before the first step.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,8 @@ def put(dataset: tf.data.Dataset, drawing: Drawing) -> tf.data.Dataset:
     """The dataset, marked; what a function of another one captures of it, too."""
     object.__setattr__(dataset, _NAME, drawing)
     if isinstance(dataset._variant_tensor, tf.__internal__.EagerTensor):
-        setattr(dataset._variant_tensor, _NAME, drawing)
+        # Weakly: the garbage collector does not see what hangs on a tensor.
+        setattr(dataset._variant_tensor, _NAME, weakref.ref(drawing))
     return dataset
 
 
@@ -86,7 +88,8 @@ def _captured(dataset: tf.data.Dataset) -> list[Drawing]:
     """The marks of datasets that functions of this one, as of flat_map, take elements from."""
     functions = (getattr(one, "function", None) for one in dataset._functions())
     captured = [part for one in functions for part in getattr(one, "captured_inputs", ())]
-    return [getattr(part, _NAME) for part in captured if hasattr(part, _NAME)]
+    found = [getattr(part, _NAME)() for part in captured if hasattr(part, _NAME)]
+    return [drawing for drawing in found if drawing is not None]
 
 
 def sources(dataset: Any) -> list[tf.data.Dataset]:
