@@ -170,7 +170,6 @@ class UntilTheEnd(keras.callbacks.Callback):
                 f"training of {self.model.name!r} ends after {self._steps} steps: by their gains "
                 f"they count as the {self._schedule.steps:g} of its learning rate's schedule."
             )
-            if (self.params or {}).get("verbose"):
-                print(f"\n{line}")  # Behind the progress bar, as Keras's own callbacks do.
-            else:
-                tf.get_logger().info(line)
+            logger, shown = tf.get_logger(), (self.params or {}).get("verbose")
+            # Where there is a progress bar, so that it is seen, as Keras's own callbacks have it.
+            (logger.warning if shown else logger.info)(line)
