@@ -266,6 +266,15 @@ class Counts(L.Layer):
         return inputs
 
 
+@pytest.mark.parametrize("way", ["pipeline", "step"])
+def test_random_numbers_that_are_drawn_in_vain_are_no_change(way):
+    """Keras draws the mask of a recurrent dropout in inference, too."""
+    layers = [keras.Input((4, 5)), L.GRU(4, dropout=0.2, recurrent_dropout=0.3), L.Dense(2)]
+    sequences = RNG.normal(size=(N, 4, 5)).astype("float32")
+    model = compiled(keras.Sequential(layers))
+    assert np.isfinite(by(way, model, sequences, Y).history["loss"][0])
+
+
 @pytest.mark.parametrize("way", ["pipeline", "step", "memory"])
 def test_scoring_changes_no_variable(way):
     counts = Counts()

@@ -257,12 +257,27 @@ def check(score: Any, jit_compile: bool | str) -> None:
 
 
 def _refuse_updates(model, inputs) -> None:
-    """Raises: ValueError: a pass in inference changes variables, as scoring would once more."""
+    """Raises: ValueError: a pass in inference changes weights, as scoring would once more.
 
-    def passed(inputs):
-        return model(inputs, training=False)
-
-    if graphs.assigns(tf.function(passed, autograph=False).get_concrete_function(inputs)):
+    States of random numbers, which Keras's own recurrent layers draw in vain, are none.
+    """
+    weights, states = (
+        list(map(compat.tensorflow_variable, compat.numeric(variables)))
+        for variables in (model.net.weights, model.net.variables)
+    )
+    before = [(variable, tf.identity(variable)) for variable in states]
+    known = [tf.identity(variable) for variable in weights]
+    zeros = tf.nest.map_structure(
+        lambda leaf: tf.zeros([size or 1 for size in leaf.shape], leaf.dtype), inputs
+    )
+    try:
+        model(zeros, training=False)
+    except Exception:  # Of a net that zeros are nothing for.
+        return
+    now = [tf.identity(variable) for variable in weights]
+    for variable, value in before:
+        variable.assign(value)
+    if any(a.numpy().tobytes() != b.numpy().tobytes() for a, b in zip(known, now)):
         raise ValueError(
             f"a layer of net {model.net.name!r} changes a variable in its pass (assign, or a "
             "metric's update), also in inference, so that scoring would change it once more. Let "

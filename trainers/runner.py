@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,19 +66,23 @@ def fit(
     if course.progress >= 1:
         logging.warning("The run in %s is complete; nothing is left to do.", directory.path)
         return directory.path
-    sampled.model.fit(
-        sampled.batches,
-        # The course ends the run; the number of steps is unknown under a time budget.
-        steps_per_epoch=sys.maxsize if settings.steps is None else settings.steps - course.step,
-        verbose=0,
-        shuffle=False,
-        callbacks=[
-            course,
-            learning_rate,
-            callbacks.ProgressBar(course),
-            callbacks.Evaluate(course, settings.evaluations, recorder.record),
-        ],
-    )
+    with warnings.catch_warnings():
+        if settings.short:
+            # In a few steps few ways of drawing have begun.
+            warnings.filterwarnings("ignore", "nothing was drawn")
+        sampled.model.fit(
+            sampled.batches,
+            # The course ends the run; the number of steps is unknown under a time budget.
+            steps_per_epoch=sys.maxsize if settings.steps is None else settings.steps - course.step,
+            verbose=0,
+            shuffle=False,
+            callbacks=[
+                course,
+                learning_rate,
+                callbacks.ProgressBar(course),
+                callbacks.Evaluate(course, settings.evaluations, recorder.record),
+            ],
+        )
     return directory.path
 
 
