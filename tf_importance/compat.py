@@ -5,7 +5,8 @@ Everything in the library that depends on the version of Keras stands here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -145,6 +146,18 @@ def device(model: keras.Model) -> str:
 def numeric(variables: Iterable) -> list:
     """Variables, but for what Keras 2 has among them of layers that look up strings."""
     return [one for one in variables if hasattr(one, "dtype")]
+
+
+@contextlib.contextmanager
+def kept(net: keras.Model) -> Iterator[None]:
+    """Behind the context a net's variables, states of random numbers too, are what they were."""
+    variables = list(map(tensorflow_variable, numeric(net.variables)))
+    before = [tf.identity(variable) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before):
+            variable.assign(value)
 
 
 def matched(labels, predictions, dtype: str):

@@ -271,8 +271,6 @@ def _normalizes_otherwise(net: keras.Model) -> bool:
 
 def _call(model, inputs, training: bool) -> Callable:
     """A pass that gives the outputs as arrays; the model's variables are what they were."""
-    variables = list(map(compat.tensorflow_variable, compat.numeric(model.net.variables)))
-    before = [tf.identity(variable) for variable in variables]
 
     @tf.function(autograph=False)
     def outputs(batch):
@@ -280,16 +278,13 @@ def _call(model, inputs, training: bool) -> Callable:
             return tf.nest.flatten(model(batch, training=training))
 
     def call(batch) -> list[np.ndarray]:
-        with tf.init_scope():
+        with tf.init_scope(), compat.kept(model.net):
             # What is one number for the batch is no output of an example.
-            found = [
+            return [
                 np.asarray(part)
                 for part in outputs(batch)
                 if isinstance(part, tf.Tensor) and part.shape[:1] == [_EXAMPLES]
             ]
-            for variable, value in zip(variables, before):
-                variable.assign(value)
-        return found
 
     return call
 

@@ -261,23 +261,18 @@ def _refuse_updates(model, inputs) -> None:
 
     States of random numbers, which Keras's own recurrent layers draw in vain, are none.
     """
-    weights, states = (
-        list(map(compat.tensorflow_variable, compat.numeric(variables)))
-        for variables in (model.net.weights, model.net.variables)
-    )
-    before = [(variable, tf.identity(variable)) for variable in states]
-    known = [tf.identity(variable) for variable in weights]
+    weights = list(map(compat.tensorflow_variable, compat.numeric(model.net.weights)))
+    before = [tf.identity(variable) for variable in weights]
     zeros = tf.nest.map_structure(
         lambda leaf: tf.zeros([size or 1 for size in leaf.shape], leaf.dtype), inputs
     )
-    try:
-        model(zeros, training=False)
-    except Exception:  # Of a net that zeros are nothing for.
-        return
-    now = [tf.identity(variable) for variable in weights]
-    for variable, value in before:
-        variable.assign(value)
-    if any(a.numpy().tobytes() != b.numpy().tobytes() for a, b in zip(known, now)):
+    with compat.kept(model.net):
+        try:
+            model(zeros, training=False)
+        except Exception:  # Of a net that zeros are nothing for.
+            return
+        after = [tf.identity(variable) for variable in weights]
+    if any(a.numpy().tobytes() != b.numpy().tobytes() for a, b in zip(before, after)):
         raise ValueError(
             f"a layer of net {model.net.name!r} changes a variable in its pass (assign, or a "
             "metric's update), also in inference, so that scoring would change it once more. Let "

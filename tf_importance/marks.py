@@ -77,8 +77,9 @@ def since(dataset: Any) -> list[tf.data.Dataset]:
         path = waiting.pop()
         if hasattr(path[-1], _NAME):
             return path
-        for drawing in _captured(path[-1]):
-            put(path[-1], drawing)
+        captured = _captured(path[-1])
+        if captured:
+            put(path[-1], captured[0])
             return path
         waiting.extend([*path, one] for one in path[-1]._inputs())
     return []

@@ -370,8 +370,7 @@ class Step:
         by_output = losses.weights_by_output(
             objective, labels, outputs, weights * tf.cast(own, weights.dtype), mean_weight
         )
-        names = self.model.objective.output_names
-        return losses.times_elements(by_output, self.told.elements, names)
+        return losses.times_elements(by_output, self.told.elements, objective.output_names)
 
     def _written_down(self, inputs, labels, weights: tf.Tensor) -> tf.Tensor:
         """One row in the sampler's journal; the weights, scaled where the sampler limits scores."""
