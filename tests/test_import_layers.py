@@ -67,6 +67,7 @@ ROOMS = (
     "stores.redis",
     "stores",
     "strata",
+    "inclusion",
     "keys",
     "log_odds",
     "reservoirs",

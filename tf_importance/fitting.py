@@ -56,6 +56,7 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
         drawing = _drawing(model, given["x"])
         if sampler is not None and drawing is not None:
             sampler.rewind()
+            _tell_length(sampler, given)
             if sampler.follows_training:
                 given["callbacks"] = samplers.with_maintenance(given["callbacks"], sampler)
         _refuse_class_weight(given)
@@ -83,6 +84,16 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
             with contextlib.suppress(Exception):
                 sampler.end()
         raise
+
+
+def _tell_length(sampler: samplers.Sampler, given: dict[str, Any]) -> None:
+    """Tell the sampler how many batches there will be, where the data have an end."""
+    steps = given["steps_per_epoch"]
+    if steps is None and isinstance(given["x"], tf.data.Dataset):
+        steps = max(int(given["x"].cardinality()), 0)
+    epochs_left = given["epochs"] - given["initial_epoch"]
+    if steps and epochs_left > 0:
+        sampler.expect(steps * epochs_left)
 
 
 def _why_off(drawing: marks.Drawing) -> Callable[[], str] | None:

@@ -113,6 +113,12 @@ def define(values: flags.FlagValues) -> None:
         0,
         "Steps between two scorings of all examples, for --sampling=rank_based; 0 for never.",
     )
+    number(
+        "kept",
+        0.5,
+        "Share of the examples that a pass keeps, for --sampling=inclusion; of those whose score "
+        "is below the mean, for info_batch.",
+    )
     number("time_budget", None, "Seconds of training; evaluations are not counted.")
     text(
         "clock",

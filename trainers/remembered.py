@@ -47,6 +47,14 @@ def _rank_based(settings, size: int, model) -> tfi.samplers.Sampler:
     )
 
 
+def _inclusion(settings, size: int, model) -> tfi.samplers.Sampler:
+    return tfi.samplers.Inclusion(size, settings.kept)
+
+
+def _info_batch(settings, size: int, model) -> tfi.samplers.Sampler:
+    return tfi.samplers.InfoBatch(size, 1 - settings.kept)
+
+
 def _oracle(settings, size: int, model) -> tfi.samplers.Sampler:
     return tfi.samplers.Oracle(size, model)
 
@@ -55,6 +63,8 @@ BY_NAME: dict[str, Callable[..., tfi.samplers.Sampler]] = {
     "rais": _rais,
     "proportional": _proportional,
     "rank_based": _rank_based,
+    "inclusion": _inclusion,
+    "info_batch": _info_batch,
     "oracle": _oracle,
 }
 

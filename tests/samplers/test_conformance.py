@@ -56,11 +56,12 @@ SAMPLERS = {
     "proportional": lambda: tfi.samplers.Proportional(N, alpha=0.8),
     "rank_based": lambda: tfi.samplers.RankBased(N, 10.0, sort_every=1),
     "rais": lambda: tfi.samplers.RAIS(N, training_set_size=2 * N),
+    "inclusion": lambda: tfi.samplers.Inclusion(N),
     "stratified": lambda: tfi.samplers.Stratified(SCORES > 1.0),
     "oracle": oracle,
     "master": master,
 }
-REMEMBER = ["proportional", "rank_based", "rais"]
+REMEMBER = ["proportional", "rank_based", "rais", "inclusion"]
 
 
 def mixed(p):
@@ -158,7 +159,7 @@ def test_larger_scores_are_drawn_more_often(name):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
-@pytest.mark.parametrize("name", ["rais", "stratified"])
+@pytest.mark.parametrize("name", ["rais", "stratified", "inclusion"])
 def test_a_bad_score_changes_nothing(name, bad):
     """In `Proportional` and `RankBased` it counts as an average one: test_any_scores.py."""
     sampler, other = trained(name), trained(name)
@@ -257,6 +258,11 @@ def test_a_wrong_number_of_examples_is_refused(kind, size):
         (lambda: tfi.samplers.RankBased(N, 0.5), "selection_pressure .* got 0.5"),
         (lambda: tfi.samplers.RankBased(N, sort_every=0), "sort_every .* got 0"),
         (lambda: tfi.samplers.RankBased(N, recompute_every=-1), "recompute_every .* got -1"),
+        (lambda: tfi.samplers.Inclusion(N, share=0), r"share .*\(0, 1\]; got 0"),
+        (lambda: tfi.samplers.Inclusion(N, until=1.5), "until .* got 1.5"),
+        (lambda: tfi.samplers.Inclusion(N, smoothing=0), "smoothing .* got 0"),
+        (lambda: tfi.samplers.Inclusion(N, batches=0), "batches .* got 0"),
+        (lambda: tfi.samplers.InfoBatch(N, pruned=1), r"pruned .*\[0, 1\); got 1"),
         (lambda: tfi.samplers.RAIS(N, training_set_size=0), "training_set_size .* got 0"),
         (lambda: tfi.samplers.RAIS(N, gain_smoothing=0), r"gain_smoothing .*\(0, 1\]; got 0"),
         (lambda: tfi.samplers.RAIS(N, outlier_threshold=-1), "outlier_threshold .* got -1"),

@@ -1,6 +1,7 @@
 """Samplers with memory: what earlier visits to an example saw decides how often it is drawn."""
 
 from tf_importance.samplers.base import Draw, Sampler, Turn, Visit, check
+from tf_importance.samplers.inclusion import Inclusion, InfoBatch
 from tf_importance.samplers.maintenance import with_maintenance
 from tf_importance.samplers.oracle import Oracle
 from tf_importance.samplers.presampled import Fresh
@@ -14,6 +15,8 @@ from tf_importance.samplers.uniform import Uniform
 __all__ = [
     "Draw",
     "Fresh",
+    "Inclusion",
+    "InfoBatch",
     "Oracle",
     "Proportional",
     "RAIS",

@@ -257,6 +257,9 @@ class Sampler(tf.Module):
             model: the ISModel in training.
         """
 
+    def expect(self, batches: int) -> None:
+        """Told by `fit` how many batches it will train on, where that is known."""
+
     def begin(self) -> None:
         """Called before the first step of a training, restored or not."""
 

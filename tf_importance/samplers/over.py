@@ -56,6 +56,9 @@ class Over(Sampler):
     def tend(self) -> None:
         self.memory.tend()
 
+    def expect(self, batches: int) -> None:
+        self.memory.expect(batches)
+
     def end(self) -> None:
         self.memory.end()
 
