@@ -1,6 +1,7 @@
 """Importance sampling for training deep nets in TensorFlow 2 and Keras."""
 
 from tf_importance import (
+    comparison,
     distributed,
     gain,
     layers,
@@ -14,6 +15,7 @@ from tf_importance import (
     variance,
     variance_reduced,
 )
+from tf_importance.comparison import compare
 from tf_importance.estimate import estimate_gain
 from tf_importance.mixing import stratified
 from tf_importance.model import ISModel
@@ -25,6 +27,8 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "ISModel",
+    "compare",
+    "comparison",
     "distributed",
     "estimate_gain",
     "gain",
