@@ -32,7 +32,7 @@ train: .venv/installed  ## The main job: uniform against importance sampling, sa
 test: .venv/installed  ## The tests on the newest TensorFlow and Keras 3.
 	.venv/bin/python $(PYTEST) $(ARGS)
 
-test-slow: .venv/installed  ## The tests that take minutes, each config file of the trainers among them.
+test-slow: .venv/installed  ## The tests that take minutes, steps by the config files among them.
 	.venv/bin/python $(PYTEST) -m slow $(ARGS)
 
 test-addons: .venv-addons/installed  ## The tests on TensorFlow 2.15, Keras 2.15, TensorFlow Addons.

@@ -13,11 +13,16 @@ For each net, in one process and interleaved:
 (d) in_step: importance on, scored inside the training step / scored in the pipeline.
 (e) retraces of the training step while τ crosses the threshold both ways.
 (f) growth: resident memory after the long run / after its first tenth.
+(g) on_arrays: processor time of `fit(x, y)` by samplers that score nothing / plain Keras's; a class
+    of 1 % among the labels.
+
+--parts chooses: ratios is (a) to (d), retraces (e), memory (f), arrays (g).
 """
 
 from __future__ import annotations
 
 import os
+import time
 
 import keras
 import numpy as np
@@ -30,6 +35,7 @@ from benchmarks.nets import small_cnn
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("nets", ["mlp", "cnn", "lstm"], "Nets to measure.")
+flags.DEFINE_list("parts", ["ratios", "retraces", "memory", "arrays"], "What to measure.")
 flags.DEFINE_integer("batch_size", 32, "b, examples trained on in a step.")
 flags.DEFINE_integer("presample_size", 128, "B, examples scored for it.")
 flags.DEFINE_integer("steps", 150, "Steps of one timing.")
@@ -193,6 +199,45 @@ def memory(make_net) -> dict:
     return {"growth": round(seen[-1] / seen[0], 4), "megabytes": [round(m, 1) for m in seen]}
 
 
+def on_arrays(make_net) -> dict:
+    """(g)"""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9600, *SHAPE)).astype(np.float32)
+    y = np.where(rng.random(9600) < 0.01, 9, rng.integers(9, size=9600))
+    kinds = {
+        "uniform": None,
+        "strata": tfi.samplers.Stratified,
+        "inclusion": tfi.samplers.Inclusion,
+        "proportional": tfi.samplers.Proportional,
+    }
+
+    def seconds_of(kind):
+        net = make_net()
+        own = {} if kind is None else {"sampler": kind()}
+        model = compiled(net if kind is None else tfi.ISModel(net), jit_compile=False, **own)
+
+        def seconds() -> float:
+            start = time.process_time()
+            options = {"batch_size": FLAGS.batch_size, "steps_per_epoch": FLAGS.steps}
+            model.fit(x, y, verbose=0, **options)
+            return time.process_time() - start
+
+        return seconds
+
+    made = {name: seconds_of(kind) for name, kind in kinds.items()}
+    rounds = measure.interleaved(made, FLAGS.rounds, print)
+    others = [name for name in kinds if name != "uniform"]
+    return {n: measure.summary([r[n] / r["uniform"] for r in rounds]) for n in others}
+
+
+PARTS = {
+    "ratios": ratios,
+    "retraces": retraces,
+    "memory": lambda make_net: {"memory": memory(make_net)},
+    "arrays": lambda make_net: {"on_arrays": on_arrays(make_net)},
+}
+
+
 def main(_) -> None:
     command.shorten(
         nets=["mlp"],
@@ -206,11 +251,15 @@ def main(_) -> None:
     unknown = set(FLAGS.nets) - set(NETS)
     if unknown:
         raise app.UsageError(f"unknown nets {sorted(unknown)}; known are {sorted(NETS)}.")
+    if set(FLAGS.parts) - set(PARTS):
+        raise app.UsageError(f"--parts are {', '.join(PARTS)}; got {','.join(FLAGS.parts)}.")
     result = {"batch_size": FLAGS.batch_size, "presample_size": FLAGS.presample_size}
     for name in FLAGS.nets:
         print(f"== {name}")
         make_net = NETS[name]
-        result[name] = {**ratios(make_net), **retraces(make_net), "memory": memory(make_net)}
+        result[name] = {}
+        for part in FLAGS.parts:
+            result[name] |= PARTS[part](make_net)
         print({key: value for key, value in result[name].items() if key != "memory"})
     measure.write(FLAGS.out, result)
     print(f"written to {FLAGS.out}")

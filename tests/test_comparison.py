@@ -194,6 +194,7 @@ def test_the_same_numbers_each_time_resumed_or_not(tmp_path):
         compared(["strata"], budget=20, out=tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_sampler_of_ones_own_and_a_dataset_of_examples():
     data = tf.data.Dataset.from_tensor_slices((X, Y))
     found = tfi.compare(
@@ -212,6 +213,7 @@ def test_a_sampler_of_ones_own_and_a_dataset_of_examples():
     assert found.rows[1].is_ours and found.rows[1].cost == 1.0
 
 
+@pytest.mark.slow
 def test_a_net_without_classes_is_compared_by_its_own_loss():
     def regression():
         return build(1, loss="mse")
@@ -273,18 +275,18 @@ def test_the_ladder_of_rates_goes_on_while_it_is_better():
 
 def runs_of(method, losses, length=1.0):
     return [
-        training.Run(method, length, seed, 1.0, loss, loss, loss, 0.1, 0.5, 10, 10.0, 0.5)
+        training.Run(method, length, seed, 1.0, loss, loss, loss / 2, 0.1, 0.5, 10, 10.0, 0.5)
         for seed, loss in enumerate(losses)
     ]
 
 
-def concluded(**losses):
+def concluded(by="held_out", **losses):
     runs = [r for t in (0.5, 1.0, 2.0) for r in runs_of("uniform", [0.1 / t] * 3, t)]
     chosen = {("uniform", t): (1.0, False) for t in (0.5, 1.0, 2.0)}
     for name, found in losses.items():
         runs += runs_of(name, found)
         chosen[name, 1.0] = 1.0, name == "edge"
-    settings = {"seeds": [0, 1, 2]}
+    settings = {"seeds": [0, 1, 2], "by": by}
     ours = [name for name in losses if name != "rival"]
     return result.summarized(runs, chosen, {"strata": 1.0}, settings, ours)
 
@@ -317,6 +319,12 @@ def test_without_a_scale_nothing_is_said_of_time():
     json.dumps(found.to_json())
 
 
+def test_the_training_loss_may_count_instead():
+    found = concluded(by="train", strata=[0.05, 0.04, 0.08])
+    assert "reaches a training loss of 0.025, where uniform sampling has 0.05" in found.verdict
+    assert found.rows[1].losses == (0.025, 0.02, 0.04)
+
+
 # Refused ------------------------------------------------------------------------------------
 
 
@@ -341,6 +349,7 @@ def test_without_a_scale_nothing_is_said_of_time():
         ({"methods": {"mine": tfi.samplers.RAIS()}}, TypeError, r"methods\['mine'\] must be a f"),
         ({"methods": {"uniform": lambda: None}}, ValueError, "'uniform' is the name"),
         ({"rates": [0.0]}, ValueError, "rates must be positive"),
+        ({"by": "test"}, ValueError, "by must be one of held_out, train; got 'test'"),
         ({"seeds": 0}, ValueError, "seeds must be a positive integer; got 0"),
         ({"batch_size": 1000}, ValueError, "192 examples to train on"),
         ({"validation_data": (X[:1], Y[:1])}, ValueError, "two held-out examples.*; got 1"),

@@ -43,7 +43,7 @@ def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
 def _arrays(source: tuple) -> tuple[int, Callable]:
     if len(source) not in (2, 3):
         raise ValueError(f"{_EXPLANATION}; got a tuple of {len(source)}.")
-    dense = tf.nest.map_structure(array, _without_lists(source))
+    dense = tf.nest.map_structure(array, without_lists(source))
     tensors = tf.nest.map_structure(tf.convert_to_tensor, dense)
     if len(source) == 3:
         weights = source[2]
@@ -92,15 +92,15 @@ def array(part: Any) -> np.ndarray | tf.Tensor:
     return found
 
 
-def _without_lists(nest: Any) -> Any:
+def without_lists(nest: Any) -> Any:
     """Tuples in the place of lists of arrays, which tf.data would make one tensor of."""
     if isinstance(nest, dict):
-        return {key: _without_lists(part) for key, part in nest.items()}
+        return {key: without_lists(part) for key, part in nest.items()}
     if not isinstance(nest, (list, tuple)):
         return nest
     if isinstance(nest, list) and not all(hasattr(part, "shape") for part in tf.nest.flatten(nest)):
         return nest  # Of numbers: an array.
-    parts = [_without_lists(part) for part in nest]
+    parts = [without_lists(part) for part in nest]
     return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
 
 

@@ -207,6 +207,7 @@ def test_fit_tells_how_long_the_training_is():
     assert int(sampler.steps) == 8 * 16
 
 
+@pytest.mark.slow
 def test_a_second_training_begins_where_the_first_one_ended():
     x, y = _blobs()
     sampler = tfi.samplers.Inclusion()
@@ -219,6 +220,7 @@ def test_a_second_training_begins_where_the_first_one_ended():
     assert int(given.expected) == 1000
 
 
+@pytest.mark.slow
 def test_fresh_scores_go_on_top():
     x, y = _blobs()
     sampler = tfi.samplers.Fresh(32, over=tfi.samplers.Inclusion())

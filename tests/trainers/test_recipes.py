@@ -48,8 +48,9 @@ FIGURES = sorted(pathlib.Path("configs/figures").glob("*.cfg"))
 BY_MEMORY = sorted(pathlib.Path("configs/rais").glob("*.cfg"))
 # Nets that take most of a minute to compile, and what stands for them but in the uniform configs.
 SHALLOW = {"wide_resnet": "wide_resnet_10_1", "resnet50": "wide_resnet_10_1"}
-# One of each kind is drawn here, and what no page shows; .ci/commands runs all that pages show.
-DRAWN = {"issgd_digits", "issgd_figure2a_svhn", "small_fine_tuning", "small_images"}
+# What no page shows is drawn here; .ci/commands runs all that pages show.
+DRAWN = {"issgd_figure2a_svhn"}
+RESOLVED = json.loads(pathlib.Path("tests/resolved_flags.json").read_text("utf-8"))
 PAGES = "".join(page.read_text("utf-8") for page in sorted(pathlib.Path("docs").glob("*.md")))
 # One of each kind, in every test run; all others by `make test-slow`.
 STARTED = {
@@ -66,10 +67,45 @@ def _name(config: pathlib.Path) -> str:
     return f"{config.parent.name}/{config.stem}"
 
 
-def _is_alike(config: pathlib.Path) -> bool:
-    """Whether a config differs from one that is started by its number of classes or B alone."""
-    other = config.with_name(config.name.replace("cifar100", "cifar10"))
-    return (other != config and other.exists()) or re.search(r"_B\d+$", config.stem) is not None
+# What decides which code a config runs; others are numbers.
+KINDS = (
+    *("dataset", "net", "optimizer", "augment", "follow_gain", "tau_threshold", "weights"),
+    *("scorer", "repeatable", "jit"),
+)
+GIVEN = ("presample_size", "clip_norm", "weight_decay", "momentum", "time_budget", "steps")
+
+
+def _values(config: pathlib.Path) -> set[tuple]:
+    """What a config says, as far as code depends on it: (trainer, flag, value)."""
+    trainer = _trainer(config)
+    of_trainer = RESOLVED[trainer]
+    said = {**of_trainer["defaults"], **of_trainer["configs"][str(config)]}
+    found = {(trainer, name, str(said.get(name))) for name in KINDS}
+    found |= {(trainer, name, bool(said.get(name))) for name in GIVEN}
+    method = tuple(said.get(name) for name in ("sampling", "switch", "variance_reduction"))
+    schedule = str(said.get("schedule")).partition(":")[0], said.get("step_schedule")
+    return found | {(trainer, "method", method), (trainer, "schedule", schedule)}
+
+
+def _trainer(config: pathlib.Path) -> str:
+    return config.parent.name if config.parent.name in PROGRAMS else "image_classification"
+
+
+def _started() -> list:
+    """Configs that have together each value of each flag; in every run those of STARTED."""
+    every = [*CONFIGS, *BY_MEMORY, *DELEGATED, *ABLATIONS]
+    chosen = [config for config in every if _name(config) in STARTED]
+    covered = set().union(*map(_values, chosen))
+    while True:
+        best = max(every, key=lambda config: len(_values(config) - covered))
+        if not _values(best) - covered:
+            break
+        chosen.append(best)
+        covered |= _values(best)
+    return [
+        pytest.param(one, id=_name(one), marks=() if _name(one) in STARTED else pytest.mark.slow)
+        for one in chosen
+    ]
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
@@ -107,18 +143,14 @@ def test_every_figure_compares_configs_of_one_task(config):
     assert config.stem in {*DRAWN, "issgd_figure2b_svhn"} or str(config) in PAGES
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(
-            config,
-            id=_name(config),
-            marks=() if _name(config) in STARTED else pytest.mark.slow,
-        )
-        for config in [*CONFIGS, *BY_MEMORY, *DELEGATED, *ABLATIONS]
-        if not _is_alike(config)
-    ],
-)
+def test_each_value_of_each_flag_is_started():
+    started = [param.values[0] for param in _started()]
+    assert STARTED <= {_name(config) for config in started}
+    every = [*CONFIGS, *BY_MEMORY, *DELEGATED, *ABLATIONS]
+    assert set().union(*map(_values, started)) == set().union(*map(_values, every))
+
+
+@pytest.mark.parametrize("config", _started())
 def test_configs_start_step_and_record(parser_of, config):
     trainer = PROGRAMS.get(config.parent.name, image_classification)
     define = getattr(trainer, "define", trainer_flags.define)

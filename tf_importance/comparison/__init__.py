@@ -50,6 +50,7 @@ def compare(
     rates: Sequence[float] | None = None,
     validation_data: Any = None,
     augment: Callable[[Any], Any] | None = None,
+    by: str = "held_out",
     costs: Mapping[str, float] | str | pathlib.Path | None = None,
     out: str | pathlib.Path | None = None,
     verbose: int = 1,
@@ -90,6 +91,8 @@ def compare(
         rates: factors of the compiled learning rate to try, in place of that rule.
         validation_data: `(x, y)` that is held out; by default a fifth of the data at random.
         augment: changes the inputs of a batch, behind the draw.
+        by: the loss that rates are chosen by and that time is read off: "held_out", or "train",
+            that of 4,000 training examples.
         costs: of a step of each method, or an earlier comparison.json, or its folder.
         out: a folder: every run is kept there as it is made, a call that is interrupted goes on,
             and comparison.json, .txt and .png are written at the end.
@@ -108,6 +111,8 @@ def compare(
     factors = None if rates is None else sorted(float(factor) for factor in rates)
     if factors is not None and not (factors and all(0 < f < math.inf for f in factors)):
         raise ValueError(f"rates must be positive factors of the learning rate; got {rates!r}.")
+    if by not in result.LOSSES:
+        raise ValueError(f"by must be one of {', '.join(result.LOSSES)}; got {by!r}.")
     parts = _parts(net, x, y, size, validation_data, batch_size)
     if parts.task.size < batch_size:
         raise ValueError(
@@ -126,6 +131,7 @@ def compare(
         "methods": list(by_name),
         "learning_rate": _told_rate(net),
         "parameters": net.count_params(),
+        "by": by,
     }
     del net
     kept = _Kept(None if out is None else pathlib.Path(out), settings)
@@ -156,7 +162,8 @@ def compare(
     for name, length in keys:
 
         def loss(factor: float, name=name, length=length) -> float:
-            return run(name, length, _TUNING_SEED, factor).chosen
+            tried = run(name, length, _TUNING_SEED, factor)
+            return tried.train_loss if by == "train" else tried.chosen
 
         if factors is None:
             chosen[name, length] = _climbed(loss)
@@ -239,7 +246,7 @@ def _examples(data: Any, name: str) -> tuple[Any, Any]:
             f"got {type(data).__name__}."
         )
     random_access.opened(data)
-    return tf.nest.map_structure(np.asarray, data)
+    return tf.nest.map_structure(np.asarray, random_access.without_lists(data))
 
 
 def _parts(
@@ -364,7 +371,7 @@ class _Kept:
         changed = [
             name
             for name, value in before.items()
-            if name not in ("seeds", "methods", "rates") and settings[name] != value
+            if name not in ("seeds", "methods", "rates", "by") and settings[name] != value
         ]
         if changed:
             told = ", ".join(f"{name} {before[name]} and not {settings[name]}" for name in changed)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import figure
 
 
-def draw(lengths: Mapping[float, Sequence[float]], others: Sequence[Any], path: str) -> None:
-    """Held-out loss against time: uniform sampling's curve, each method's runs at the budget.
+def draw(
+    lengths: Mapping[float, Sequence[float]], others: Sequence[Any], path: str, what: str
+) -> None:
+    """Loss against time: uniform sampling's curve, each method's runs at the budget.
 
     Args:
         lengths: uniform sampling's losses by its time in budgets. others: a `Row` of each method.
-        path: of the image.
+        path: of the image. what: the loss is called.
     """
     drawing = figure.Figure(figsize=(7, 4.5), layout="constrained")
     axes = drawing.subplots()
@@ -27,8 +30,11 @@ def draw(lengths: Mapping[float, Sequence[float]], others: Sequence[Any], path: 
         place = 1.0 + 0.04 * (number - (len(others) - 1) / 2)
         axes.errorbar(
             [place],
-            [row.loss],
-            [[row.loss - row.smallest], [row.largest - row.loss]],
+            [statistics.median(row.losses)],
+            [
+                [statistics.median(row.losses) - min(row.losses)],
+                [max(row.losses) - statistics.median(row.losses)],
+            ],
             fmt="s" if row.is_ours else "x",
             capsize=3,
             label=row.method,
@@ -37,7 +43,7 @@ def draw(lengths: Mapping[float, Sequence[float]], others: Sequence[Any], path: 
     axes.set_yscale("log")
     axes.set_xticks(list(lengths), [f"{length:g}" for length in lengths])
     axes.set_xlabel("time, in budgets")
-    axes.set_ylabel("held-out loss, median and range")
+    axes.set_ylabel(f"{what}, median and range")
     axes.legend(fontsize="small", ncols=2)
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=130)

@@ -13,6 +13,8 @@ from tf_importance.comparison import scale
 from tf_importance.comparison.training import Run
 
 UNIFORM = "uniform"
+# By what counts, the name of a run's loss, and what it is called.
+LOSSES = {"held_out": ("loss", "loss"), "train": ("train_loss", "training loss")}
 # Below this a difference is none that anybody would notice.
 _WORTHWHILE = 1.05
 
@@ -26,6 +28,7 @@ class Row(NamedTuple):
         factor: of the compiled learning rate, the best. at_edge: whether none beyond was tried.
         loss, smallest, largest: of held-out data. train_loss, error, average_precision: likewise.
         drawn: share of the steps on drawn batches; None of plain Keras.
+        losses: of each seed, what counts: of held-out data, or of training examples.
         speedups: of each seed, the time that uniform sampling needs for its loss, in budgets.
         speedup: their median; None where uniform sampling's loss does not fall with time.
     """
@@ -42,6 +45,7 @@ class Row(NamedTuple):
     error: float | None
     average_precision: float | None
     drawn: float | None
+    losses: tuple[float, ...]
     speedups: tuple[float, ...]
     speedup: float | None
 
@@ -81,16 +85,18 @@ class Comparison(NamedTuple):
             return "Nothing of this library's was compared."
         if best.speedup is None:
             return (
-                "Nothing can be said of time: uniform sampling's loss on held-out data is not "
-                f"lower after {max(self.lengths):g} budgets than after {min(self.lengths):g}. Give "
+                "Nothing can be said of time: uniform sampling's loss is not lower after "
+                f"{max(self.lengths):g} budgets than after {min(self.lengths):g}. Give "
                 "a smaller budget, or a larger net."
             )
         if not self.pays:
             text = f"Stop here: not worth it. The best, {best.method}, saves {_saved(best)}."
         else:
+            name, what = LOSSES[self.settings.get("by", "held_out")]
+            mine, uniforms = (getattr(row, name) for row in (best, self.rows[0]))
             text = (
-                f"At equal time {best.method} reaches a loss of {best.loss:.4g}, where uniform "
-                f"sampling has {self.rows[0].loss:.4g} and would need {best.speedup:.2g} times as "
+                f"At equal time {best.method} reaches a {what} of {mine:.4g}, where uniform "
+                f"sampling has {uniforms:.4g} and would need {best.speedup:.2g} times as "
                 f"long: it saves {_saved(best)}."
             )
         if rival is not None and rival.speedup is not None and _pays(rival):
@@ -158,7 +164,8 @@ class Comparison(NamedTuple):
         """
         from tf_importance.comparison import plot
 
-        plot.draw(self.lengths, self.rows[1:], str(path))
+        _, what = LOSSES[self.settings.get("by", "held_out")]
+        plot.draw(self.lengths, self.rows[1:], str(path), what)
 
 
 def summarized(
@@ -175,17 +182,20 @@ def summarized(
         ours: names of this library's methods.
     """
     final = [run for run in runs if run.seed in settings["seeds"]]
+    counts, _ = LOSSES[settings.get("by", "held_out")]
     lengths: dict[float, list[float]] = {}
     for run in final:
         if run.method == UNIFORM and run.factor == chosen[UNIFORM, run.length][0]:
-            lengths.setdefault(run.length, []).append(run.loss)
+            lengths.setdefault(run.length, []).append(getattr(run, counts))
     lengths = dict(sorted(lengths.items()))
     of_time = scale.of_uniform(lengths)
     rows = []
     for method in dict.fromkeys(name for name, _ in chosen):
         factor, at_edge = chosen[method, 1.0]
         its = [r for r in final if (r.method, r.length, r.factor) == (method, 1.0, factor)]
-        speedups = () if of_time is None else tuple(of_time.time_to(run.loss) for run in its)
+        speedups = (
+            () if of_time is None else tuple(of_time.time_to(getattr(run, counts)) for run in its)
+        )
         losses = [run.loss for run in its]
         rows.append(
             Row(
@@ -201,6 +211,7 @@ def summarized(
                 error=_median([run.error for run in its]),
                 average_precision=_median([run.average_precision for run in its]),
                 drawn=_median([run.drawn for run in its]),
+                losses=tuple(getattr(run, counts) for run in its),
                 speedups=speedups,
                 speedup=statistics.median(speedups) if speedups else None,
             )

@@ -9,9 +9,7 @@ from tf_importance.arguments import positive_integer
 from tf_importance.samplers.base import BiasedDraw, Sampler, Turn, Visit, passing
 from tf_importance.samplers.sound import Judge
 
-# Blocks of at most this share of the data: what the last two of a pass saw is not known when the
-# next one begins.
-_OF_THE_DATA = 1 / 32
+# Steps of a training that something else ends.
 _ENDLESS = 2**62
 
 
@@ -83,10 +81,6 @@ class Inclusion(Sampler):
         if not self._is_known:
             # Who trains until something else ends it says a number without end.
             self.expected.assign(min(int(self.steps) + batches, _ENDLESS))
-
-    def default_block(self, batch_size: int) -> int:
-        of_data = int(_OF_THE_DATA * self.num_examples) // batch_size
-        return max(1, min(of_data, super().default_block(batch_size)))
 
     # Drawing --------------------------------------------------------------------------------
 
