@@ -190,6 +190,10 @@ def test_the_same_numbers_each_time_resumed_or_not(tmp_path):
     again = compared(["strata", "logit adjustment"], costs=None, out=tmp_path / "one")
     assert str(again) == str(first) and again.costs == first.costs
     assert (tmp_path / "one" / "comparison.json").read_text() == text
+    # Another method comes to the runs that are there; of its steps the costs are measured beside.
+    more = compared(["strata", "inclusion"], costs=None, out=tmp_path / "one")
+    assert more.costs["strata"] == 1.1 and more.costs["inclusion"] > 0
+    assert more.rows[1] == first.rows[1]
     with pytest.raises(ValueError, match="budget 16 and not 20"):
         compared(["strata"], budget=20, out=tmp_path / "one")
 
@@ -307,6 +311,8 @@ def test_what_is_not_faster_with_each_seed_is_not_worth_it():
     assert found.verdict.startswith("Stop here: not worth it. The best, strata, saves 50% (-10 to")
     assert "edge of those that were tried" in str(found)
     assert not concluded(strata=[0.099, 0.098, 0.097]).pays
+    slower = concluded(strata=[0.2, 0.2, 0.2]).verdict
+    assert slower.endswith("strata, takes 2 times as long as uniform sampling.")
 
 
 def test_without_a_scale_nothing_is_said_of_time():

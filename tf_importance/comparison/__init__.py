@@ -138,14 +138,17 @@ def compare(
     keys = [(result.UNIFORM, length) for length in _LENGTHS]
     keys += [(name, 1.0) for name in by_name if name != result.UNIFORM]
     measured = [result.UNIFORM, *_measured(by_name)]
-    known = kept.costs if costs is None else _costs(costs)
-    if any(name not in known for name in measured):
-        every = {**OURS, **by_name}
-        known = training.measured_costs(build, parts.task, every, measured, augment)
+    known = {result.UNIFORM: 1.0, **(kept.costs if costs is None else _costs(costs))}
+    missing = [name for name in measured if name not in known]
+    if missing:
+        timed = [result.UNIFORM, *missing]
+        known |= training.measured_costs(build, parts.task, {**OURS, **by_name}, timed, augment)
     bar = _Bar(budget, verbose)
-    known = {result.UNIFORM: 1.0, **{name: known.get(name, 1.0) for name in measured[1:]}}
+    known = {name: known[name] for name in measured}
     kept.start(known)
     step_costs = {**dict.fromkeys(by_name, 1.0), **known}
+
+    asked: set[tuple] = set()
 
     def run(name: str, length: float, seed: int, factor: float) -> Run:
         key = (name, length, seed, factor)
@@ -153,7 +156,9 @@ def compare(
         if found is None:
             found = training.run(build, parts, by_name, key, budget, step_costs, augment)
             kept.add(found)
-        bar.add(length)
+        if key not in asked:
+            asked.add(key)
+            bar.add(length)
         return found
 
     each = sum(length for _, length in keys)

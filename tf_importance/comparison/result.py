@@ -90,7 +90,10 @@ class Comparison(NamedTuple):
                 "a smaller budget, or a larger net."
             )
         if not self.pays:
-            text = f"Stop here: not worth it. The best, {best.method}, saves {_saved(best)}."
+            does = f"saves {_saved(best)}"
+            if best.speedup < 1:
+                does = f"takes {1 / best.speedup:.2g} times as long as uniform sampling"
+            text = f"Stop here: not worth it. The best, {best.method}, {does}."
         else:
             name, what = LOSSES[self.settings.get("by", "held_out")]
             mine, uniforms = (getattr(row, name) for row in (best, self.rows[0]))
