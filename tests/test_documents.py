@@ -53,7 +53,7 @@ def program(text: str) -> str:
 CODED = [name for name, text in TEXTS.items() if CODE.search(text)]
 
 
-@pytest.mark.parametrize("page", quick(CODED, "README.md", "docs/custom_loops.md", "docs/rais.md"))
+@pytest.mark.parametrize("page", quick(CODED, "README.md"))
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, caplog, capsys):
     path = tmp_path / pathlib.Path(page).with_suffix(".py").name
     path.write_text(program(TEXTS[page]), "utf-8")

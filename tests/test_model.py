@@ -104,7 +104,7 @@ def test_on_plain_data_it_is_plain_keras_to_the_last_digit(net):
     assert plain.evaluate(X, Y, **weighted) == wrapped.evaluate(X, Y, **weighted)
 
 
-@pytest.mark.parametrize("arguments", COMPILED)
+@pytest.mark.parametrize("arguments", quick(COMPILED, "sgd", "eager", "xla"))
 def test_however_it_is_compiled(arguments):
     assert_same_training(NETS["mlp"], **COMPILED[arguments])
 
@@ -303,7 +303,7 @@ def test_evaluation_and_prediction_stay_keras_after_importance_sampling(blobs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-@pytest.mark.parametrize("net", ["batch norm", "lstm", "cnn", "dropout"])
+@pytest.mark.parametrize("net", quick(["batch norm", "lstm", "cnn", "dropout"], "cnn", "dropout"))
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_every_kind_of_net_trains_by_importance_sampling(net, jit_compile):
     model = tfi.ISModel(NETS[net]())

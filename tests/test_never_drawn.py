@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -129,13 +130,15 @@ def assert_alike(case, weights=(), n=N, logs=True):
     return history
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", quick(CASES, "mlp", "summed loss", "masked"))
 def test_it_is_plain_keras(case):
     history = assert_alike(case)
     assert history["importance"] == [0, 0] and history["max_weight"] == [1, 1]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("masked", "auc")])
+@pytest.mark.parametrize(
+    "case", quick([case for case in CASES if case not in ("masked", "auc")], "mlp", "two outputs")
+)
 def test_with_sample_weights_too(case):
     """Unweighted metrics are the weighted population's here, so only the training is compared."""
     history = assert_alike(case, (S,), logs=False)

@@ -194,7 +194,7 @@ def test_examples_of_unknown_shape_are_refused():
 # Several replicas -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("route", ["auto-sharded", "from function"])
+@pytest.mark.parametrize("route", quick(["auto-sharded", "from function"], "auto-sharded"))
 @pytest.mark.parametrize(
     "threshold", [pytest.param("never", marks=pytest.mark.slow), "always"]
 )

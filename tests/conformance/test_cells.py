@@ -121,7 +121,7 @@ def plain(cell, task, net, y, own):
 
 
 def in_make_test(number: int) -> bool:
-    return number % 8 == 0
+    return number % 10 == 0
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_it_is_keras_own_step_or_refused(cell):
 
 def test_there_are_enough_cells():
     assert len(CELLS) >= 300
-    assert sum(in_make_test(i) for i in range(len(CELLS))) >= 40
+    assert sum(in_make_test(i) for i in range(len(CELLS))) >= 30
     assert len({cell.name for cell in CELLS}) == len(CELLS)
 
 

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tf_importance as tfi
+from tests.cases import quick
 from tests.reference import strata as reference
 
 N = 400
@@ -263,7 +264,7 @@ def test_the_shares_are_neymans_of_what_the_steps_saw():
     )
 
 
-@pytest.mark.parametrize("rescored", [False, True])
+@pytest.mark.parametrize("rescored", quick([False, True], True))
 def test_a_switch_draws_by_strata_from_the_first_batch_on(rescored):
     keras.utils.set_random_seed(0)
     strata = tfi.samplers.Stratified()

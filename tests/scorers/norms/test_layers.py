@@ -95,7 +95,12 @@ def test_mixed_precision_is_as_exact_as_its_gradients(family, policy):
 
 
 @pytest.mark.parametrize(
-    "family", ["dense over time", "conv", "conv of many channels", "lstm", "gru", "attention"]
+    "family",
+    quick(
+        ["dense over time", "conv", "conv of many channels", "lstm", "gru", "attention"],
+        "conv",
+        "gru",
+    ),
 )
 def test_under_xla(family):
     model = compiled(FAMILIES[family]())
