@@ -2,8 +2,9 @@
 
 In one process and interleaved, b = 128 from n = 10⁴ … 10⁷ examples in memory:
 
-(a) `plan` and `learn` of a default block by `Proportional` and `RAIS`, for each example of it;
-    against a draw by `numpy.random.choice(p=…)` with an update of as many, and against cpprb's
+(a) `plan` and `learn` of a default block by `Proportional`, `RAIS` and `Inclusion`, for each
+    example of it, and what `Inclusion` does once a pass, for each example of that; against a draw
+    by `numpy.random.choice(p=…)` with an update of as many, and against cpprb's
     prioritized buffer (PyPI) and Reverb where they are installed. Bytes of a sampler's state per
     example.
 (b) growth: the cost at the largest n over that at the smallest, and the exponent g of time ∝ n^g.
@@ -94,6 +95,26 @@ def rais(n: int) -> Variant:
     return ours(sampler)
 
 
+def _inclusion(n: int) -> tfi.samplers.Inclusion:
+    """In the midst of a training: each example has a score, and a pass has begun."""
+    sampler = tfi.samplers.Inclusion(n)
+    sampler.scores.assign(np.random.default_rng(0).gamma(0.5, size=n).astype(np.float32))
+    sampler.draw(1, 0)
+    return sampler
+
+
+def inclusion(n: int) -> Variant:
+    return ours(_inclusion(n))
+
+
+def inclusion_pass(n: int) -> Variant:
+    """What is due once for n/2 examples: the next pass is chosen."""
+    sampler = _inclusion(n)
+    seed, number = tf.zeros([2], tf.int64), tf.constant(0, tf.int64)
+    begin = tf.function(lambda: sampler._begin(seed, number), autograph=False)
+    return Variant(begin, n // 2)
+
+
 def numpy_choice(n: int) -> Variant:
     rng = np.random.default_rng(0)
     priorities = rng.random(n)
@@ -151,6 +172,8 @@ def reverb(n: int) -> Variant | None:
 SAMPLERS = {
     "proportional": proportional,
     "rais": rais,
+    "inclusion": inclusion,
+    "inclusion_pass": inclusion_pass,
     "numpy_choice": numpy_choice,
     "cpprb": cpprb,
     "reverb": reverb,

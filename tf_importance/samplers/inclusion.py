@@ -68,10 +68,10 @@ class Inclusion(Sampler):
     def _build(self) -> None:
         size = self.num_examples
         self.scores = _variable(tf.fill([size], -1.0), "scores")
-        # The pass before, and this one: its examples in order, how many, and from which position
-        # on. A training may go on in the pass before, with batches of another size.
-        self.kept = _variable(tf.zeros([2, size], tf.int64), "kept")
-        self.probabilities = _variable(tf.ones([2, size]), "probabilities")
+        # The pass before, and behind it this one: its examples in order, how many, and from which
+        # position on. A training may go on in the pass before, with batches of another size.
+        self.kept = _variable(tf.zeros([2 * size], tf.int64), "kept")
+        self.probabilities = _variable(tf.ones([2 * size]), "probabilities")
         self.sizes_of_passes = _variable(tf.zeros([2], tf.int64), "sizes")
         self.starts = _variable(tf.zeros([2], tf.int64), "starts")
         self.passes = _variable(tf.constant(0, tf.int64), "passes")
@@ -115,9 +115,10 @@ class Inclusion(Sampler):
         """The examples of a pass at positions, and their weights."""
         size = self.sizes_of_passes[which]
         places = tf.math.floormod(positions - self.starts[which], tf.maximum(size, 1))
-        probabilities = tf.gather(self.probabilities[which], places)
+        places += which * self.num_examples
+        probabilities = tf.gather(self.probabilities, places)
         memory = tf.cast(size / self.num_examples, tf.float32) / probabilities
-        indices = tf.gather(self.kept[which], places)
+        indices = tf.gather(self.kept, places)
         return BiasedDraw(indices, self._weights(probabilities, memory), memory)
 
     def _begin(self, seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
@@ -137,7 +138,8 @@ class Inclusion(Sampler):
         ):
             kept = tf.boolean_mask(values, chosen)
             padding = [[0, size - tf.size(kept)]]
-            variable.assign(tf.stack([variable[1], tf.pad(kept, padding, constant_values=rest)]))
+            padded = tf.pad(kept, padding, constant_values=rest)
+            variable.assign(tf.concat([variable[size:], padded], axis=0))
         start = self._end()
         count = tf.math.count_nonzero(chosen)
         self.starts.assign(tf.stack([self.starts[1], start]))
