@@ -254,6 +254,8 @@ def test_by_default_what_makes_sense_is_compared():
     assert "strata" in methods.by_default(task())
     balanced = methods.by_default(task(np.arange(N) % 2))
     assert "strata" not in balanced and "inclusion" in balanced
+    assert not task(np.arange(N) % 10, units=10).is_rare
+    assert task(np.minimum(np.arange(N) % 40, 9), units=10).is_rare
 
 
 def test_the_ladder_of_rates_goes_on_while_it_is_better():
@@ -272,6 +274,35 @@ def test_the_ladder_of_rates_goes_on_while_it_is_better():
     assert _climbed(of(9.0)) == (9.0, False)
     assert _climbed(of(1 / 9)) == (pytest.approx(1 / 9), False)
     assert _climbed(of(1e9)) == (81.0, True)
+
+
+def test_a_schedule_is_stretched_to_runs_of_any_length():
+    halved = keras.optimizers.schedules.PiecewiseConstantDecay([50], [1.0, 0.1])
+    at = training.rates(halved, 2.0, 100)
+    assert [at(share) for share in (0.0, 0.4, 0.6)] == pytest.approx([2.0, 2.0, 0.2])
+    assert [training.rates(0.3, 3.0, 100)(s) for s in (0.0, 0.5, 1.0)] == pytest.approx(
+        [0.9, 0.45, 0.0]
+    )
+
+    def by_schedule():
+        net = build()
+        net.compile(keras.optimizers.SGD(halved), LOSS)
+        return net
+
+    seen = []
+
+    class Seen(training.Course):
+        def on_train_batch_begin(self, batch, logs=None):
+            super().on_train_batch_begin(batch, logs)
+            seen.append(float(self._told.rate))
+
+    parts = training.Parts(task(), (X[:50], Y[:50]), (X[50:90], Y[50:90]), (X, Y))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "Course", Seen)
+        key = ("a random half", 0.5, 0, 1.0)
+        training.run(by_schedule, parts, methods.OTHERS, key, 100, {"a random half": 1.0}, None)
+    # A run of half the budget is through with the schedule as well.
+    assert len(seen) == 50 and seen[0] == pytest.approx(1.0) and seen[-1] == pytest.approx(0.1)
 
 
 # The verdict --------------------------------------------------------------------------------

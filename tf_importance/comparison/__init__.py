@@ -83,8 +83,8 @@ def compare(
             is read into memory.
         methods: names of `tfi.comparison.OURS` and `OTHERS`; or {name: a function that makes a
             sampler}, compared beside uniform sampling alone. By default those that make sense:
-            where a class has less than 15 % of the examples strata and what else is done about
-            rare classes; else fresh scores, memory, both under a switch, and pruning.
+            where a class has less than a third of an equal share strata and what else is done
+            about rare classes; else fresh scores, memory, both under a switch, and pruning.
         batch_size: b.
         budget: uniform steps of b, the cost of each run; by default 10 passes.
         seeds: runs of each.

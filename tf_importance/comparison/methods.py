@@ -12,8 +12,8 @@ import tensorflow as tf
 from tf_importance import samplers, scorers, switches
 from tf_importance.comparison.classes import Head
 
-# A class of less than this share is rare.
-_RARE = 0.15
+# A class is rare that has less than a third of an equal share.
+_RARE = 1 / 3
 _SHARES = (0.1, 0.25, 0.5)
 _FOCAL_GAMMA = 2.0
 
@@ -37,7 +37,10 @@ class Task(NamedTuple):
     @property
     def is_rare(self) -> bool:
         """Whether a class is rare."""
-        return self.prior is not None and bool(self.prior[self.prior > 0].min() < _RARE)
+        if self.prior is None:
+            return False
+        there = self.prior[self.prior > 0]
+        return bool(there.min() * len(there) < _RARE)
 
 
 class Rival(NamedTuple):

@@ -138,7 +138,7 @@ def prepared(
     budget: float,
     augment: Callable | None,
 ) -> Prepared:
-    """A new net, compiled for a method."""
+    """A new net, compiled for a method; a schedule is stretched from so many steps, the budget."""
     keras.utils.set_random_seed(seed)
     net = build()
     if not net.built:
@@ -201,7 +201,7 @@ def _start_at(
 def rates(rate: Any, factor: float, budget: float) -> Callable[[float], float]:
     """The learning rate by the share of the budget that is spent.
 
-    A number falls linearly to 0; a schedule is stretched to the run.
+    A number falls linearly to 0; a schedule of `budget` steps is stretched to the run.
     """
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return lambda share: factor * float(rate(share * budget))
@@ -226,7 +226,7 @@ def run(
     """
     name, length, seed, factor = key
     method, whole = methods[name], length * budget
-    made = prepared(build, parts.task, method, seed, factor, whole, augment)
+    made = prepared(build, parts.task, method, seed, factor, budget, augment)
     course = Course(made.told, made.rate_at, whole, _cost_of(name, method, made.model, costs))
     most = math.ceil(whole / min([costs[one] for one in method.costs or (name,)]) - 1e-9)
     logs = _fitted(made, max(most, 1), course)
