@@ -250,6 +250,20 @@ def test_every_method_trains(name):
     assert found.steps == 16 and found.spent == 24
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["memory", "switched", "strata, scored"])
+def test_runs_repeat_to_the_last_digit(name):
+    """Long enough for RAIS to draw; no clock is read, by the switch neither."""
+    parts = training.Parts(task(), (X[:50], Y[:50]), (X[50:90], Y[50:90]), (X, Y))
+    costs = {"uniform": 1.0, "memory": 1.2, "memory, scored": 1.6, "strata, scored": 2.0}
+    first, second = (
+        training.run(build, parts, methods.OURS, (name, 1.0, 0, 1.0), 1200, costs, None)
+        for _ in range(2)
+    )
+    assert first == second
+    assert first.drawn > 0 or name == "switched"
+
+
 def test_by_default_what_makes_sense_is_compared():
     assert "strata" in methods.by_default(task())
     balanced = methods.by_default(task(np.arange(N) % 2))

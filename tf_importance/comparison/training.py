@@ -226,7 +226,8 @@ def run(
     """
     name, length, seed, factor = key
     method, whole = methods[name], length * budget
-    made = prepared(build, parts.task, method, seed, factor, budget, augment)
+    task = parts.task._replace(costs=costs)
+    made = prepared(build, task, method, seed, factor, budget, augment)
     course = Course(made.told, made.rate_at, whole, _cost_of(name, method, made.model, costs))
     most = math.ceil(whole / min([costs[one] for one in method.costs or (name,)]) - 1e-9)
     logs = _fitted(made, max(most, 1), course)
