@@ -335,11 +335,15 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(stop, points, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [{"jit_compile": True}, {"steps_per_execution": 4}, {"run_eagerly": True}],
-    ids=lambda options: next(iter(options)),
+    "options, plan",
+    [
+        ({"jit_compile": True}, 2),
+        ({"steps_per_execution": 4}, 0),
+        ({"steps_per_execution": 4}, 2),
+        ({"run_eagerly": True}, 1),
+    ],
+    ids=["xla, rescored", "four at once, uniform", "four at once, rescored", "eagerly, memory"],
 )
-@pytest.mark.parametrize("plan", [0, 1, 2], ids=["uniform", "memory", "rescored"])
 def test_options_of_compile(options, plan, points):
     model, switch = compiled(0.1, **options), forced(switches.Gain(), plan)
     train = batches(model, points, switch, seed=None)

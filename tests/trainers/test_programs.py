@@ -25,10 +25,8 @@ _COMMANDS = [
         pytest.param(command, marks=pytest.mark.slow)
         for command in (
             ["trainers.compare", f"--curves={_CURVES}", "--out=OUT"],
+            # The others: .ci/fresh.
             ["trainers.image_classification"],
-            ["trainers.fine_tuning"],
-            ["trainers.sequence_classification"],
-            ["trainers.variance_ablation"],
         )
     ),
 ]
