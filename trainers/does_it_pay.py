@@ -13,6 +13,8 @@ be compared, and quits.
 from __future__ import annotations
 
 import math
+import pathlib
+import shutil
 
 import keras
 from absl import flags
@@ -83,6 +85,8 @@ def main(_) -> None:
     if settings.short:
         short.shrink(settings)
         settings.out = short.directory(settings.out)
+        if pathlib.Path(settings.out, "settings.json").exists():
+            shutil.rmtree(settings.out)  # What an earlier one left, and nothing else.
     if settings.dry_run:
         data = recipe.load(settings)
         steps = settings.steps or 10 * math.ceil(data.num_train / settings.batch_size)
