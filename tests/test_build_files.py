@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -68,9 +69,16 @@ def faults(root: Path) -> list[str]:
     nested = [build for name in imports.PACKAGES for build in root.glob(f"{name}/*/**/BUILD")]
     return [
         *(f"{build.parent.relative_to(root)}: its BUILD hides it from globs" for build in nested),
+        *twice(found),
         *wrong_files(found, files),
         *wrong_deps(found, files),
     ]
+
+
+def twice(found: list[Target]) -> Iterator[str]:
+    """Targets of one name, which Bazel refuses."""
+    labels = Counter(target.label for target in found)
+    yield from (f"{label}: there {count} times" for label, count in labels.items() if count > 1)
 
 
 def wrong_files(found: list[Target], files: dict[str, Path]) -> Iterator[str]:
@@ -160,6 +168,7 @@ def test_a_new_file_of_a_library_needs_no_line(tmp_path, more):
         ("trainers/test_new.py", "", "trainers.test_new: in ['py_library']"),
         ("trainers/BUILD", TRAINERS.replace("**/", ""), "trainers.nets.cnn: in []"),
         ("trainers/BUILD", TRAINERS.replace('"compare"', ""), "trainers.compare: no py_binary"),
+        ("trainers/BUILD", TRAINERS.replace('"compare"', '"compare", "compare"'), "there 2 times"),
         ("trainers/new.py", f"{PROGRAM} pass", "trainers.new: no py_binary"),
         ("trainers/nets/BUILD", "", "trainers/nets: its BUILD hides it"),
     ],
