@@ -38,8 +38,25 @@ from scipy import stats
 
 import tf_importance as tfi
 from benchmarks import command, measure
-from trainers import nets
-from trainers.step_schedules import Told
+from benchmarks.tasks import (
+    Data,
+    adam,
+    cnn,
+    constant_norms,
+    digits,
+    first,
+    from_tfds,
+    heavy_ball,
+    lstm,
+    mlp,
+    pixels,
+    pretrained,
+    relabelled,
+    resnet_8,
+    second_half,
+    sgd,
+)
+from tf_importance.schedules import Told
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("tasks", [], "Tasks; all whose data is there by default.")
@@ -65,16 +82,6 @@ _LEAST, _MOST = 0.25, 4.0
 L = keras.layers
 
 
-class Data(NamedTuple):
-    """Arrays, and what becomes of an example on its way."""
-
-    x: np.ndarray
-    y: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    change: Callable[[tf.Tensor], tf.Tensor] | None = None
-
-
 class Task(NamedTuple):
     """A net on data, with the grid of uniform sampling."""
 
@@ -89,33 +96,6 @@ class Task(NamedTuple):
 # Data -------------------------------------------------------------------------------------
 
 
-def digits() -> Data:
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    x = (x / 16).astype(np.float32).reshape(-1, 8, 8, 1)
-    return Data(x[:1437], y[:1437].astype(np.int32), x[1437:], y[1437:].astype(np.int32))
-
-
-@functools.cache
-def from_tfds(name: str) -> Data:
-    import tensorflow_datasets as tfds
-
-    load = functools.partial(
-        tfds.load,
-        name,
-        batch_size=-1,
-        as_supervised=True,
-        data_dir=FLAGS.data_dir,
-        download=not FLAGS.short,
-    )
-    parts = [tfds.as_numpy(load(split=split)) for split in ("train", "test")]
-    (x, y), (x_test, y_test) = [
-        ((images / 255).astype(np.float32), labels.astype(np.int32)) for images, labels in parts
-    ]
-    return Data(x, y, x_test, y_test)
-
-
 def mnist() -> Data:
     return from_tfds("mnist")
 
@@ -123,37 +103,6 @@ def mnist() -> Data:
 def cifar10() -> Data:
     data = from_tfds("cifar10")
     return data._replace(x=data.x[:10_000], y=data.y[:10_000])
-
-
-def relabelled(data: Data, share: float) -> Data:
-    """A share of the training labels at random."""
-    rng = np.random.default_rng(0)
-    wrong = rng.random(len(data.y)) < share
-    labels = np.where(wrong, rng.integers(10, size=len(data.y)), data.y)
-    return data._replace(y=labels.astype(np.int32))
-
-
-def constant_norms() -> Data:
-    """Labels that are coin tosses, ±1, of inputs that say nothing: all gradients alike."""
-    rng = np.random.default_rng(0)
-    x, x_test = np.ones([4096, 16], np.float32), np.ones([512, 16], np.float32)
-    return Data(x, rng.integers(2, size=4096), x_test, rng.integers(2, size=512))
-
-
-def second_half(data: Data) -> Data:
-    """Classes 5 to 9 as 0 to 4."""
-    keep, keep_test = data.y >= 5, data.y_test >= 5
-    return Data(data.x[keep], data.y[keep] - 5, data.x_test[keep_test], data.y_test[keep_test] - 5)
-
-
-def pixels(data: Data) -> Data:
-    """Images as sequences of pixels in one fixed random order."""
-    order = np.random.default_rng(0).permutation(math.prod(data.x.shape[1:]))
-
-    def sequence(x):
-        return x.reshape(len(x), -1)[:, order, np.newaxis]
-
-    return data._replace(x=sequence(data.x), x_test=sequence(data.x_test))
 
 
 def slowly(x: tf.Tensor) -> tf.Tensor:
@@ -170,49 +119,6 @@ def rotated(x: tf.Tensor) -> tf.Tensor:
     return tf.image.rot90(tf.image.random_flip_left_right(x), tf.random.uniform([], 0, 4, tf.int32))
 
 
-# Nets -------------------------------------------------------------------------------------
-
-
-def mlp(data: Data, units=(256, 256), classes=10) -> keras.Model:
-    hidden = [L.Dense(width, activation="relu") for width in units]
-    return keras.Sequential([keras.Input(data.x.shape[1:]), L.Flatten(), *hidden, L.Dense(classes)])
-
-
-def cnn(data: Data) -> keras.Model:
-    return nets.build("cnn", data.x.shape[1:], 10)
-
-
-def lstm(data: Data) -> keras.Model:
-    return keras.Sequential([keras.Input(data.x.shape[1:]), L.LSTM(32), L.Dense(10)])
-
-
-def wrn_10_1(data: Data) -> keras.Model:
-    return nets.wide_resnet.wide_resnet(data.x.shape[1:], 10, depth=10, width=1)
-
-
-@functools.cache
-def _body(shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Weights of a net that has learned the first half of the classes."""
-    data = mnist()
-    keep = data.y < 5
-    keras.utils.set_random_seed(0)
-    net = nets.build("cnn", shape, 5)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    net.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
-    net.fit(data.x[keep], data.y[keep], batch_size=64, epochs=1, verbose=0)
-    return net.get_weights()
-
-
-def pretrained(data: Data) -> keras.Model:
-    net = nets.build("cnn", data.x.shape[1:], 5)
-    fresh = net.get_weights()
-    net.set_weights([*_body(data.x.shape[1:])[:-2], *fresh[-2:]])
-    return net
-
-
-sgd = keras.optimizers.SGD
-heavy_ball = functools.partial(keras.optimizers.SGD, momentum=0.9)
-adam = keras.optimizers.Adam
 _SGD, _HEAVY, _ADAM = (0.2, 0.4, 0.8, 1.6), (0.01, 0.03, 0.1), (1e-3, 3e-3, 1e-2)
 
 TASKS = {
@@ -221,7 +127,7 @@ TASKS = {
     "mnist_cnn": Task(True, mnist, cnn, sgd, (0.05, 0.1, 0.2)),
     "digits_lstm": Task(True, lambda: pixels(digits()), lstm, adam, _ADAM),
     "mnist_fine_tuning": Task(True, lambda: second_half(mnist()), pretrained, heavy_ball, _HEAVY),
-    "cifar10_wrn_10_1": Task(True, cifar10, wrn_10_1, heavy_ball, _HEAVY, (32, 64)),
+    "cifar10_wrn_10_1": Task(True, cifar10, resnet_8, heavy_ball, _HEAVY, (32, 64)),
     "random_labels": Task(False, lambda: relabelled(digits(), 1.0), mlp, sgd, _SGD),
     "label_noise": Task(False, lambda: relabelled(mnist(), 0.3), mlp, sgd, _SGD),
     "constant_norms": Task(
@@ -236,10 +142,6 @@ TASKS = {
 # Of --seconds: what is to be learned in a first epoch, or of few examples, takes no longer; of
 # images in any position nothing is learned in less.
 _SHARES = {"first_epoch": 0.25, "tiny": 0.25, "constant_norms": 0.25, "augmented": 3.0}
-
-
-def first(data: Data, count: int) -> Data:
-    return data._replace(x=data.x[:count], y=data.y[:count])
 
 
 # Runs -------------------------------------------------------------------------------------

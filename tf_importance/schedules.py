@@ -316,3 +316,26 @@ def _end_of(schedule) -> float | None:
     steps = (tf.constant(int(share * last), tf.int64) for share in (0.5, 1.0, 2.5))
     rates = [float(schedule(step)) for step in steps]
     return float(last) if rates[0] > 0 and rates[1:] == [0.0, 0.0] else None
+
+
+@keras.saving.register_keras_serializable(package="tf_importance")
+class Told(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate that is whatever somebody sets it to.
+
+    Args:
+        initial: the rate at first.
+    Attributes:
+        rate: variable.
+    """
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self._initial = initial
+        self.rate = tf.Variable(initial, trainable=False, dtype=tf.float32, name="told_rate")
+
+    def __call__(self, step) -> tf.Tensor:
+        del step
+        return tf.convert_to_tensor(self.rate)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"initial": self._initial}

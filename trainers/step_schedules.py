@@ -19,29 +19,6 @@ _EXPLANATION = (
 
 
 @keras.saving.register_keras_serializable(package="tf_importance.trainers")
-class Told(keras.optimizers.schedules.LearningRateSchedule):
-    """Whatever somebody sets it to: --schedule, by the run's budget.
-
-    Args:
-        initial: the rate at first.
-    Attributes:
-        rate: variable.
-    """
-
-    def __init__(self, initial: float) -> None:
-        super().__init__()
-        self._initial = initial
-        self.rate = tf.Variable(initial, trainable=False, dtype=tf.float32, name="told_rate")
-
-    def __call__(self, step) -> tf.Tensor:
-        del step
-        return tf.convert_to_tensor(self.rate)
-
-    def get_config(self) -> dict[str, Any]:
-        return {"initial": self._initial}
-
-
-@keras.saving.register_keras_serializable(package="tf_importance.trainers")
 class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
     """η = η₀ / √(1 + t/offset).
 
@@ -84,7 +61,7 @@ def of(settings: flags.FlagValues, steps_per_epoch: float) -> Rate:
         settings.gain_ceiling,
     )
     given = rate.given if hasattr(rate, "given") else rate
-    return Rate(rate, given.rate if isinstance(given, Told) else None)
+    return Rate(rate, given.rate if isinstance(given, tfi.schedules.Told) else None)
 
 
 def parse(
@@ -108,7 +85,7 @@ def parse(
     """
     name, _, value = text.partition(":")
     schedules = {
-        "budget": lambda: Told(initial),
+        "budget": lambda: tfi.schedules.Told(initial),
         "constant": lambda: initial,
         "inverse_sqrt": lambda: InverseSquareRoot(initial, float(value)),
         "per_epoch": lambda: keras.optimizers.schedules.ExponentialDecay(

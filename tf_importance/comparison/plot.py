@@ -23,18 +23,16 @@ def draw(
     axes = drawing.subplots()
     for length, losses in lengths.items():
         axes.plot([length] * len(losses), losses, "o", color="0.6", markersize=3)
-    middle = [sorted(losses)[len(losses) // 2] for losses in lengths.values()]
+    middle = [statistics.median(losses) for losses in lengths.values()]
     axes.plot(list(lengths), middle, "-", color="0.4", label="uniform, so long")
     for number, row in enumerate(others):
         # Beside each other, at the budget.
         place = 1.0 + 0.04 * (number - (len(others) - 1) / 2)
+        median = statistics.median(row.losses)
         axes.errorbar(
             [place],
-            [statistics.median(row.losses)],
-            [
-                [statistics.median(row.losses) - min(row.losses)],
-                [max(row.losses) - statistics.median(row.losses)],
-            ],
+            [median],
+            [[median - min(row.losses)], [max(row.losses) - median]],
             fmt="s" if row.is_ours else "x",
             capsize=3,
             label=row.method,

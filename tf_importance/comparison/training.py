@@ -63,27 +63,6 @@ class Run(NamedTuple):
     drawn: float | None
 
 
-@keras.saving.register_keras_serializable(package="tf_importance.comparison")
-class Told(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that a callback sets.
-
-    Args:
-        initial: the rate at first.
-    """
-
-    def __init__(self, initial: float) -> None:
-        super().__init__()
-        self._initial = initial
-        self.rate = tf.Variable(initial, trainable=False, dtype=tf.float32, name="told_rate")
-
-    def __call__(self, step) -> tf.Tensor:
-        del step
-        return tf.convert_to_tensor(self.rate)
-
-    def get_config(self) -> dict[str, Any]:
-        return {"initial": self._initial}
-
-
 class Course(keras.callbacks.Callback):
     """Lets the learning rate fall as the budget is spent, and ends the run with it.
 
@@ -93,7 +72,7 @@ class Course(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, told: Told, rate_at: Callable[[float], float], budget: float, cost: Callable
+        self, told: schedules.Told, rate_at: Callable[[float], float], budget: float, cost: Callable
     ) -> None:
         super().__init__()
         self._told, self._rate_at, self._budget, self._cost = told, rate_at, budget, cost
@@ -124,7 +103,7 @@ class Prepared(NamedTuple):
     net: keras.Model
     model: keras.Model
     batches: tf.data.Dataset
-    told: Told
+    told: schedules.Told
     rate_at: Callable[[float], float]
     rival: Rival
 
@@ -144,7 +123,7 @@ def prepared(
     if not net.built:
         net(tf.nest.map_structure(lambda part: tf.constant(part[:1]), task.x), training=False)
     rate_at = rates(compat.learning_rate(net.optimizer), factor, budget)
-    told = Told(rate_at(0.0))
+    told = schedules.Told(rate_at(0.0))
     loss, loss_weights = compat.compiled_loss(net)
     if method.sampler is None:
         assert method.rival is not None, "a method has a sampler or is a rival"
