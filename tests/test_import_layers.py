@@ -88,6 +88,7 @@ ROOMS = (
     "blocks",
     "element_specs",
     "estimate",
+    "cascade",
     "groups",
     "stream",
     "source",

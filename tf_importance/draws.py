@@ -69,7 +69,8 @@ class Told(NamedTuple):
         limit: [b] as in `Draws`.
         importance: [b] the part of the weights that sampling has multiplied into them.
         gain: [b] the predicted gain ratio r of the batch, the same for all.
-        memory: [b] as in `Draws`; of strata, what they weigh an example by.
+        memory: [b] as in `Draws`; of strata, or a cascade's first draw, what they weigh an example
+            by.
         stratum: [b] int32, of examples of a stream that is drawn by strata.
         seed: [b, 2] of a group that the step is to draw from itself, the same for all.
         elements: a user's weights of each output, or of its time steps or pixels, a nest of [b, …];

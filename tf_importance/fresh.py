@@ -182,6 +182,11 @@ def _gathered(nest, positions: tf.Tensor):
     return tf.nest.map_structure(lambda part: tf.gather(part, positions), nest)
 
 
+def taken(group: Group, positions: tf.Tensor, factors: tf.Tensor) -> Group:
+    """Some of its examples, weighted: [B] factors of all of them, by their positions."""
+    return _gathered(_reweighted(group, factors), positions)
+
+
 def _reweighted(group: Group, factor: tf.Tensor) -> Group:
     return group._replace(weights=group.weights * factor, importance=group.importance * factor)
 
@@ -205,14 +210,15 @@ class Score:
     """A scorer of a model, as a function of (x, y, importance).
 
     Batch normalization uses the statistics of the examples in its pass; a scorer that does not read
-    a pass of the model's has a pass made for them beside it.
+    a pass of the model's has a pass made for them beside it. Without `collects` there are none.
     """
 
     scorer: Callable[[Any, Any, Any], tf.Tensor]
     model: keras.Model
+    collects: bool = True
 
     def __call__(self, inputs, labels, importance) -> Scores:
-        places = batch_statistics.places(self.model, inputs)
+        places = batch_statistics.places(self.model, inputs) if self.collects else ()
         if not places:
             values = self.scorer(self.model, inputs, labels)
             return Scores(tf.cast(values, tf.float32), tf.zeros([0]))

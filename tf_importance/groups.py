@@ -7,7 +7,18 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_importance import compat, element_specs, fresh, graphs, losses, marks, plans, switches
+from tf_importance import (
+    cascade,
+    compat,
+    element_specs,
+    fresh,
+    graphs,
+    losses,
+    marks,
+    plans,
+    proposals,
+    switches,
+)
 
 
 class Before(NamedTuple):
@@ -32,6 +43,7 @@ class Groups:
         drawing: what is to be said of the batches.
         number_of: nests (x, y) of [B, …] -> [B] strata, where there are reservoirs.
         statistics: S of batch normalization, that batches tell.
+        first: the first score of a cascade, (x, y, importance) -> `fresh.Scores`; else None.
     """
 
     def __init__(
@@ -42,8 +54,9 @@ class Groups:
         drawing: marks.Drawing,
         number_of: Callable | None,
         statistics: int,
+        first: Callable[..., fresh.Scores] | None = None,
     ) -> None:
-        self._statistics = statistics
+        self._statistics, self._first = statistics, first
         self._setting, self._switch, self._ways = setting, switch, ways
         self._model = setting.model
         self._sample_weighted = drawing.sample_weighted
@@ -64,8 +77,12 @@ class Groups:
         # there is: no short group where the data have no end, and sizes that are written down.
         self._ends = dataset.cardinality() != tf.data.INFINITE_CARDINALITY
         self._weighs_elements = element_specs.weighs_elements(dataset.element_spec)
+        # What a cascade's examples count is told to who measures the gain.
+        self._tells_counts = self._first is not None and self._with_gain
         # Whether something travels with the inputs that is none of the net's.
-        self._carries = self._weighs_elements or self._reservoirs is not None
+        self._carries = (
+            self._weighs_elements or self._reservoirs is not None or self._tells_counts
+        )
         if not self._switch.may_draw:
             # Nothing is decided, so that a group need not be larger than a batch.
             plain = element_specs.batched(dataset, self._setting.batch_size)
@@ -115,12 +132,19 @@ class Groups:
     def _group(self, elements: tuple) -> fresh.Group:
         if self._reservoirs is not None:
             return fresh.Group(*elements)
-        if not self._weighs_elements:
+        if not self._carries:
             return fresh.group_of(elements)
-        inputs, labels, own = elements
-        weights = fresh.mean_weights(own)
-        carried = (inputs, {"elements": own})
-        return fresh.Group(carried, labels, weights, tf.ones_like(weights))
+        inputs, labels, *own = elements
+        told = {}
+        if self._weighs_elements:
+            weights = fresh.mean_weights(own[0])
+            told["elements"] = own[0]
+        else:
+            weights = fresh.group_of(elements).weights
+        ones = tf.ones_like(weights)
+        if self._tells_counts:
+            told["memory"] = ones
+        return fresh.Group((inputs, told), labels, weights, ones)
 
     def _uniform(self, *elements):
         """A batch as it comes; the last one filled up."""
@@ -143,18 +167,18 @@ class Groups:
         """How many pre-samples of a group are scored here under each plan, one after another."""
         if self._in_step:
             return [1 for _ in self._setting.plans]
-        size = self._setting.group_size
-        return [size // (choice.presample_size or size) for choice in self._setting.plans]
+        return [plan.presamples(self._setting.group_size) for plan in self._setting.plans]
 
     def _at_once(self, elements, number):
-        group, plan, gain_ratio = self._decided(elements)
-        return self._stack(group, plan, gain_ratio, _seed_of(number), 0)
+        seed = _seed_of(number)
+        group, plan, gain_ratio = self._decided(elements, seed)
+        return self._stack(group, plan, gain_ratio, seed, 0)
 
     def _behind(self, before: Before, item) -> tuple[Before, tuple]:
         """A group behind what the steps have left of the one before it."""
         elements, number = item
-        group, plan, gain_ratio = self._decided(elements)
         seed = _seed_of(number)
+        group, plan, gain_ratio = self._decided(elements, seed)
         unusable = tf.convert_to_tensor(self._unusable)
         left = tf.equal(unusable, tf.cast(before.number, unusable.dtype)) & (before.plan > 0)
         stack = self._stack(group, plan, gain_ratio, seed, 0)
@@ -196,8 +220,8 @@ class Groups:
         return [choice.presample_size or choice.batch_size for choice in self._setting.plans]
 
     def _one_after_another(self, elements, number) -> tf.data.Dataset:
-        group, plan, gain_ratio = self._decided(elements)
         seed = _seed_of(number)
+        group, plan, gain_ratio = self._decided(elements, seed)
         # A short group has no plan, and leaves at once.
         count = tf.gather([1, *self._turns()], plan + 1)
         return tf.data.Dataset.range(tf.cast(count, tf.int64)).map(
@@ -206,16 +230,58 @@ class Groups:
             )
         )
 
-    def _decided(self, elements) -> tuple[fresh.Group, tf.Tensor, tf.Tensor]:
-        """A group, the index of its plan, −1 for a short one, and its r."""
+    def _decided(self, elements, seed) -> tuple[fresh.Group, tf.Tensor, tf.Tensor]:
+        """A group, the index of its plan, −1 for a short one, and its r.
+
+        In a cascade, where the plan draws, what the first draw has left of it.
+        """
         group = self._group(elements)
-        if not self._ends:
-            return group, *self._switch.decided(self._setting)
-        is_short = group.size < self._setting.group_size
-        plan, gain_ratio = tf.cond(
-            is_short, self._interrupted, lambda: self._switch.decided(self._setting)
+        if self._ends:
+            is_short = group.size < self._setting.group_size
+            plan, gain_ratio = tf.cond(
+                is_short, self._interrupted, lambda: self._switch.decided(self._setting)
+            )
+        else:
+            plan, gain_ratio = self._switch.decided(self._setting)
+        if self._first is None:
+            return group, plan, gain_ratio
+        is_scored = plan >= 0 if self._tells_counts else plan > 0
+        return tf.cond(
+            is_scored,
+            lambda: self._after_first(group, plan, gain_ratio, seed),
+            lambda: (group, plan, gain_ratio),
         )
-        return group, plan, gain_ratio
+
+    def _after_first(self, group: fresh.Group, plan, gain_ratio, seed):
+        """What the first draw leaves of a full group; all of it where nothing is to be drawn."""
+        assert self._first is not None, "there is a first draw"
+        group = fresh.of_static_size(group, self._setting.group_size)
+        worth = cascade.worth_of(self._first, self._plain(group))
+        usable = proposals.usable(worth)
+
+        def left(choice: plans.Plan) -> fresh.Group:
+            size = choice.presample_size or max(self._setting.presample_sizes)
+            chances = cascade.probabilities(worth, size)
+            counts = cascade.counts(chances, size)
+            told = self._counted(group, counts)
+            if not choice.draws:
+                return told
+            return fresh.taken(told, cascade.chosen(chances, size, seed), counts)
+
+        def fallen_back() -> None:
+            self._model.count(fallbacks=1.0)
+
+        tf.cond(usable | (plan <= 0), lambda: None, fallen_back)
+        plan = tf.where(usable, plan, 0)
+        ways = [lambda choice=choice: left(choice) for choice in self._setting.plans]
+        return tf.switch_case(plan, ways), plan, tf.where(usable, gain_ratio, 1.0)
+
+    def _counted(self, group: fresh.Group, counts: tf.Tensor) -> fresh.Group:
+        """With what its examples count by a first draw, where that is told."""
+        if not self._tells_counts:
+            return group
+        inputs, told = group.inputs
+        return group._replace(inputs=(inputs, {**told, "memory": counts}))
 
     def _interrupted(self) -> tuple[tf.Tensor, tf.Tensor]:
         self._switch.interrupted()
@@ -232,7 +298,9 @@ class Groups:
             return tf.switch_case(plan - 1, ways) if len(ways) > 1 else ways[0]()
 
         def of_full():
-            full = fresh.of_static_size(group, self._setting.group_size)
+            full = group
+            if self._first is None:
+                full = fresh.of_static_size(group, self._setting.group_size)
             if self._in_step:
                 return self._handed_over(full, plan, gain_ratio, seed)
             return tf.cond(

@@ -18,9 +18,10 @@ class Plan(NamedTuple):
         draws: R, number of batches drawn from each pre-sample; 0 if the group leaves whole, as
             uniform batches.
         presample_size: B, which divides the group; 0 where nothing is drawn.
-        remembered: whether a sampler's memory draws the pre-sample, or strata do; without one, or
-            one of b, the batch.
+        remembered: whether a sampler's memory draws the pre-sample, or strata do, or first scores;
+            without one, or one of b, the batch.
         per_batch: whether a group is so many batches, each with a pre-sample of its own.
+        cascaded: whether one pre-sample is drawn from each group, by first scores.
     """
 
     batch_size: int
@@ -28,6 +29,7 @@ class Plan(NamedTuple):
     presample_size: int = 0
     remembered: bool = False
     per_batch: bool = False
+    cascaded: bool = False
 
     @property
     def rate(self) -> float:
@@ -42,13 +44,17 @@ class Plan(NamedTuple):
     @property
     def is_compared(self) -> bool:
         """Whether its batches are compared with uniform ones: not those by a stream's strata."""
-        return self.draws > 0 and (self.per_batch or not self.remembered)
+        return self.draws > 0 and (self.per_batch or self.cascaded or not self.remembered)
 
     def batches(self, group_size: int) -> int:
         """Number of batches that a group becomes."""
         if self.draws and not self.per_batch:
-            return self.draws * (group_size // self.presample_size)
+            return self.draws * self.presamples(group_size)
         return group_size // self.batch_size
+
+    def presamples(self, group_size: int) -> int:
+        """Number of pre-samples that are drawn from a group, or that it consists of."""
+        return 1 if self.cascaded else group_size // (self.presample_size or group_size)
 
 
 class Menu(NamedTuple):
@@ -76,6 +82,7 @@ def menu(
     draws: int = 1,
     measured: bool = True,
     stratified: bool = False,
+    first_size: int | None = None,
 ) -> Menu:
     """The plans that the arguments of `importance_sample` allow.
 
@@ -83,6 +90,7 @@ def menu(
         batch_size: b. presample_size: B, 4b by default, or "auto". draws: R.
         measured: whether there is a switch that can choose between more than two plans.
         stratified: whether groups are drawn by strata.
+        first_size: F, of which pre-samples are drawn by a first score; None for no such score.
     Raises:
         ValueError: they do not fit together.
     """
@@ -101,8 +109,15 @@ def menu(
         presamples = [factor * batch_size for factor in _AUTO]
     else:
         presamples = [_presample_size(presample_size, batch_size, draws)]
-    drawn = [Plan(batch_size, draws, presample, stratified) for presample in presamples]
-    return Menu(presamples[0], (Plan(batch_size, remembered=stratified), *drawn))
+    cascaded = first_size is not None
+    by_other = stratified or cascaded
+    drawn = [
+        Plan(batch_size, draws, presample, by_other, cascaded=cascaded) for presample in presamples
+    ]
+    group_size = presamples[0] if first_size is None else first_size
+    if first_size is not None:
+        _check_first_size(first_size, batch_size, presamples)
+    return Menu(group_size, (Plan(batch_size, remembered=stratified), *drawn))
 
 
 def remembered(batch_size: int, presample_size: int | None, batches: int) -> Menu:
@@ -119,6 +134,20 @@ def remembered(batch_size: int, presample_size: int | None, batches: int) -> Men
     if presample_size is not None:
         drawn.append(drawn[0]._replace(presample_size=presample_size))
     return Menu(batches * batch_size, (Plan(batch_size), *drawn))
+
+
+def _check_first_size(first_size: int, batch_size: int, presample_sizes: list[int]) -> None:
+    arguments.positive_integer("first_size", first_size)
+    if first_size % batch_size or first_size <= max(presample_sizes):
+        raise ValueError(
+            "first_size must be a multiple of batch_size, and larger than presample_size, which is "
+            f"drawn of it; got {first_size}, {batch_size} and {max(presample_sizes)}."
+        )
+    if min(presample_sizes) <= batch_size:
+        raise ValueError(
+            "presample_size must be larger than batch_size where it is drawn by a first score, or "
+            f"the second one has nothing to choose; got {min(presample_sizes)} and {batch_size}."
+        )
 
 
 def _check_pairs(batch_size: int) -> None:

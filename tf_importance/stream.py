@@ -48,6 +48,8 @@ def importance_sample(
     smoothing: float | None = None,
     strata: Callable[[Any, Any], Any] | None = None,
     reservoir_size: int = 1024,
+    first_size: int | None = None,
+    first_scorer: scorers.Scorer | None = None,
     score_in: str | None = None,
     scorer: scorers.Scorer | None = None,
     resampling: str | proposals.Resampling | None = None,
@@ -89,6 +91,12 @@ def importance_sample(
     which strata there are may show as the stream goes on. Batches are `(x, y, {"weight", "memory",
     "stratum"})`, and τ is that of what comes out of the reservoirs.
 
+    With a `first_scorer` there is a cascade: of each F examples B are drawn by its cheap scores,
+    without replacement, and of these b by the scorer's; weights multiply. Groups are of F; one that
+    is not drawn from leaves as F/b uniform batches, and first scores are unusable as others are.
+    It pays where the model's own pass is dear and a cheap score knows something: the label's
+    class, a small net, an image of half the size (`docs/cascade.md`).
+
     Where the model's learning rate follows the gain (`tfi.schedules.GainAdapted`), or the switch
     is a `Gain`, batches are `(x, y, {"weight", "gain"})`, [b] each; gain is the ratio r that is
     predicted for the batch. With sample weights there is "importance" too, the weights without
@@ -110,6 +118,8 @@ def importance_sample(
             the paper; with a `Gain` switch 0.2.
         strata: `(x, y) -> number`, called with one example; the number is whole, a scalar or [1].
         reservoir_size: R ≥ B, examples that are kept of each stratum.
+        first_size: F > B, a multiple of b; with a first_scorer.
+        first_scorer: `(model, x, y) -> [F]`, called in the pipeline, with a batch of examples.
         score_in: "pipeline", where scoring overlaps with the training step before; or "step": the
             pre-samples that are to be drawn from are handed to the training step whole, which
             scores them, draws a batch and trains in one compiled function. The step's scores are
@@ -133,7 +143,10 @@ def importance_sample(
     switch = _switch(switch, tau_threshold)
     measured = isinstance(switch, switches.Gain)
     stratified = strata is not None
-    menu = plans.menu(batch_size, presample_size, draws_per_presample, measured, stratified)
+    _check_cascade(first_size, first_scorer, stratified)
+    menu = plans.menu(
+        batch_size, presample_size, draws_per_presample, measured, stratified, first_size
+    )
     resample = proposals.resampling_of(resampling or ("systematic" if measured else "multinomial"))
     smoothing = proposals.checked_smoothing(smoothing, 0.2 if measured else 0.0)
     with_gain = measured or model.follows_gain
@@ -150,6 +163,8 @@ def importance_sample(
     switch.open(setting)
     fresh.check(model.scorer if scorer is None else scorer, jit_compile)
     score = fresh.Score(model.scorer if scorer is None else scorer, model)
+    if first_scorer is not None:
+        fresh.check(first_scorer, jit_compile)
     follows = with_gain or batch_statistics.has_any(model.net)
     in_step = _in_step(score_in, menu, model, follows) and switch.may_draw
     if stratified:
@@ -183,7 +198,7 @@ def importance_sample(
             model=model,
             loss=model.objective.loss,
             scored=None
-            if in_step or not switch.may_draw
+            if (in_step and first_scorer is None) or not switch.may_draw
             else (forward.structure(model.net), model.objective.loss_weights),
             reservoirs=kept,
             sample_weighted=len(spec) == 3,
@@ -202,10 +217,14 @@ def importance_sample(
         places = batch_statistics.places(model, group_of) if tells else ()
         model.datasets.adopt(drawing)
         # The step compiles the scorer itself; that it can be is found out here all the same.
-        sizes = {setting.group_size} if in_step else setting.presample_sizes
+        sizes = {max(setting.presample_sizes)} if in_step else setting.presample_sizes
         ways = {size: way(fresh.compiled(score, spec, size, jit_compile)) for size in sizes}
         statistics = batch_statistics.size(places)
-        made = groups.Groups(setting, switch, ways, drawing, number_of, statistics)
+        first = None
+        if first_scorer is not None and switch.may_draw:
+            cheap = fresh.Score(first_scorer, model, collects=False)
+            first = fresh.compiled(cheap, spec, setting.group_size, jit_compile)
+        made = groups.Groups(setting, switch, ways, drawing, number_of, statistics, first)
         batches = made.batches(dataset, seed)
         # Scores must be of the very step where the learning rate follows the gain, and statistics
         # of batch normalization too: those of a step before let a high learning rate diverge.
@@ -216,6 +235,24 @@ def importance_sample(
         return marks.put(batches.with_options(compat.data_options(ahead)), drawing)
 
     return transform
+
+
+def _check_cascade(first_size: Any, first_scorer: Any, stratified: bool) -> None:
+    """Refuse half a cascade, or one over strata.
+
+    Raises:
+        ValueError: one of both is missing, or there are strata.
+    """
+    if (first_size is None) != (first_scorer is None):
+        raise ValueError(
+            "a cascade has a first_scorer and the first_size that it chooses from; got "
+            f"first_size={first_size!r} and first_scorer={first_scorer!r}. Give both or neither."
+        )
+    if first_scorer is not None and stratified:
+        raise ValueError(
+            "strata are a first draw by themselves, and a first_scorer would be another one; give "
+            "either. To draw by class and more, let the first_scorer look at y."
+        )
 
 
 def _check_strata(menu: plans.Menu, reservoir_size: int) -> None:

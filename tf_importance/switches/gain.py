@@ -206,8 +206,11 @@ class Gain(Switch):
         else:
             tau = tf.cast(compat.value(setting.model.tau), tf.float32)
             likely = (number < _FIRST) | (tau > cost)
-        # More than B/b no drawing gains.
-        possible = cost < setting.plans[plan].presample_size / setting.batch_size
+        # More than B/b no drawing gains, or F/b in a cascade.
+        drawn_of = setting.plans[plan].presample_size
+        if setting.plans[plan].cascaded:
+            drawn_of = setting.group_size
+        possible = cost < drawn_of / setting.batch_size
         begins = number < 1
         drawn = possible & likely & (begins | tf.equal(current, plan))
         early = setting.in_pipeline & (number < _TRIED) & (begins | (current > 0))

@@ -45,12 +45,12 @@ class Tau(Switch):
         self._threshold = threshold
 
     def choose(self, setting: Setting) -> tf.Tensor:
-        threshold = self.threshold(setting.group_size, setting.batch_size)
+        threshold = self.threshold(max(setting.presample_sizes), setting.batch_size)
         return tf.cast(compat.value(setting.model.tau) > threshold, tf.int32)
 
     def why_off(self, setting: Setting) -> str:
         tau = float(tf.convert_to_tensor(compat.value(setting.model.tau)))
-        threshold = self.threshold(setting.group_size, setting.batch_size)
+        threshold = self.threshold(max(setting.presample_sizes), setting.batch_size)
         return f"τ was {tau:.2f} at the end, and drawing begins above {threshold:.2f}"
 
     def threshold(self, presample_size: int, batch_size: int) -> float:
