@@ -199,42 +199,59 @@ def memory(make_net) -> dict:
     return {"growth": round(seen[-1] / seen[0], 4), "megabytes": [round(m, 1) for m in seen]}
 
 
-def on_arrays(make_net) -> dict:
-    """(g)"""
+def on_arrays(make_net, kinds, strategy=None) -> dict:
+    """Processor time of `fit(x, y)` by samplers over that of plain Keras's, by their names."""
+    strategy = strategy or tf.distribute.get_strategy()
+    size = FLAGS.batch_size * strategy.num_replicas_in_sync
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(9600, *SHAPE)).astype(np.float32)
-    y = np.where(rng.random(9600) < 0.01, 9, rng.integers(9, size=9600))
-    kinds = {
-        "uniform": None,
-        "strata": tfi.samplers.Stratified,
-        "inclusion": tfi.samplers.Inclusion,
-        "proportional": tfi.samplers.Proportional,
-    }
+    x = rng.normal(size=(300 * size, *SHAPE)).astype(np.float32)
+    y = np.where(rng.random(len(x)) < 0.01, 9, rng.integers(9, size=len(x)))
 
     def seconds_of(kind):
-        net = make_net()
-        own = {} if kind is None else {"sampler": kind()}
-        model = compiled(net if kind is None else tfi.ISModel(net), jit_compile=False, **own)
+        with strategy.scope():
+            net = make_net()
+            own = {} if kind is None else {"sampler": kind()}
+            model = compiled(net if kind is None else tfi.ISModel(net), jit_compile=False, **own)
 
         def seconds() -> float:
             start = time.process_time()
-            options = {"batch_size": FLAGS.batch_size, "steps_per_epoch": FLAGS.steps}
-            model.fit(x, y, verbose=0, **options)
+            model.fit(x, y, batch_size=size, steps_per_epoch=FLAGS.steps, verbose=0)
             return time.process_time() - start
 
         return seconds
 
-    made = {name: seconds_of(kind) for name, kind in kinds.items()}
+    made = {name: seconds_of(kind) for name, kind in {"uniform": None, **kinds}.items()}
     rounds = measure.interleaved(made, FLAGS.rounds, print)
-    others = [name for name in kinds if name != "uniform"]
-    return {n: measure.summary([r[n] / r["uniform"] for r in rounds]) for n in others}
+    return {n: measure.summary([r[n] / r["uniform"] for r in rounds]) for n in kinds}
+
+
+def arrays_by_samplers(make_net) -> dict:
+    """(g)"""
+    kinds = {
+        "strata": tfi.samplers.Stratified,
+        "inclusion": tfi.samplers.Inclusion,
+        "proportional": tfi.samplers.Proportional,
+    }
+    return {"on_arrays": on_arrays(make_net, kinds)}
+
+
+def replicas(make_net) -> dict:
+    """(h)"""
+    kinds = {
+        # It draws from the second round on, at the latest.
+        "rais": lambda: tfi.samplers.RAIS(training_set_size=1024),
+        "proportional": tfi.samplers.Proportional,
+    }
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return {"replicas": on_arrays(make_net, kinds, strategy)}
 
 
 PARTS = {
     "ratios": ratios,
     "retraces": retraces,
     "memory": lambda make_net: {"memory": memory(make_net)},
-    "arrays": lambda make_net: {"on_arrays": on_arrays(make_net)},
+    "arrays": arrays_by_samplers,
+    "replicas": replicas,
 }
 
 
@@ -253,6 +270,9 @@ def main(_) -> None:
         raise app.UsageError(f"unknown nets {sorted(unknown)}; known are {sorted(NETS)}.")
     if set(FLAGS.parts) - set(PARTS):
         raise app.UsageError(f"--parts are {', '.join(PARTS)}; got {','.join(FLAGS.parts)}.")
+    if "replicas" in FLAGS.parts:
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
     result = {"batch_size": FLAGS.batch_size, "presample_size": FLAGS.presample_size}
     for name in FLAGS.nets:
         print(f"== {name}")

@@ -433,14 +433,6 @@ def test_a_model_without_the_sampler_is_told_so(blobs):
         model.fit(tfi.history_sample(blobs, tfi.samplers.Uniform(512), 16), verbose=0)
 
 
-def test_several_replicas_are_refused():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
-        model = tfi.ISModel(net_of())
-        with pytest.raises(ValueError, match="one replica.*strategy of 2"):
-            model.compile("sgd", LOSS, sampler=tfi.samplers.Uniform(512))
-
-
 def test_a_sampler_that_must_score_needs_a_source():
     model = tfi.ISModel(net_of())
     model.compile("sgd", LOSS)

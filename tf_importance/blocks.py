@@ -9,12 +9,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_importance import graphs, samplers
+from tf_importance import fresh, graphs, samplers
 from tf_importance.draws import Draws
 from tf_importance.marks import Drawing
 
 # Bytes of examples that are gathered at once, about.
 _GATHERED_AT_ONCE = 1 << 26
+# Steps that a strategy is ahead of the training, at most.
+_READ_AHEAD = 8
 _numbers = itertools.count(1)
 
 
@@ -28,8 +30,11 @@ class Blocks:
     Between blocks Python calls compiled functions, so that a new iteration has nothing to optimize:
     TensorFlow optimizes the graph of a pipeline each time, which takes longer than a hundred steps.
 
+    Under a strategy of R replicas a batch of the dataset is R planned ones, one behind the other:
+    the strategy gives each replica its own.
+
     Args:
-        sampler: built. gather: examples by indices. batch_size: b. block: K.
+        sampler: built. gather: examples by indices. batch_size: b, of a replica. block: K.
         length: batches in a pass. seed: integer; by default the sampler's own.
         lagging: whether the last block may be in training still when the next is planned.
         drawing: what the step must know of the batches.
@@ -51,25 +56,30 @@ class Blocks:
         self._drawing, self._sizes = drawing, sampler.sizes(batch_size)
         # Of examples in a row of the journal.
         self._width, self._differ = max(self._sizes), len(set(self._sizes)) > 1
-        # One batch is ready and the next is being made while a step is not done.
-        self._lag = max(block, 2) if lagging else 0
+        self._replicas = replicas = sampler.replicas
+        # One batch is ready and the next is being made while a step is not done. A strategy reads
+        # further ahead, and a seed does not keep it from that.
+        ahead = 2 if replicas == 1 else _READ_AHEAD * replicas
+        self._lag = max(block, ahead) if lagging or replicas > 1 else 0
         examples = tf.nest.flatten(gather(tf.zeros([1], tf.int64)))
         size = sum(part.shape.num_elements() * part.dtype.size for part in examples)
-        self._at_once = max(1, min(block, _GATHERED_AT_ONCE // max(size * self._width, 1)))
+        at_once = min(block, _GATHERED_AT_ONCE // max(size * self._width, 1))
+        self._at_once = max(1, at_once // replicas) * replicas
         # The next batch to read, None before the first, and its place in the pass.
         self._next: int | None = None
         self._place = 0
         self._number = next(_numbers)
-        sampler.journal.make_room(self._width)
+        sampler.journal.make_room(self._width, replicas)
         sampler.datasets.add(self)
 
     def dataset(self) -> tf.data.Dataset:
         """A pass."""
-        parts = tf.data.Dataset.range(self._length)
+        length = self._length // self._replicas
+        parts = tf.data.Dataset.range(length)
         parts = parts.map(graphs.as_it_stands(self._part))
         # The last part ends where the pass does; the next would plan what nobody asks for.
-        batches = parts.unbatch().take(self._length)
-        return batches.apply(tf.data.experimental.assert_cardinality(self._length))
+        batches = parts.unbatch().take(length)
+        return batches.apply(tf.data.experimental.assert_cardinality(length))
 
     def rewind(self) -> None:
         """The next iteration goes on behind what was trained on, whatever was read."""
@@ -98,7 +108,16 @@ class Blocks:
         )
         if own:
             told |= {"weight": own[0] * weights, "importance": weights}
-        return inputs, labels, told
+        if self._replicas == 1:
+            return inputs, labels, told
+        return tf.nest.map_structure(self._joined, (inputs, labels, told))
+
+    def _joined(self, part: tf.Tensor) -> tf.Tensor:
+        """[k, b, …] as [k/R, R b, …]."""
+        count, size, *inner = fresh.sizes(part)
+        joined = tf.reshape(part, [count // self._replicas, self._replicas * size, *inner])
+        known = None if self._differ else self._replicas * self._width
+        return tf.ensure_shape(joined, [None, known, *part.shape[2:]])
 
     def _seeds(self, rows: tf.Tensor) -> tf.Tensor:
         """[k, b, 2] for the draws in the steps; XLA draws by 32-bit seeds only."""
@@ -133,6 +152,7 @@ class Blocks:
         if self._differ:
             # Those from the first on that have its size; blocks begin anywhere.
             sizes = [self._sizes[kind] for kind in draws.kinds.numpy()]
+            # Those that are trained on together are of one size.
             count = next((i for i, size in enumerate(sizes) if size != sizes[0]), len(sizes))
             parts, end = [part[:count, : sizes[0]] for part in parts], first + count
         self._place += end - first
@@ -143,23 +163,31 @@ class Blocks:
         """A new iteration."""
         sampler, journal = self._sampler, self._sampler.journal
         journal.reader = self._number
-        if int(journal.batch_size) != self._width:
+        repeats = self._next is not None and self._place == self._length
+        if int(journal.batch_size) != self._width or not (repeats or self._are_joint()):
             self._resize()
         trained, planned = int(sampler.steps), int(sampler.draws)
-        repeats = self._next is not None and self._place == self._length
         if not repeats:
             # What is planned is kept for so many batches.
             there = planned - trained <= journal.batches(self._width)
             self._next = trained if there else planned
         self._place = 0
 
+    def _are_joint(self) -> bool:
+        """Whether what was trained on, and what is planned beyond it, are batches of R."""
+        numbers = int(self._sampler.steps), int(self._sampler.draws)
+        return all(number % self._replicas == 0 for number in numbers)
+
     def _resize(self) -> None:
-        """From now on batches are of another size: what was planned and not trained on is not."""
+        """From now on batches are others: what was planned and not trained on is not.
+
+        They are of another size, or of another number of replicas.
+        """
         sampler, before = self._sampler, int(self._sampler.journal.batch_size)
         if before:
             self._learn(int(sampler.steps), before)
         sampler.position.assign_sub((sampler.draws - sampler.steps) * before)
-        sampler.journal.forget(self._width)
+        sampler.journal.forget(self._width, self._replicas)
 
     def _plan(self) -> tuple[Draws, tf.Tensor]:
         sampler = self._sampler

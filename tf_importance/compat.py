@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.ops import resource_variable_ops
 
 KERAS_3 = int(keras.__version__.split(".")[0]) >= 3
 
@@ -121,6 +122,19 @@ def tensorflow_variables(variable) -> list[tf.Variable]:
     inner = tensorflow_variable(variable)
     copies = getattr(inner, "values", None)
     return list(copies) if isinstance(copies, tuple) else [inner]
+
+
+@contextlib.contextmanager
+def unmirrored() -> Iterator[None]:
+    """Variables that are made within are one for all replicas, also in a strategy's scope."""
+
+    def create(next_creator, **kwargs):
+        del next_creator
+        kwargs.pop("use_resource", None)
+        return resource_variable_ops.ResourceVariable(**kwargs)
+
+    with tf.variable_creator_scope(create):
+        yield
 
 
 def take_restored_epoch(model: keras.Model) -> int:

@@ -55,6 +55,7 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
             given = by_sampler(sampler, given)
         drawing = _drawing(model, given["x"])
         if sampler is not None and drawing is not None:
+            _refuse_other_replicas(model, drawing)
             sampler.rewind()
             _tell_length(sampler, given)
             if sampler.follows_training:
@@ -86,6 +87,17 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
         raise
 
 
+def _refuse_other_replicas(model, drawing: marks.Drawing) -> None:
+    """Raises: ValueError: batches are planned for another number of replicas."""
+    here = processes.replicas_here(model.distribute_strategy)
+    if drawing.sampler is not None and drawing.replicas != here:
+        raise ValueError(
+            f"the dataset is drawn for {drawing.replicas} replicas, and model {model.name!r} "
+            f"trains on {here}: compile the model with the sampler first, in strategy.scope(), and "
+            "then make the dataset, or give fit the source itself."
+        )
+
+
 def _tell_length(sampler: samplers.Sampler, given: dict[str, Any]) -> None:
     """Tell the sampler how many batches there will be, where the data have an end."""
     steps = given["steps_per_epoch"]
@@ -93,7 +105,7 @@ def _tell_length(sampler: samplers.Sampler, given: dict[str, Any]) -> None:
         steps = max(int(given["x"].cardinality()), 0)
     epochs_left = given["epochs"] - given["initial_epoch"]
     if steps and epochs_left > 0:
-        sampler.expect(steps * epochs_left)
+        sampler.expect(steps * epochs_left * sampler.replicas)
 
 
 def _why_off(drawing: marks.Drawing) -> Callable[[], str] | None:

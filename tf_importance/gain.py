@@ -203,16 +203,15 @@ def drawn_square(
     return mean_square + (of_presample + of_draws) / batch_size
 
 
-def uniform_square_by(
+def mean_square_by(
     squares: tf.Tensor,
     weights: tf.Tensor,
     batch_square: tf.Tensor,
     presampled: Presampled | None = None,
 ) -> tf.Tensor:
-    """What one drawn batch says of E‖g‖² of a uniform one; unbiased.
+    """What one drawn batch says of A; unbiased.
 
-    Independent draws by p with w = 1/(n p): A = (‖g‖² − mean(w² v²)/b)/(1 − 1/b), and so
-    A + (U − A)/b = ‖g‖² + (mean(w v²) − mean(w² v²))/b, the numerator of RAIS's eq. 7.
+    Independent draws by p with w = 1/(n p): A = (‖g‖² − mean(w² v²)/b)/(1 − 1/b).
 
     For b of B examples that were drawn before, with ν the variance of an example's count over its
     expected count c, the pre-sample's mean gradient has the square
@@ -228,11 +227,41 @@ def uniform_square_by(
     of_counts = tf.ones_like(weights) if presampled is None else presampled.variances
     own = tf.reduce_mean(of_counts * weights**2 * squares) / size
     mean_square = _ratio(batch_square - own, 1 - tf.reduce_mean(of_counts) / size)
-    if presampled is not None:
-        count = tf.cast(presampled.size, squares.dtype)
-        remembered = tf.reduce_mean(weights * presampled.memory * squares)
-        mean_square = _ratio(mean_square - remembered / count, 1 - 1 / count)
+    if presampled is None:
+        return mean_square
+    count = tf.cast(presampled.size, squares.dtype)
+    remembered = tf.reduce_mean(weights * presampled.memory * squares)
+    return _ratio(mean_square - remembered / count, 1 - 1 / count)
+
+
+def uniform_square_by(
+    squares: tf.Tensor,
+    weights: tf.Tensor,
+    batch_square: tf.Tensor,
+    presampled: Presampled | None = None,
+    replicas: int = 1,
+) -> tf.Tensor:
+    """What one drawn batch says of E‖g‖² of a uniform one, A + (U − A)/(R b); unbiased.
+
+    For one replica and independent draws it is ‖g‖² + (mean(w v²) − mean(w² v²))/b, the numerator
+    of RAIS's eq. 7.
+
+    Args:
+        squares, weights, batch_square, presampled: as in `mean_square_by`.
+        replicas: R, of whose gradients the step takes the mean.
+    """
+    size = tf.cast(tf.size(weights) * replicas, squares.dtype)
+    mean_square = mean_square_by(squares, weights, batch_square, presampled)
     return mean_square + (tf.reduce_mean(weights * squares) - mean_square) / size
+
+
+def joint_square(batch_square: tf.Tensor, mean_square: tf.Tensor, replicas: int) -> tf.Tensor:
+    """A + (E‖g‖² − A)/R of the mean of R independent batches' gradients, by one of them.
+
+    Args:
+        batch_square: ‖g‖². mean_square: A, by `mean_square_by`.
+    """
+    return mean_square + (batch_square - mean_square) / replicas
 
 
 def gain_ratio(uniform: tf.Tensor, other: tf.Tensor) -> tf.Tensor:

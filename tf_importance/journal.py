@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tf_importance import compat
 from tf_importance.draws import Draws, Seen
 
 # Numbers in a ring: rows of 227 batches of 32, of 4 batches of 2,000.
@@ -52,10 +53,11 @@ class Journal(tf.Module):
         self.kinds = _variable(tf.zeros([capacity], tf.int32), "kinds")
         self.rows = _variable(tf.zeros([capacity]), "rows")
 
-    def make_room(self, batch_size: int) -> None:
-        """Make larger rings, empty ones, where two batches of b do not fit."""
-        if self.batches(batch_size) < 2:
-            self._make(2 * (batch_size + _HEAD))
+    def make_room(self, batch_size: int, replicas: int = 1) -> None:
+        """Make larger rings, empty ones, where two batches of b of each replica do not fit."""
+        if self.batches(batch_size) < 2 * replicas:
+            with compat.unmirrored():
+                self._make(2 * replicas * (batch_size + _HEAD))
 
     def batches(self, batch_size):
         """Of how many batches of b the rings hold the latest."""
@@ -76,7 +78,8 @@ class Journal(tf.Module):
         row = tf.concat([tf.stack([_lap(number, kept), *moments]), scores], axis=0)
         places = number % kept * width + tf.range(width, dtype=tf.int64)
         self.rows.scatter_update(tf.IndexedSlices(row, places))
-        self.trained.assign(number + 1)
+        # Of several replicas each writes the row of its own batch.
+        self.trained.assign(tf.maximum(number + 1, self.trained))
 
     # The pipeline -------------------------------------------------------------------------
 
@@ -92,10 +95,14 @@ class Journal(tf.Module):
         self.planned.assign(first + count)
         return numbers
 
-    def forget(self, batch_size: int) -> None:
-        """Begin anew behind the last batch that was trained on, with batches of b."""
-        self.planned.assign(tf.identity(self.trained))
-        self.learned.assign(tf.identity(self.trained))
+    def forget(self, batch_size: int, replicas: int = 1) -> None:
+        """Begin anew behind the last batch that was trained on, with batches of b.
+
+        The number of the next one is a multiple of that of the replicas.
+        """
+        following = -(-tf.identity(self.trained) // replicas) * replicas
+        for number in (self.trained, self.planned, self.learned):
+            number.assign(following)
         self.batch_size.assign(batch_size)
 
     def plans(self, numbers: tf.Tensor, batch_size) -> Draws:

@@ -38,6 +38,7 @@ class Drawing:
             is not by a pre-sample's statistics; a sampler says it itself.
         row_size: how many scores a step writes to the sampler's journal, where batches differ in
             size; None for one of each example.
+        replicas: of a process, that each get a batch which a sampler has planned.
     """
 
     model: Any = None
@@ -53,6 +54,7 @@ class Drawing:
     reservoirs: Any = None
     averages_statistics: bool = False
     row_size: int | None = None
+    replicas: int = 1
 
 
 def put(dataset: tf.data.Dataset, drawing: Drawing) -> tf.data.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from tf_importance import (
     element_specs,
     fresh,
     marks,
+    processes,
     proposals,
     random_access,
     samplers,
@@ -53,6 +55,9 @@ def history_sample(
     The state of the draws lives in the sampler: a new iteration, or one after a checkpoint was
     restored, goes on behind the last batch that was trained on, in the midst of a block too.
 
+    Under a strategy of several replicas (not of several processes) compile the model first. Each
+    replica has draws and rows of its own, and there is one memory, which learns from all of them.
+
     A pass is ⌈n/b⌉ batches, whichever examples these are; `.repeat()` has no end. Augmentation
     goes behind it: `.map(lambda x, y, drawn: (augment(x), y, drawn))` on whole batches.
 
@@ -74,7 +79,7 @@ def history_sample(
         source: `(x, y)`, nests of arrays, which TensorFlow gathers from; or random access to
             examples `(x, y)`, or `{"image": x, "label": y}` as TFDS has them, which Python reads.
         sampler: of `tfi.samplers`, for as many examples as the source has.
-        batch_size: b.
+        batch_size: b; under a strategy that of all replicas of the process together.
         block: K, batches that are planned at once. By default as many as have an eighth of the
             examples, 32 at most; larger ones are drawn by older scores. Under a switch 1, 2, 4, 8.
         presample_size: B ≥ b; None for no fresh scores.
@@ -102,17 +107,24 @@ def history_sample(
         sampler = _composed(sampler, presample_size, switch, scorer, resampling, smoothing)
         sampler.bind(model)
     sampler.build(size)
+    sampler.replicas = replicas = _replicas(sampler)
+    if batch_size % replicas:
+        raise ValueError(
+            f"batch_size is of all {replicas} replicas together, and must be a multiple of their "
+            f"number; got {batch_size}."
+        )
+    batch_size //= replicas
     sampler.check_batch_size(batch_size)
     sampler.attach(gather)
-    largest = sampler.largest_block(batch_size)
+    largest = max(1, sampler.largest_block(batch_size) // replicas)
     if block is None:
-        block = sampler.default_block(batch_size)
+        block = max(1, sampler.default_block(batch_size) // replicas)
     if arguments.positive_integer("block", block) > largest:
         raise ValueError(
             f"{type(sampler).__name__} for {size} examples plans blocks of {largest} batches of "
-            f"{batch_size} at most; got block={block}."
+            f"{batch_size * replicas} at most; got block={block}."
         )
-    drawing = sampler.drawing(batch_size)
+    drawing = dataclasses.replace(sampler.drawing(batch_size), replicas=replicas)
     if drawing.fresh is not None:
         if isinstance(source, tuple) and len(source) == 3:
             raise ValueError(
@@ -127,8 +139,8 @@ def history_sample(
         sampler,
         gather,
         batch_size,
-        block,
-        -(-size // batch_size),
+        block * replicas,
+        -(-size // (batch_size * replicas)) * replicas,
         seed,
         lagging=ahead or block > 1,
         drawing=drawing,
@@ -137,6 +149,12 @@ def history_sample(
     batches = batches.prefetch(1) if ahead else batches
     # No further prefetch of tf.data's own: a block waits for no more than it has to.
     return marks.put(batches.with_options(compat.data_options(ahead=False)), drawing)
+
+
+def _replicas(sampler: samplers.Sampler) -> int:
+    """How many replicas of this process train on what a sampler draws."""
+    model = sampler.trained_model
+    return 1 if model is None else processes.replicas_here(model.distribute_strategy)
 
 
 def _composed(

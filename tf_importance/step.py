@@ -395,10 +395,15 @@ class Step:
             unbiased = self.unbiased
             fully = weights * tf.math.divide_no_nan(unbiased, drawn)
             batch_square = self._squares(labels, passed, tf.cast(fully, tf.float32)).batch
-        of_uniform = gain.uniform_square_by(of_each, unbiased, batch_square, self._presampled())
+        presampled, replicas = self._presampled(), _replicas()
+        of_uniform = gain.uniform_square_by(of_each, unbiased, batch_square, presampled, replicas)
+        of_drawn = squares.batch
+        if replicas > 1:
+            mean_square = gain.mean_square_by(of_each, drawn, of_drawn, presampled)
+            of_drawn = gain.joint_square(of_drawn, mean_square, replicas)
         sampler = self.model.sampler
         mean = tf.reduce_mean(drawn) if sampler.is_normalized else tf.constant(1.0)
-        sampler.journal.write(told.row[0], self._of_row(scores), [of_uniform, squares.batch, mean])
+        sampler.journal.write(told.row[0], self._of_row(scores), [of_uniform, of_drawn, mean])
         return weights
 
     def _presampled(self) -> gain.Presampled | None:
@@ -601,3 +606,8 @@ class Step:
         if processes.are_several(self.model.distribute_strategy):
             return logs
         return compat.logs_of_a_replica(logs)
+
+
+def _replicas() -> int:
+    """R, of whose gradients a step takes the mean."""
+    return tf.distribute.get_strategy().num_replicas_in_sync

@@ -55,6 +55,7 @@ class SharedScores(Sampler):
     """
 
     follows_training = True
+    serves_replicas = False
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import proposals
+from tf_importance import compat, proposals
 from tf_importance.arguments import positive_integer
 from tf_importance.draws import Draws, Seen
 from tf_importance.journal import Journal
@@ -28,6 +28,8 @@ UNIFORM_SHARE = 0.01
 # By default a block is no larger than this share of the data, and of so many batches at most.
 _OF_THE_DATA = 1 / 8
 _LARGEST_BLOCK = 32
+# Numbers of batches, and their size.
+_PART = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int64))
 
 
 class Draw(NamedTuple):
@@ -109,7 +111,15 @@ class Visit(NamedTuple):
     scores: tf.Tensor
 
 
-class Sampler(tf.Module):
+class _Unmirrored(type(tf.Module)):  # type: ignore[misc]
+    """Makes one memory for all replicas, also in the scope of their strategy."""
+
+    def __call__(cls, *args, **kwargs):
+        with compat.unmirrored():
+            return super().__call__(*args, **kwargs)
+
+
+class Sampler(tf.Module, metaclass=_Unmirrored):
     """Chooses examples by what earlier visits to them saw.
 
     A pipeline plans a block of K batches at once (`plan`); the training steps on them write what
@@ -144,6 +154,8 @@ class Sampler(tf.Module):
             the gain, which they are compared with.
         follows_training: whether it learns in `maintain`, after each step, and `begin` and `end`
             must be called; else it learns between blocks.
+        serves_replicas: whether several replicas of a process may train on what it draws.
+        replicas: how many do.
     Raises:
         ValueError: num_examples is not a positive integer, or gain_smoothing out of range.
     """
@@ -157,6 +169,8 @@ class Sampler(tf.Module):
     is_normalized = False
     is_compared = True
     follows_training = False
+    serves_replicas = True
+    replicas = 1
 
     def __new__(cls, *args, **kwargs):
         """Note what it is made of: a copy is made anew, and its variables set."""
@@ -186,7 +200,7 @@ class Sampler(tf.Module):
         # Of a function: what a tf.Module holds as a dict becomes part of checkpoints.
         self._compiled = {
             # A part of a block has any length.
-            "planned": tf.function(self._planned, autograph=False, reduce_retracing=True),
+            "planned": tf.function(self._planned, _PART, autograph=False),
             "put_plan": tf.function(self._put_plan, autograph=False),
             "take_up": tf.function(self._take_up_finished, autograph=False),
         }.__getitem__
@@ -316,7 +330,8 @@ class Sampler(tf.Module):
         num_examples = positive_integer("num_examples", num_examples)
         if not self.num_examples:
             self.num_examples = num_examples
-            self._build()
+            with compat.unmirrored():
+                self._build()
         elif self.num_examples != num_examples:
             raise ValueError(
                 f"sampler was made for num_examples={self.num_examples}, and the source has "
@@ -378,7 +393,8 @@ class Sampler(tf.Module):
 
     def planned(self, first: int, end: int, batch_size: int) -> tuple[Draws, tf.Tensor]:
         """What is planned of batches first … end − 1, and their numbers: [M, b] each."""
-        return self._compiled("planned")(tf.range(first, end, dtype=tf.int64), batch_size)
+        size = tf.constant(batch_size, tf.int64)
+        return self._compiled("planned")(tf.range(first, end, dtype=tf.int64), size)
 
     def put_plan(
         self, batches: int, size: int, seed: int | None, compares: bool
@@ -391,7 +407,7 @@ class Sampler(tf.Module):
         """Learn what the steps on batches before `end` saw."""
         self._compiled("take_up")(tf.constant(end, tf.int64), batch_size, self.compares)
 
-    def _planned(self, numbers: tf.Tensor, batch_size: int) -> tuple[Draws, tf.Tensor]:
+    def _planned(self, numbers: tf.Tensor, batch_size: tf.Tensor) -> tuple[Draws, tf.Tensor]:
         rows = tf.repeat(numbers[:, tf.newaxis], batch_size, axis=1)
         return self.journal.plans(numbers, batch_size), rows
 
@@ -409,6 +425,7 @@ class Sampler(tf.Module):
     def _with_uniform(self, draws: Draws, first: tf.Tensor, seed: tf.Tensor) -> Draws:
         """With uniform batches in the place of one in 32."""
         numbers = first + tf.range(draws.kinds.shape[0], dtype=tf.int64)
+        numbers //= self.replicas
         there = tf.equal(numbers % _COMPARED_EVERY, _COMPARED_FIRST) & self._are_drawn(draws)
         # By other random numbers than the draws.
         seeds = tf.stack([seed, -1 - first])
@@ -468,6 +485,11 @@ class Sampler(tf.Module):
                 f"{model.name!r} would mix its scores with that one's; make a sampler for each."
             )
         self._model = weakref.ref(model)
+
+    @property
+    def trained_model(self):
+        """The model that was compiled with it, None for none yet."""
+        return self._model()
 
     @property
     def model(self):
@@ -585,9 +607,9 @@ def check(sampler: Any, replicas: int) -> None:
         )
     if sampler is not None and not isinstance(sampler, Sampler):
         raise TypeError(f"sampler must be one of tfi.samplers, or None; got {sampler!r}.")
-    if sampler is not None and replicas > 1:
+    if sampler is not None and replicas > 1 and not sampler.serves_replicas:
         raise ValueError(
-            "samplers with memory work on one replica of a process, since all would write to one "
-            f"memory; got a strategy of {replicas}. importance_sample works on several, and "
-            "tfi.distributed.Peer on one in each of several processes."
+            f"a {type(sampler).__name__} works on one replica of a process; got a strategy of "
+            f"{replicas}. RAIS, Proportional, RankBased, Stratified, Inclusion and Fresh work on "
+            "several, and importance_sample does."
         )

@@ -30,6 +30,7 @@ class Oracle(Sampler):
     may_draw_ahead = False
     # It knows the gain.
     is_compared = False
+    serves_replicas = False
 
     def __init__(
         self,

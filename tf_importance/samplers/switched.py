@@ -96,6 +96,7 @@ class Switched(Over):
 
     # Its switch does it.
     is_compared = False
+    serves_replicas = False
 
     def __init__(
         self, samplers: Sequence[Sampler], by: switches.Gain, *, smoothing: float | None = None
