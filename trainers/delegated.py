@@ -40,7 +40,8 @@ def define(values: flags.FlagValues) -> None:
     own(number, "other_smoothing", 0.0, "A second constant to report √Tr Σ for, as figure 4 does.")
     own(number, "staleness_seconds", None, "Scores older than this do not count (section B.1).")
     own(integer, "staleness_versions", None, "Scores by parameters older than this do not count.")
-    own(text, "unscored", "mean", "Examples without a score that counts: mean, or leave_out.")
+    unscored = "Examples without a score that counts: leave_out (of a master), or mean (of peers)."
+    own(text, "unscored", None, unscored)
     own(integer, "publish_every", 50, "Steps from one publication of the parameters to the next.")
     own(integer, "push_every", 10, "Steps from one push of a peer's scores to the next.")
     own(number, "pull_seconds", 1.0, "From one pull of scores to the next.")

@@ -14,6 +14,8 @@ import tf_importance as tfi
 from tests.distributed.conftest import Clock, N, compile_model, score_all, until
 from tf_importance import distributed, random_access, stores
 from tf_importance.distributed import exchange as exchanges
+from tf_importance.distributed import shared
+from tf_importance.distributed import worker as worker_module
 
 SHARD = 32
 
@@ -188,6 +190,101 @@ def test_those_without_a_score_have_the_mean_or_are_left_out(data, make_model, m
             assert abs((values := known.scores[indices] * weights).mean() - scores.mean()) < (
                 5 * values.std() / np.sqrt(len(values)) + 1e-3 * scores.mean()
             )
+
+
+def test_a_master_leaves_out_who_has_no_score_and_a_peer_does_not(make_model, meeting):
+    assert distributed.Master(N, make_model(), meeting())._leave_out
+    assert not distributed.Peer(N, make_model(), meeting())._leave_out
+
+
+@pytest.mark.parametrize("absurd", [1e30, 3e38])
+def test_one_absurd_score_does_not_capture_the_draws(absurd, data, make_model, meeting):
+    sampler = master(make_model(), meeting("master"))
+    sampler.store.clear()
+    tfi.history_sample(data, sampler, 8)
+    sampler._start = lambda: None
+    sampler.begin()
+    values = np.random.default_rng(0).gamma(2.0, 1.0, N).astype(np.float32)
+    values[5] = absurd
+    sampler.exchange.once()
+    version, now = int(sampler.version.numpy()), sampler.store.now()
+    for shard, scores in enumerate(values.reshape(3, SHARD)):
+        sampler.store.write([stores.Message(shard, scores, version, now)])
+    sampler.exchange.once()
+    assert float(sampler.logs()["outliers"]) == 1
+    indices, weights = drawn(sampler)
+    share = (indices == 5).mean()
+    assert 0.3 < share < 0.7, "a hundred of about N means"
+    assert weights.max() < 2.5 * N
+    # Unbiased all the same.
+    assert abs(weights.mean() - 1) < 5 * weights.std() / np.sqrt(len(weights))
+
+
+def test_a_full_store_is_asked_less_and_less_often(data, make_model, meeting, monkeypatch):
+    """Until it has room again; other troubles are asked about four times a second."""
+    sampler = master(make_model(), meeting("master"))
+    tfi.history_sample(data, sampler, 8)
+    sampler._start = lambda: None
+    sampler.begin()
+    exchange, store = sampler.exchange, sampler.store
+
+    def failing(kind):
+        def publish(*_):
+            raise store.error(kind, "no", "Wait.")
+
+        return publish
+
+    pauses = []
+    kinds = [stores.OutOfMemory] * 7 + [stores.Unreachable, None]
+    for kind in kinds:
+        sampler._snapshot()
+        with monkeypatch.context() as patched:
+            if kind is not None:
+                patched.setattr(store, "publish", failing(kind))
+            assert exchange.attempt() == (kind is None)
+        pauses.append(exchange._retry_seconds)
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 0.25, 0.25]
+
+
+def test_no_limit_is_below_what_there_is():
+    limit = shared.largest_credible
+    assert limit(np.zeros(9)) == limit(np.zeros(0)) == np.inf
+    assert limit(np.array([2.0])) == 200
+    assert limit(np.array([1.0, 1.0, 1e9])) == 100
+    many = np.random.default_rng(0).pareto(1.5, 10_000)
+    assert (many > limit(many)).sum() < 10
+
+
+def test_leases_are_kept_while_scoring_goes_on(data, make_model, meeting, monkeypatch):
+    """A shard that takes three leases: fewer are scored at once, and nobody else gets it."""
+    sampler = master(make_model(), meeting("master"), shard_size=N)
+    tfi.history_sample(data, sampler, 8)
+    sampler._start = lambda: None
+    sampler.begin()
+    sampler.exchange.once()
+    clock = Clock()
+    monkeypatch.setattr(worker_module, "time", clock)
+    monkeypatch.setattr(stores.MemoryStore, "now", lambda _: 1e9 + clock.monotonic())
+    store, stolen = meeting("worker"), []
+    one = distributed.Worker(make_model(), data, store, shard_size=N, lease_seconds=1.0)
+    thief = meeting("thief")
+    score = one._scores
+
+    def slow(start, end):
+        clock.jump(3.0 * (end - start) / N)
+        thief.join(one.description)
+        stolen.append(thief.lease("thief", 1000, 1e-3) is not None)
+        return score(start, end)
+
+    one._scores = slow
+    for _ in range(6):
+        clock.jump(1.0)
+        sampler._snapshot()
+        sampler.exchange.once()
+        one.step()
+    # Passes of 96, 48 and 24 were too long.
+    assert stolen[0] and not any(stolen[3:]) and len(stolen) > 12
+    assert one._at_once < N and one.scored >= 2 * N
 
 
 def test_zero_and_broken_scores_are_drawn_all_the_same(data, make_model, meeting):

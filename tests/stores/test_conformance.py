@@ -312,3 +312,21 @@ def test_urls_that_name_no_store_are_refused():
     with pytest.raises(ValueError, match="name"):
         open_store("memory://", "a*b")
     assert open_store("memory://").address == open_store("memory://").address
+
+
+def test_a_lease_is_renewed_by_its_owner_alone(store):
+    lease = store.lease("a", 1, 1e6)
+    assert store.renew(lease, 1e6)
+    assert not store.renew(lease._replace(token="another"), 1e6)
+    size = len(store.layout.examples(lease.shard))
+    scores = np.ones(size, np.float32)
+    store.write([Message(lease.shard, scores, 1, store.now(), lease=lease.token)])
+    assert not store.renew(lease, 1e6), "it was given back"
+
+
+def test_a_lease_that_ran_out_and_is_anothers_is_not_renewed(store):
+    lease = store.lease("a", 1, 0.001)
+    time.sleep(0.01)
+    others = [store.lease("b", 1, 1e6) for _ in range(store.layout.shards)]
+    assert lease.shard in {one.shard for one in others}
+    assert not store.renew(lease, 1e6)

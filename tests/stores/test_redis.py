@@ -1,9 +1,16 @@
 """What a real Redis server does to a run, and what the run's processes then say."""
 
+import contextlib
 import json
 import logging
+import pathlib
 import shutil
+import socket
+import socketserver
 import subprocess
+import tempfile
+import threading
+import time
 import traceback
 
 import numpy as np
@@ -361,3 +368,228 @@ def test_who_reads_while_parameters_are_published_reads_them_whole(store, monkey
     monkeypatch.setattr(store._client, "get", twice)
     with pytest.raises(stores.Corrupt, match="publish less often"):
         store.parameters()
+
+
+# Faults of servers and lines --------------------------------------------------------------------
+
+
+def test_a_demoted_server_is_left(store, raw):
+    """Its connections are dropped: the next one may lead to another server."""
+    before = store._client.client_id()
+    assert store._client.client_id() == before, "a connection is kept while all is well"
+    raw.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(stores.Unreachable, match="for now"):
+            store.write([message(store=store)])
+    finally:
+        raw.replicaof("NO", "ONE")
+    assert store._client.client_id() != before
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["NOREPLICAS few", "CLUSTERDOWN no slots", "LOADING data", "MISCONF disk", "NOSCRIPT x"],
+)
+def test_what_passes_is_waited_for(store, reply):
+    with pytest.raises(stores.Unreachable, match="for now"):
+        raise store._of_response(reply)
+    with pytest.raises(stores.StoreError, match="node of a Redis Cluster.*single server"):
+        raise store._of_response("MOVED 1 host:1")
+
+
+def test_a_full_chunk_takes_no_more_than_it_holds(redis_server, raw):
+    """A little more falls into an allocator's class of 10 MB."""
+    with RedisStore(redis_server.url, "chunks")._client as client:
+        for size, taken in ((stores.redis.CHUNK, 1.01), (8 * 2**20, 1.2)):
+            client.set("tfi:{chunks}:one", b"x" * size)
+            used = raw.memory_usage("tfi:{chunks}:one", samples=0)
+            assert used < 1.01 * size if taken == 1.01 else used > taken * size
+        client.unlink("tfi:{chunks}:one")
+
+
+def test_a_publication_that_was_broken_off_leaves_nothing_to_the_next(store, raw, monkeypatch):
+    fence = store.take_over()
+    store.publish(b"before" * 500, fence)
+    client, calls = store._client, []
+
+    def cut(key, part, **options):
+        calls.append(key)
+        if len(calls) == 3:
+            raise redis.exceptions.ConnectionError("cut")
+        return type(client).set(client, key, part, **options)
+
+    monkeypatch.setattr(client, "set", cut)
+    with pytest.raises(stores.Unreachable):
+        store.publish(b"broken" * 1000, fence)
+    monkeypatch.undo()
+    assert len(raw.keys("*parameters:*")) == 3 + 2
+    assert store.publish(b"x" * 1500, fence) == 2
+    assert len(raw.keys("*parameters:*")) == 3 + 2, "of the last one and of its former"
+    assert not raw.exists("tfi:{faults}:begun")
+    assert store.parameters() == (2, b"x" * 1500)
+
+
+def test_a_former_master_does_not_delete_what_the_next_one_publishes(store, raw):
+    first, second = store.take_over(), store.take_over()
+    store.publish(b"second", second)
+    with pytest.raises(stores.Superseded):
+        store.publish(b"first", first)
+    assert store.parameters().blob == b"second"
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "noeviction"])
+def test_a_server_that_deletes_keys_is_told_of(redis_server, raw, policy, caplog):
+    raw.config_set("maxmemory-policy", policy)
+    raw.config_set("maxmemory", 2**30)
+    store = RedisStore(redis_server.url, "evicted", "master")
+    try:
+        with caplog.at_level(logging.WARNING):
+            store.create(DESCRIPTION)
+    finally:
+        raw.config_set("maxmemory", 0)
+        raw.config_set("maxmemory-policy", "noeviction")
+        store.clear()
+    assert ("maxmemory-policy allkeys-lru" in caplog.text) == (policy != "noeviction")
+
+
+def test_shards_that_the_server_forgot_are_scored_again(store, raw):
+    all_shards = set(range(store.layout.shards))
+    assert store.lease("a", 1, 1e3).shard in all_shards
+    raw.delete("tfi:{faults}:waiting")
+    leased = [store.lease("b", 1, 1e3) for _ in all_shards]
+    assert [one is None for one in leased] == [False] * (len(all_shards) - 1) + [True]
+    raw.delete("tfi:{faults}:leased", "tfi:{faults}:holders")
+    assert {store.lease("c", 1, 1e3).shard for _ in all_shards} == all_shards
+
+
+def test_a_run_that_is_created_between_two_questions_is_found(redis_server, store, monkeypatch):
+    worker, asked = RedisStore(redis_server.url, "faults", "worker"), []
+
+    def early(key, *names):
+        asked.append(key)
+        found = type(worker._client).hmget(worker._client, key, *names)
+        return [None] * len(names) if len(asked) == 1 else found
+
+    monkeypatch.setattr(worker._client, "hmget", early)
+    assert worker.join(DESCRIPTION) == store.run
+
+
+REPLIES = [
+    *(b"", b"\x00\xff\x13\r\n", b"hello\r\n", b"+OK\r\n", b"-ERR odd\r\n", b":7\r\n", b"$-1\r\n"),
+    *(b"*-1\r\n", b"*0\r\n", b":99999999999999999999999\r\n", b":x\r\n", b"$3\r\nabc\r\n"),
+    *(b"$99\r\nabc", b"$x\r\n", b"*2\r\n:1\r\n$1\r\nx\r\n", b"*1\r\n*1\r\n:1\r\n", b"*x\r\n"),
+    *(b"-NOSCRIPT x\r\n", b"-MOVED 1 host:1\r\n", b"%1\r\n:1\r\n:1\r\n", b"-\r\n", b"_\r\n"),
+]
+
+
+@pytest.fixture
+def babbler():
+    """A server that answers each question by the same bytes, and hangs up after some."""
+    replies = [b""]
+
+    class Babble(socketserver.BaseRequestHandler):
+        def handle(self):
+            with contextlib.suppress(OSError):
+                for _ in range(12):
+                    if not self.request.recv(65_536):
+                        return
+                    self.request.sendall(replies[0])
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address, daemon_threads = True, True
+
+    with Server(("127.0.0.1", 0), Babble) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.server_address[1], replies
+        server.shutdown()
+        thread.join()
+
+
+def test_nothing_but_its_own_errors_leaves_a_store(babbler):
+    port, replies = babbler
+    rng = np.random.default_rng(0)
+    random = [bytes(rng.integers(256, size=size, dtype=np.uint8)) for size in (1, 7, 40)]
+    for replies[0] in [*REPLIES, *(part + b"\r\n" for part in random)]:
+        store = RedisStore(f"redis://127.0.0.1:{port}", "fuzz", "worker", timeout=0.05)
+        store._run = stores.base.Run("id", 0.0, DESCRIPTION)
+        record = Message(0, np.ones(4, np.float32), 1, 5.0, np.arange(4))
+        for ask in (
+            store.now,
+            lambda store=store: store.create(DESCRIPTION),
+            lambda store=store: store.join(DESCRIPTION),
+            store.take_over,
+            lambda store=store: store.publish(b"blob", 1),
+            store.parameters,
+            lambda store=store, record=record: store.write([record]),
+            store.changes,
+            lambda store=store: store.read([0, 1]),
+            lambda store=store: store.lease("a", 1, 1.0),
+            lambda store=store: store.renew(stores.Lease(0, "a"), 1.0),
+            lambda store=store: store.report("a", {"x": 1.0}),
+            store.reports,
+        ):
+            with contextlib.suppress(stores.StoreError):
+                ask()
+        store.close()
+
+
+@pytest.mark.slow
+def test_sentinels_lead_to_the_next_primary():
+    first = RedisServer()
+    second = RedisServer("--replicaof", "127.0.0.1", str(first.port))
+    with tempfile.TemporaryDirectory() as folder:
+        config = pathlib.Path(folder, "sentinel.conf")
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        config.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
+            f"sentinel monitor tfi 127.0.0.1 {first.port} 1\n"
+            "sentinel down-after-milliseconds tfi 500\nsentinel failover-timeout tfi 2000\n"
+        )
+        sentinel = subprocess.Popen(
+            ["redis-server", str(config), "--sentinel"], stdout=subprocess.DEVNULL
+        )
+        try:
+            url = f"redis+sentinel://127.0.0.1:{port}/tfi/0"
+            store = open_store(url, "sentinels", "master")
+            _until(lambda: store.create(DESCRIPTION))
+            with redis.Redis(port=first.port) as raw:
+                _until(lambda: raw.wait(1, 1000) == 1 or _again())
+                store.write([message(store=store)])
+                assert raw.wait(1, 60_000) == 1
+                _until(lambda: raw.info("replication")["connected_slaves"] == 1 or _again())
+            first.kill()
+            _until(lambda: store.write([message(1, 2, store=store)]))
+            assert store.changes().shards == [0, 1], "nothing is lost"
+            store.close()
+        finally:
+            sentinel.kill()
+            sentinel.wait()
+            first.close()
+            second.close()
+
+
+def _again():
+    raise stores.Unreachable("not yet", role="test", store="", remedy="")
+
+
+def _until(ask, seconds=120.0):
+    """What does not go well yet is asked for again, however long a loaded machine takes."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except stores.StoreError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_schemes_in_any_case_and_of_valkey(redis_server):
+    for scheme in ("REDIS", "valkey", "Valkey"):
+        store = open_store(redis_server.url.replace("redis", scheme, 1), "schemes")
+        assert store.now() > 0
+        store.close()
+    with pytest.raises(ValueError, match="names the service"):
+        open_store("redis+sentinel://localhost:1", "schemes")

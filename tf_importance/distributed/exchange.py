@@ -12,6 +12,8 @@ from tf_importance.distributed.mirror import Mirror
 
 _LOG = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.25
+# A store that is full is asked less and less often, down to once in so many.
+_LONGEST_RETRY_SECONDS = 8.0
 # 12 MB of the largest ones.
 _SHARDS_AT_ONCE = 256
 
@@ -52,7 +54,7 @@ class Exchange:
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._said = ""
+        self._said, self._retry_seconds = "", _RETRY_SECONDS
         self._contact = self._last_whole = self._last_pull = time.monotonic()
 
     @property
@@ -121,8 +123,11 @@ class Exchange:
         try:
             while not self._stop.is_set():
                 due = self._until_pull() <= 0
-                pause = self._until_pull() if self.attempt(due) else _RETRY_SECONDS
-                self._wake.wait(pause)
+                went_well = self.attempt(due)
+                pause = self._until_pull() if went_well else self._retry_seconds
+                # Who publishes wakes it at each turn: a store that is full is left alone even so.
+                waited = self._stop if self._retry_seconds > _RETRY_SECONDS else self._wake
+                waited.wait(pause)
                 self._wake.clear()
         except BaseException as error:  # raised again where the training is
             self._failure = error
@@ -145,11 +150,14 @@ class Exchange:
             self._say(error, "Beginning it anew.")
             return self._began_anew()
         except stores.StoreError as error:
+            is_full = isinstance(error, stores.OutOfMemory)
+            longer = min(2 * self._retry_seconds, _LONGEST_RETRY_SECONDS)
+            self._retry_seconds = longer if is_full else _RETRY_SECONDS
             # What was begun and not ended counts for nothing.
             self._contact = self._last_whole
             self._say(error, "Trying again.")
             return False
-        self._said = ""
+        self._said, self._retry_seconds = "", _RETRY_SECONDS
         return True
 
     def _until_pull(self) -> float:

@@ -95,6 +95,7 @@ class Master(SharedScores):
             super()._make_state()
             return
         self.usable = tf.Variable(0.0, trainable=False, name="usable")
+        self.outliers = tf.Variable(0.0, trainable=False, name="outliers")
         self.scores = tf.Variable(tf.zeros([self.num_examples]), trainable=False, name="scores")
         # Draws that the barrier has let through, and those made.
         self.turns = tf.Variable([0, 0], dtype=tf.int64, trainable=False, name="turns")

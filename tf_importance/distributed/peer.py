@@ -34,6 +34,9 @@ class Peer(SharedScores):
         ValueError: as `SharedScores`; or it is made under a strategy.
     """
 
+    # Who is never drawn is never scored.
+    unscored = "mean"
+
     def __init__(
         self,
         num_examples: int,

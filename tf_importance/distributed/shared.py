@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
@@ -21,16 +22,17 @@ _FLOOR = 1e-3
 _UNIFORM = [0.0, 1.0, 1.0]
 
 UNSCORED = ("mean", "leave_out")
+# A score counts as no more than so many times the mean of all but the largest hundredth.
+_OUTLIER, _TRIMMED = 100.0, 0.01
 
 
 class SharedScores(Sampler):
     """Draw by p_i ∝ ω̃_i + c of the scores in a store; what master and peers have in common.
 
-    A thread pulls the scores that changed and puts them into a tree, while steps go on. An example
-    without a score that counts is taken to have the mean of the others, so that every example can
-    be drawn at any time and the weights 1/(n p_i) are unbiased, however stale the scores. While
-    there is no such score, or the store has been silent for `fallback_seconds`, all are drawn
-    alike, with weights 1.
+    A thread pulls the scores that changed and puts them into a tree, while steps go on. While there
+    is no score that counts, or the store has been silent for `fallback_seconds`, all examples are
+    drawn alike, with weights 1. One absurd score would capture all draws: none counts as more than
+    100 times the mean of the others; the log `outliers` has how many would.
 
     Args:
         num_examples: n.
@@ -40,9 +42,12 @@ class SharedScores(Sampler):
         staleness: which scores count (section B.1); by default all.
         smoothing: c ≥ 0 (section B.3), or a function of the usable scores such as
             `TargetEntropy`.
-        unscored: "mean", as above; or "leave_out", the paper's way: such examples are not drawn,
-            and weights make up for the difference to the mean over the others only. Unbiased if who
-            is left out does not depend on what their gradients are.
+        unscored: what becomes of examples without a score that counts. "leave_out", the paper's way
+            (B.1): they are not drawn, and the weighted mean is that over the others. Unbiased over
+            time, as workers score all examples in turn and who is left out at one time does not
+            depend on the gradients. "mean": they have the mean score of the others, so that the
+            mean over all is unbiased at any time; where few are scored, most draws are of these,
+            and sampling is little better than uniform. By default as the kind of sampler says.
         pull_seconds: from one pull to the next.
         fallback_seconds: how long the store may be silent.
         shard_size: as in `stores.Description`.
@@ -50,12 +55,14 @@ class SharedScores(Sampler):
     Attributes:
         mirror: the scores as they were last pulled.
         usable: variable, share of the examples whose score counts.
+        outliers: variable, how many scores were cut down when they were last taken up.
     Raises:
         ValueError: an argument is out of range.
     """
 
     follows_training = True
     serves_replicas = False
+    unscored = "leave_out"
 
     def __init__(
         self,
@@ -66,7 +73,7 @@ class SharedScores(Sampler):
         scorer: scorers.Scorer = scorers.gradient_norm,
         staleness: Staleness = Staleness(),  # noqa: B008  frozen
         smoothing: float | Smoothing = 0.0,
-        unscored: str = "mean",
+        unscored: str | None = None,
         pull_seconds: float = 1.0,
         fallback_seconds: float = 10.0,
         shard_size: int = 0,
@@ -83,6 +90,7 @@ class SharedScores(Sampler):
                 "fallback_seconds must be longer than pull_seconds, or each pause is taken for "
                 f"silence; got {fallback_seconds} and {pull_seconds}."
             )
+        unscored = self.unscored if unscored is None else unscored
         if unscored not in UNSCORED:
             raise ValueError(f"unscored must be one of {', '.join(UNSCORED)}; got {unscored!r}.")
         self.store = store
@@ -109,6 +117,7 @@ class SharedScores(Sampler):
             float(self.num_examples), dtype=tf.float64, trainable=False, name="population"
         )
         self.usable = tf.Variable(0.0, trainable=False, name="usable")
+        self.outliers = tf.Variable(0.0, trainable=False, name="outliers")
 
     # Draws --------------------------------------------------------------------------------
 
@@ -124,7 +133,8 @@ class SharedScores(Sampler):
         return Draw(drawn.indices, tf.cast(weights, tf.float32))
 
     def logs(self) -> dict[str, tf.Tensor]:
-        return {**super().logs(), "usable": tf.identity(self.usable)}
+        own = {"usable": tf.identity(self.usable), "outliers": tf.identity(self.outliers)}
+        return {**super().logs(), **own}
 
     # The course of a training -------------------------------------------------------------
 
@@ -197,6 +207,9 @@ class SharedScores(Sampler):
     def _take_up(self) -> None:
         """Put what changed into the tree, and draw by it."""
         scores = self.mirror.usable_scores()
+        limit = largest_credible(scores)
+        outliers = int((scores > limit).sum())
+        scores = np.minimum(scores, limit)
         constant = self.constant(scores)
         with self._lock:
             if constant is None:
@@ -204,7 +217,9 @@ class SharedScores(Sampler):
                 self._draw_uniformly()
             rows, leaves = self.mirror.leaves()
             if len(rows):
+                leaves[..., 0] = np.minimum(leaves[..., 0], limit)
                 self.tree.update_rows(rows, leaves)
+            self.outliers.assign(float(outliers))
             if constant is not None:
                 unknown = (
                     0.0 if self._leave_out else float(scores.mean(dtype=np.float64)) + constant
@@ -218,3 +233,17 @@ class SharedScores(Sampler):
         if not len(scores) or not scores.max() > 0:
             return None
         return max(self._smoothing(scores), _FLOOR * float(scores.mean(dtype=np.float64)))
+
+
+def largest_credible(scores: np.ndarray) -> float:
+    """What a score counts as at most, however large it is; infinite where all are 0.
+
+    Args:
+        scores: [k] usable ones.
+    """
+    if not len(scores):
+        return math.inf
+    kept = len(scores) - max(1, int(_TRIMMED * len(scores))) if len(scores) > 1 else 1
+    others = np.partition(scores, kept - 1)[:kept]
+    mean = float(others.mean(dtype=np.float64))
+    return _OUTLIER * mean if mean > 0 else math.inf

@@ -27,6 +27,8 @@ _IDLE_SECONDS = 0.02
 _PATIENCE_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
 _REPORT_SECONDS = 1.0
+# Parts of a lease that a pass may take, and beyond which fewer or more are scored at once.
+_LARGE, _SMALL = 1 / 4, 1 / 64
 # What passes by itself, or once another process has done its part.
 _PASSING = (stores.Unreachable, stores.OutOfMemory, stores.NoRun, stores.Corrupt)
 
@@ -35,7 +37,8 @@ class Worker:
     """Pulls parameters, leases a shard, scores it, pushes the scores; and again.
 
     It knows the store alone, and waits for a run there. Any number of workers may join and leave a
-    run at any time: the shard of one that dies or hangs is free again when its lease runs out.
+    run at any time: the shard of one that dies or hangs is free again when its lease runs out. A
+    lease is renewed while scoring goes on.
 
     Args:
         model: an ISModel around the same net as the master's, compiled with the same loss.
@@ -43,7 +46,7 @@ class Worker:
         store: where to meet.
         name: its own, for reports; by default of host, process and a random part.
         scorer: `(model, x, y) -> [b]`.
-        scored_at_once: examples in one pass.
+        scored_at_once: examples in one pass, at most; fewer where that takes long for a lease.
         lease_seconds: how long others leave a shard to this worker.
         shard_size: of the run, if its master did not leave it at the default.
         progress: called with the number of examples scored, after each shard.
@@ -64,7 +67,7 @@ class Worker:
         shard_size: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        self._chunk = positive_integer("scored_at_once", scored_at_once)
+        self._chunk = self._at_once = positive_integer("scored_at_once", scored_at_once)
         if not 0 < lease_seconds < math.inf:
             raise ValueError(f"lease_seconds must be positive and finite; got {lease_seconds}.")
         self._model, self._store, self._lease_seconds = model, store, lease_seconds
@@ -147,9 +150,17 @@ class Worker:
     def _score(self, lease: stores.Lease) -> None:
         now = self._store.now()
         examples = self._store.layout.examples(lease.shard)
-        starts = range(examples.start, examples.stop, self._chunk)
-        ends = [min(start + self._chunk, examples.stop) for start in starts]
-        scores = [np.asarray(self._scores(start, end)) for start, end in zip(starts, ends)]
+        scores, start = [], examples.start
+        renewed = time.monotonic()
+        while start < examples.stop:
+            before, end = time.monotonic(), min(start + self._at_once, examples.stop)
+            scores.append(np.asarray(self._scores(start, end)))
+            start, elapsed = end, time.monotonic() - before
+            self._resize(len(scores[-1]), elapsed / self._lease_seconds)
+            if start < examples.stop and time.monotonic() - renewed > self._lease_seconds / 4:
+                renewed = time.monotonic()
+                if not self._store.renew(lease, self._lease_seconds):
+                    return  # Another has it by now.
         message = stores.Message(
             lease.shard, np.concatenate(scores), self._version, now, lease=lease.token
         )
@@ -157,6 +168,13 @@ class Worker:
         self.scored += len(examples)
         if self._progress is not None:
             self._progress(self.scored)
+
+    def _resize(self, count: int, share: float) -> None:
+        """Score fewer at once where a pass takes much of a lease, renewed between passes."""
+        if share > _LARGE:
+            self._at_once = max(1, count // 2)
+        elif share < _SMALL:
+            self._at_once = min(self._chunk, 2 * self._at_once)
 
     def _report(self) -> None:
         since, before = self._reported

@@ -297,6 +297,10 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
+    def renew(self, lease: Lease, seconds: float) -> bool:
+        """Keep a lease for so long from now; whether it is still its owner's."""
+
+    @abc.abstractmethod
     def report(self, name: str, numbers: Mapping[str, float]) -> None:
         """Leave numbers for others to see; `time` is added."""
 

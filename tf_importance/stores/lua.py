@@ -32,8 +32,14 @@ if kind == 'none' then
       redis.call('DEL', pointer .. ':' .. token .. ':' .. number)
     end
   end
-  for _, name in ipairs({'parameters', 'formers', 'waiting', 'leased', 'holders', 'changes',
-                         'count', 'reports'}) do
+  for _, one in ipairs(redis.call('SMEMBERS', ARGV[1] .. 'begun')) do
+    local token, count = string.match(one, '^(%S+) (%d+)$')
+    for number = 0, tonumber(count or 0) - 1 do
+      redis.call('DEL', pointer .. ':' .. token .. ':' .. number)
+    end
+  end
+  for _, name in ipairs({'parameters', 'formers', 'begun', 'waiting', 'leased', 'holders',
+                         'changes', 'count', 'reports'}) do
     redis.call('DEL', ARGV[1] .. name)
   end
   for shard = 0, tonumber(ARGV[4]) - 1 do
@@ -55,6 +61,28 @@ local following = (tonumber(redis.call('GET', fence) or 0) or 0) + 1
 local number = math.max(following, clock[1] * 1000000 + clock[2])
 redis.call('SET', fence, string.format('%.0f', number))
 return number
+"""
+)
+
+# ARGV: prefix, id, fence, token, chunks, seconds → 1. A publication begins; what is left of those
+# that were begun and not ended is deleted.
+BEGIN = (
+    _SAME_RUN
+    + """
+if (tonumber(redis.call('GET', prefix .. 'fence') or 0) or 0) > tonumber(ARGV[3]) then
+  return redis.error_reply('TFISUPERSEDED')
+end
+local begun = prefix .. 'begun'
+for _, one in ipairs(redis.call('SMEMBERS', begun)) do
+  local token, count = string.match(one, '^(%S+) (%d+)$')
+  for number = 0, tonumber(count or 0) - 1 do
+    redis.call('UNLINK', prefix .. 'parameters:' .. token .. ':' .. number)
+  end
+end
+redis.call('DEL', begun)
+redis.call('SADD', begun, ARGV[4] .. ' ' .. ARGV[5])
+redis.call('EXPIRE', begun, ARGV[6])
+return 1
 """
 )
 
@@ -85,6 +113,7 @@ redis.call('SET', prefix .. 'fence', ARGV[3])
 redis.call('HSET', pointer, 'version', version, 'token', token, 'chunks', chunks, 'size', size,
            'digest', ARGV[9])
 for number = 0, chunks - 1 do redis.call('PERSIST', chunk(token, number)) end
+redis.call('DEL', prefix .. 'begun')
 local formers = prefix .. 'formers'
 if former[2] then
   redis.call('LPUSH', formers, former[2] .. ' ' .. former[3] .. ' ' .. former[4])
@@ -187,7 +216,8 @@ return {count, redis.call('ZRANGEBYSCORE', prefix .. 'changes', '(' .. known, '+
 """
 )
 
-# ARGV: prefix, id, token, version, milliseconds → the shard, or nothing.
+# ARGV: prefix, id, token, version, milliseconds, shards → the shard, or nothing. Shards that the
+# server has forgotten wait again.
 LEASE = (
     _SAME_RUN
     + """
@@ -200,12 +230,33 @@ for _, shard in ipairs(redis.call('ZRANGEBYSCORE', leased, '-inf', now, 'LIMIT',
   redis.call('ZREM', leased, shard)
   redis.call('HDEL', holders, shard)
 end
+local shards = tonumber(ARGV[6])
+if redis.call('ZCARD', waiting) + redis.call('ZCARD', leased) < shards then
+  for shard = 0, shards - 1 do
+    if not redis.call('ZSCORE', waiting, shard) and not redis.call('ZSCORE', leased, shard) then
+      redis.call('ZADD', waiting, 0, shard)
+    end
+  end
+end
 local first = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
 if #first == 0 or tonumber(first[2]) >= tonumber(ARGV[4]) then return false end
 redis.call('ZADD', leased, now + tonumber(ARGV[5]), first[1])
 redis.call('HSET', holders, first[1], ARGV[3] .. ' ' .. first[2])
 redis.call('ZREM', waiting, first[1])
 return tonumber(first[1])
+"""
+)
+
+# ARGV: prefix, id, shard, token, milliseconds → 1 if the lease is still its holder's, else 0.
+RENEW = (
+    _SAME_RUN
+    + """
+local holder, token = redis.call('HGET', prefix .. 'holders', ARGV[3]), ARGV[4]
+if not holder or string.sub(holder, 1, #token + 1) ~= token .. ' ' then return 0 end
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+redis.call('ZADD', prefix .. 'leased', now + tonumber(ARGV[5]), ARGV[3])
+return 1
 """
 )
 

@@ -156,6 +156,13 @@ class MemoryStore(base.Store):
             contents.leases[shard] = (now + seconds, lease.token)
             return lease
 
+    def renew(self, lease: base.Lease, seconds: float) -> bool:
+        with self._held() as contents:
+            if contents.leases.get(lease.shard, (0, ""))[1] != lease.token:
+                return False
+            contents.leases[lease.shard] = (self.now() + seconds, lease.token)
+            return True
+
     def report(self, name: str, numbers: Mapping[str, float]) -> None:
         with self._held() as contents:
             contents.reports[name] = base.as_json({**numbers, "time": self.now()})

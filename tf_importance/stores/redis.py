@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import logging
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +16,33 @@ import numpy as np
 from tf_importance.stores import base, errors, lua
 from tf_importance.stores.records import LARGEST, RECORD, Message, ticks
 
-SCHEMES = ("redis", "rediss", "unix")
-# A string of Redis holds 512 MB; but each chunk has to pass the line within the timeout.
-CHUNK = 8 * 2**20
+# By the scheme of a URL, what redis-py calls it.
+SCHEMES = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "unix": "unix",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "redis+sentinel": "redis",
+}
+_LOG = logging.getLogger(__name__)
+# A string of Redis holds 512 MB; but each chunk has to pass the line within the timeout. With what
+# the server adds to it, it fills a class of 8 MB of its allocator; a little more takes 10.
+CHUNK = 8 * 2**20 - 1024
 _HEADER = 16
 # What becomes of chunks that were written by a master that died before it pointed to them.
 _UNPOINTED_SECONDS = 3600
 # Of former parameters, for those who still read them; the last is kept however large.
 _FORMER_BYTES = 64 * 2**20
 _SHARDS_AT_ONCE = 256
-# Errors that pass without these processes' doing: a script that hangs, a disk that is full.
-_PASSING = ("BUSY ", "MISCONF ")
+# Errors that pass without these processes' doing: a script that hangs or was forgotten once more,
+# a disk that is full, a server that starts, lacks replicas or changes its part.
+_PASSING = (
+    *("BUSY ", "MISCONF ", "LOADING ", "NOREPLICAS ", "CLUSTERDOWN", "MASTERDOWN ", "TRYAGAIN "),
+    *("READONLY ", "NOSCRIPT "),
+)
+# What a client may stumble over in a reply that was damaged on its way.
+_DAMAGED = (ValueError, TypeError, OverflowError, IndexError, KeyError, AttributeError)
 
 
 class RedisStore(base.Store):
@@ -38,7 +55,9 @@ class RedisStore(base.Store):
 
     Args:
         url: redis://[user:password@]host[:port][/database], rediss:// for TLS, or
-            unix://[user:password@]/path; further options as redis-py has them, such as
+            unix://[user:password@]/path; valkey:// and valkeys:// are the same. Or
+            redis+sentinel://[user:password@]host:port[,host:port…]/service[/database], for the
+            master that sentinels name at the time. Further options as redis-py has them, such as
             ?ssl_ca_certs=….
         name: the run's, so that several can share a server.
         role: as in `Store`.
@@ -63,32 +82,39 @@ class RedisStore(base.Store):
         self._redis = _module()
         self._secrets = _secrets(url)
         self._chunk = chunk
+        # A command that was lost is repeated by whoever gave it, who knows what it means.
+        options = {
+            "socket_connect_timeout": timeout,
+            "socket_timeout": timeout,
+            "retry": self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 0),
+        }
         try:
-            # A command that was lost is repeated by whoever gave it, who knows what it means.
-            self._client = self._redis.Redis.from_url(
-                url,
-                socket_connect_timeout=timeout,
-                socket_timeout=timeout,
-                retry=self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 0),
-                retry_on_timeout=False,
-            )
+            self._client = _opened(self._redis, url, options)
         except (ValueError, TypeError) as error:
             # It may name a part of a password as that of something else.
             why = "" if self._secrets or "@" in url else f": {error}"
             raise ValueError(
                 f"{role}: no store has the URL {self.address!r}{why}. Give "
-                "redis://host:port/database, rediss://… for TLS, or unix:///path, with / ? # @ and "
-                "spaces in a password as %2F, %3F, %23, %40 and %20."
+                "redis://host:port/database, rediss://… for TLS, unix:///path, or "
+                "redis+sentinel://host:port/service, with / ? # @ and spaces in a password as %2F, "
+                "%3F, %23, %40 and %20."
             ) from None
 
     # Commands -----------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
-        """Turn redis-py's errors into the store's, without their credentials."""
+        """Turn redis-py's errors into the store's, without their credentials.
+
+        A server that was demoted answers for ever on the connections that there are: they are
+        dropped, so that the next ones go where the name leads by then. So are those that a damaged
+        reply came by.
+        """
         failures = self._redis.exceptions
         try:
             yield
+        except errors.StoreError:
+            raise
         except (failures.AuthenticationError, failures.NoPermissionError) as error:
             raise self._unauthorized(error) from None
         except failures.OutOfMemoryError as error:
@@ -100,9 +126,37 @@ class RedisStore(base.Store):
                 "Start it (redis-server --port …), or check host, port and network.",
             ) from None
         except (failures.ReadOnlyError, failures.TryAgainError, failures.MasterDownError) as error:
+            self._drop_connections()
             raise self._passing(error) from None
+        except failures.MovedError as error:
+            raise self._of_cluster(error) from None
         except failures.ResponseError as error:
             raise self._of_response(str(error)) from None
+        except (failures.RedisError, *_DAMAGED) as error:
+            self._drop_connections()
+            raise self._damaged(error) from None
+
+    def _drop_connections(self) -> None:
+        """All that are idle now, and those in use once they are given back."""
+        self._client.connection_pool.disconnect()
+
+    def _damaged(self, error: Any) -> errors.StoreError:
+        return self.error(
+            errors.Unreachable,
+            "the store's reply makes no sense, and was damaged on its way: "
+            f"{type(error).__name__}: {self._clean(error)}",
+            "If this goes on, see that a Redis server is what answers there, and by the protocol "
+            "that the URL says (rediss:// for TLS).",
+        )
+
+    def _of_cluster(self, error: Any) -> errors.StoreError:
+        return self.error(
+            errors.StoreError,
+            f"the store is a node of a Redis Cluster, and the run's keys are another's: "
+            f"{self._clean(error)}",
+            "Give the URL of a single server, or of its sentinels: a run's scripts touch all its "
+            "keys together, and do not follow a cluster's redirections.",
+        )
 
     def _of_response(self, text: str) -> errors.StoreError:
         """The error that a reply of the server stands for."""
@@ -119,7 +173,10 @@ class RedisStore(base.Store):
         if "OOM" in text:
             return self._full(text)
         if text.startswith(_PASSING):
+            self._drop_connections()
             return self._passing(text)
+        if text.startswith(("MOVED ", "ASK ", "CROSSSLOT ")):
+            return self._of_cluster(text)
         if any(code in text for code in ("NOAUTH", "WRONGPASS", "NOPERM")):
             return self._unauthorized(text)
         return self.error(
@@ -194,20 +251,40 @@ class RedisStore(base.Store):
     def now(self) -> float:
         with self._asking():
             seconds, microseconds = self._client.time()
-        return seconds + microseconds / 1e6
+            return float(seconds) + float(microseconds) / 1e6
 
     def _create(self, description: base.Description) -> base.Run:
         text = base.as_json(description)
         shards = description.layout.shards
+        self._warn_of_eviction()
         return self._parsed(self._run_script(lua.CREATE, uuid.uuid4().hex, text, shards))
 
-    def _find(self) -> base.Run | None:
-        with self._asking():
-            fields = self._client.hmget(
-                f"{self._prefix}run", "magic", "id", "created", "description"
+    def _warn_of_eviction(self) -> None:
+        """Say so where the server may throw a run's keys away to make room."""
+        try:
+            with self._asking():
+                found = self._client.info("memory")
+                policy, limit = str(found["maxmemory_policy"]), int(found["maxmemory"])
+        except errors.StoreError:
+            return  # Not for everybody to see; what is lost then is found out later.
+        if limit and policy != "noeviction":
+            _LOG.warning(
+                "%s: the store %s deletes keys when its memory is full (maxmemory-policy %s): "
+                "scores and parameters may get lost. Set it to noeviction.",
+                *(self.role, self.address, policy),
             )
-            if not any(fields) and not self._client.exists(f"{self._prefix}run"):
-                return None
+
+    def _find(self) -> base.Run | None:
+        names = ("magic", "id", "created", "description")
+        fields: Sequence[bytes | None] = ()
+        # It may be created or deleted between two questions.
+        for _ in range(3):
+            with self._asking():
+                fields = self._client.hmget(f"{self._prefix}run", *names)
+                if any(fields):
+                    break
+                if not self._client.exists(f"{self._prefix}run"):
+                    return None
         return self._parsed(fields)
 
     def _parsed(self, fields: Sequence[bytes | None]) -> base.Run:
@@ -225,7 +302,8 @@ class RedisStore(base.Store):
         return base.Run(name, began, self._described(text))
 
     def take_over(self) -> int:
-        return self._run_script(lua.TAKE_OVER, self.run.id)
+        with self._asking():
+            return int(self._run_script(lua.TAKE_OVER, self.run.id))
 
     # Parameters ---------------------------------------------------------------------------
 
@@ -235,12 +313,14 @@ class RedisStore(base.Store):
         starts = range(0, max(len(blob), 1), self._chunk)
         keys = [self._chunk_key(token, number) for number in range(len(starts))]
         arguments = (token, len(keys), len(blob), self._chunk, _digest(blob), _FORMER_BYTES)
+        # What an earlier publication left that was broken off is deleted first.
+        self._run_script(lua.BEGIN, self.run.id, fence, token, len(keys), _UNPOINTED_SECONDS)
         try:
             with self._asking():
                 for key, start in zip(keys, starts):
                     part = view[start : start + self._chunk]
                     self._client.set(key, part, ex=_UNPOINTED_SECONDS)
-            return self._run_script(lua.PUBLISH, self.run.id, fence, at_least, *arguments)
+                return int(self._run_script(lua.PUBLISH, self.run.id, fence, at_least, *arguments))
         except (errors.OutOfMemory, errors.Superseded, errors.NoRun):
             with self._asking():
                 self._client.unlink(*keys)
@@ -304,15 +384,17 @@ class RedisStore(base.Store):
                     *(message.records(run.created).tobytes(), offsets, message.lease or ""),
                 )
             )
-        return sum(self._run_scripts(lua.WRITE, calls)) if calls else 0
+        with self._asking():
+            return sum(map(int, self._run_scripts(lua.WRITE, calls))) if calls else 0
 
     def changes(self, since: base.Mark = base.Mark()) -> base.Changes:  # noqa: B008
         with self._asking():
             # A server that came back from its disk may have forgotten changes that were seen.
-            incarnation = self._client.info("server")["run_id"]
-        known = since.number if since.incarnation == incarnation else 0
-        count, shards = self._run_script(lua.CHANGES, self.run.id, known)
-        return base.Changes(base.Mark(incarnation, count), sorted(map(self._known_shard, shards)))
+            incarnation = str(self._client.info("server")["run_id"])
+            known = since.number if since.incarnation == incarnation else 0
+            count, shards = self._run_script(lua.CHANGES, self.run.id, known)
+            mark = base.Mark(incarnation, int(count))
+            return base.Changes(mark, sorted(map(self._known_shard, shards)))
 
     def read(self, shards: Sequence[int]) -> list[np.ndarray]:
         found: list[np.ndarray] = []
@@ -320,7 +402,9 @@ class RedisStore(base.Store):
             some = shards[start : start + _SHARDS_AT_ONCE]
             with self._asking():
                 values = self._client.mget([f"{self._prefix}scores:{shard}" for shard in some])
-            found += [self._records(shard, value) for shard, value in zip(some, values)]
+                if len(values) != len(some):
+                    raise ValueError(f"{len(values)} values for {len(some)} keys")
+                found += [self._records(shard, value) for shard, value in zip(some, values)]
         return found
 
     def _records(self, shard: int, value: bytes | None) -> np.ndarray:
@@ -334,9 +418,13 @@ class RedisStore(base.Store):
 
     def lease(self, owner: str, version: int, seconds: float) -> base.Lease | None:
         token = f"{owner}:{uuid.uuid4().hex}".replace(" ", "_")
-        milliseconds = max(1, int(1000 * seconds))
-        shard = self._run_script(lua.LEASE, self.run.id, token, version, milliseconds)
+        arguments = token, version, _milliseconds(seconds), self.layout.shards
+        shard = self._run_script(lua.LEASE, self.run.id, *arguments)
         return None if shard is None else base.Lease(self._known_shard(shard), token)
+
+    def renew(self, lease: base.Lease, seconds: float) -> bool:
+        arguments = lease.shard, lease.token, _milliseconds(seconds)
+        return bool(self._run_script(lua.RENEW, self.run.id, *arguments))
 
     # Others -------------------------------------------------------------------------------
 
@@ -348,7 +436,9 @@ class RedisStore(base.Store):
     def reports(self) -> dict[str, dict[str, float]]:
         with self._asking():
             found = self._client.hgetall(f"{self._prefix}reports")
-        return {str(name, "utf-8", "replace"): self._reported(text) for name, text in found.items()}
+            return {
+                str(name, "utf-8", "replace"): self._reported(text) for name, text in found.items()
+            }
 
     def clear(self) -> None:
         with self._asking():
@@ -370,6 +460,37 @@ def _module() -> Any:
         raise ImportError(
             "a store in Redis needs redis-py: pip install 'tf-importance[redis]'."
         ) from None
+
+
+def _opened(redis: Any, url: str, options: Mapping[str, Any]) -> Any:
+    """A client for a URL.
+
+    Raises:
+        ValueError, TypeError: there is none.
+    """
+    scheme, _, rest = url.partition("://")
+    own = f"{SCHEMES[scheme.lower()]}://{rest}"
+    if scheme.lower() != "redis+sentinel":
+        return redis.Redis.from_url(own, **options)
+    parsed = urllib.parse.urlsplit(own)
+    service, _, database = parsed.path.strip("/").partition("/")
+    if not service:
+        raise ValueError("a URL of sentinels names the service: redis+sentinel://host:port/service")
+    *_, hosts = parsed.netloc.rpartition("@")
+    sentinels = [_host_and_port(one) for one in hosts.split(",")]
+    named = {"username": parsed.username, "password": parsed.password}
+    given = {name: urllib.parse.unquote(value) for name, value in named.items() if value}
+    sentinel = redis.sentinel.Sentinel(sentinels, sentinel_kwargs=dict(options), **options)
+    return sentinel.master_for(service, db=int(database or 0), **given)
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":") if ":" in text else (text, "", "26379")
+    return host.strip("[]"), int(port)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(1000 * seconds))
 
 
 def _digest(blob: bytes) -> str:

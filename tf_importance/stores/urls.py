@@ -12,18 +12,20 @@ def open_store(url: str, name: str = "default", role: str = "process") -> Store:
     """The store of a run.
 
     Args:
-        url: memory:// for the threads of this process; redis://, rediss:// or unix:// for a Redis
-            server (`RedisStore`).
+        url: memory:// for the threads of this process; redis://, rediss://, unix://, valkey:// or
+            redis+sentinel:// for a Redis server (`RedisStore`).
         name: the run's. role: of this process, for messages.
     Raises:
         ValueError: no store has such a URL.
     """
     scheme, separator, rest = url.partition("://")
+    scheme = scheme.lower()
     if separator and scheme == "memory":
         return MemoryStore(f"{rest}/{checked_name(name)}", role)
     if separator and scheme in SCHEMES:
         return RedisStore(url, name, role)
     raise ValueError(
-        f"{role}: a store's URL begins with memory://, redis://, rediss:// or unix://; got "
+        f"{role}: a store's URL begins with memory://, "
+        f"{', '.join(f'{name}://' for name in SCHEMES)}; got "
         f"{errors.without_credentials_of(url)!r}."
     )
