@@ -35,7 +35,7 @@ flags.DEFINE_integer("batch_size", 32, "b.")
 flags.DEFINE_list("steps", ["300", "1000", "3000"], "Moments of the training.")
 flags.DEFINE_integer("staleness", 150, "Steps since the stale scores.")
 flags.DEFINE_integer("examples", 5000, "Of the data; four times as many where a class is rare.")
-flags.DEFINE_list("tasks", ["cifar10", "mnist", "rare"], "Tasks.")
+flags.DEFINE_list("tasks", ["cifar10", "mnist", "rare"], "Tasks; digits, too.")
 flags.DEFINE_integer("draws", 2000, "Batches by which E‖g‖² is estimated.")
 flags.DEFINE_integer("rounds", 7, "Timings of each pass.")
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps MNIST and CIFAR-10.")
@@ -177,7 +177,11 @@ def rare() -> tasks.Data:
 
 
 def data_of(task: str) -> tasks.Data:
-    return rare() if task == "rare" else tasks.first(tasks.from_tfds(task), FLAGS.examples)
+    if task == "rare":
+        return rare()
+    if task == "digits":
+        return tasks.digits()
+    return tasks.first(tasks.from_tfds(task), FLAGS.examples)
 
 
 def trained(data: tasks.Data) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
@@ -240,7 +244,7 @@ def main(_) -> None:
         draws=20,
         rounds=1,
         batch_size=8,
-        tasks=["rare"],
+        tasks=["digits"],
     )
     # Each way of drawing has a function of its own, which is traced.
     tf.get_logger().setLevel("ERROR")

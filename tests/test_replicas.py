@@ -136,6 +136,7 @@ def test_what_trains_is_unbiased(strategy):
     assert np.abs((unweighted.mean(axis=0) - 1 / count) / errors).max() > 8
 
 
+@pytest.mark.slow
 def test_seeded_runs_repeat(strategy):
     found = []
     for _ in range(2):
