@@ -31,6 +31,7 @@ _FIGURE3 = {"test_error": "Test error"}
 _FIGURE4 = {
     "sqrt_trace_uniform": "SGD, ideal",
     "sqrt_trace_stale": "ISSGD, stale",
+    "sqrt_trace_drawn": "ISSGD, as drawn",
     "sqrt_trace_stale_other": "ISSGD, stale, other constant",
     "sqrt_trace_ideal": "ISSGD, ideal",
 }

@@ -193,8 +193,8 @@ def test_those_without_a_score_have_the_mean_or_are_left_out(data, make_model, m
 
 
 def test_a_master_leaves_out_who_has_no_score_and_a_peer_does_not(make_model, meeting):
-    assert distributed.Master(N, make_model(), meeting())._leave_out
-    assert not distributed.Peer(N, make_model(), meeting())._leave_out
+    assert distributed.Master(N, make_model(), meeting()).leaves_out
+    assert not distributed.Peer(N, make_model(), meeting()).leaves_out
 
 
 @pytest.mark.parametrize("absurd", [1e30, 3e38])

@@ -8,6 +8,7 @@ import tf_importance as tfi
 from tests.distributed.conftest import N, score_all
 from tests.reference import issgd
 from tf_importance import distributed, stores, variance
+from tf_importance.distributed import mirror, monitors
 
 
 def problem(seed):
@@ -120,7 +121,30 @@ def test_the_monitor_reports_what_brute_force_finds(data, make_model, meeting, s
         found = numbers[f"sqrt_trace_{name}"] ** 2
         np.testing.assert_allclose(found, max(wanted, 0), rtol=1e-3, atol=1e-3)
     assert numbers["sqrt_trace_ideal"] <= numbers["sqrt_trace_stale"]
+    assert numbers["sqrt_trace_drawn"] == pytest.approx(numbers["sqrt_trace_stale"]), "all count"
     assert numbers["usable"] == 1 and numbers["staleness_50"] == pytest.approx(7, abs=0.02)
+
+
+def test_what_is_drawn_is_not_what_would_be_if_all_counted():
+    """Of 17 % with a fresh score: by the mean of the others it is hardly better than uniform."""
+    rng = np.random.default_rng(0)
+    size = 3000
+    norms = rng.gamma(0.6, 1.0, size)
+    old = norms * np.exp(0.1 * rng.normal(size=size))
+    usable = rng.random(size) < 0.17
+    known = mirror.Known(norms, old, usable, np.ones(size), np.ones(size))
+    traces = monitors.covariances(known, {"stale": 0.01})
+    by_mean = monitors.drawn_trace(known, 0.01, leaves_out=False)
+    left_out = monitors.drawn_trace(known, 0.01, leaves_out=True)
+    proposal = np.where(usable, old, old[usable].mean()) + 0.01
+    # eq. 6: (1/n Σ ω̃)(1/n Σ ‖g‖²/ω̃).
+    for found, chosen in ((by_mean, np.ones(size, bool)), (left_out, usable)):
+        expected = proposal[chosen].mean() * (norms[chosen] ** 2 / proposal[chosen]).mean()
+        assert found == pytest.approx(np.sqrt(expected), rel=1e-6)
+    assert left_out == pytest.approx(traces["stale"], rel=0.1)
+    assert by_mean > 0.85 * traces["uniform"] > 1.2 * left_out
+    nothing = known._replace(usable=np.zeros(size, bool))
+    assert np.isnan(monitors.drawn_trace(nothing, 0.01, leaves_out=True))
 
 
 def per_example_gradients(model, x, y) -> np.ndarray:

@@ -48,13 +48,40 @@ def covariances(
     return {name: float(np.sqrt(max(value, 0.0))) for name, value in traces.items()}
 
 
+def drawn_trace(
+    known: Known, constant: float, leaves_out: bool, mean_gradient_square: float = 0.0
+) -> float:
+    """√Tr Σ of what is really drawn: by scores that count, and as is done with the others.
+
+    As `covariances` has it for the stale proposal, but that an example whose score does not count
+    has the mean of the others, or no part in it.
+
+    Args:
+        known: the scores. constant: what is added to them. leaves_out: what becomes of the others.
+        mean_gradient_square: as in `covariances`.
+    Returns:
+        NaN before there are scores.
+    """
+    newest, previous = known.scores.astype(np.float64), known.previous.astype(np.float64)
+    both = np.isfinite(newest) & np.isfinite(previous)
+    counted = both & known.usable
+    if not counted.any():
+        return float("nan")
+    proposal = np.where(known.usable, previous, previous[counted].mean()) + constant
+    chosen = counted if leaves_out else both
+    norms, weights = tf.constant(newest[chosen]), tf.constant(proposal[chosen])
+    square = tf.constant(mean_gradient_square, tf.float64)
+    return float(np.sqrt(max(float(variance.covariance_trace(norms, weights, square)), 0.0)))
+
+
 class Monitor(keras.callbacks.Callback):
     """Reports on a run by shared scores, every so many steps.
 
     The numbers, by name:
 
     * `sqrt_trace_ideal`, `_uniform`, `_stale` (with the smoothing as it is) and `_stale_other`
-      (with `other_constant`): √Tr Σ of eq. 6 to 9, in the units of the scores, which are gradient
+      (with `other_constant`), `_drawn` (by the scores that count, and by what those without one are
+      drawn by): √Tr Σ of eq. 6 to 9, in the units of the scores, which are gradient
       norms if the scorer is `gradient_norm`;
     * `mean_gradient`, what stands for ‖g_TRUE‖: the mean norm of the gradients of `batches` batches
       drawn uniformly, an upper bound (section B.2);
@@ -111,6 +138,7 @@ class Monitor(keras.callbacks.Callback):
         constants = {"stale": constant, "stale_other": self._other}
         traces = covariances(known, constants, gradient**2)
         found = {f"sqrt_trace_{name}": value for name, value in traces.items()}
+        found["sqrt_trace_drawn"] = drawn_trace(known, constant, sampler.leaves_out, gradient**2)
         found |= {"mean_gradient": gradient, "smoothing": constant}
         found |= {"usable": float(known.usable.mean())}
         return found | self._of_store(known)

@@ -55,6 +55,7 @@ class SharedScores(Sampler):
     Attributes:
         mirror: the scores as they were last pulled.
         usable: variable, share of the examples whose score counts.
+        leaves_out: whether examples without a score that counts are not drawn.
         outliers: variable, how many scores were cut down when they were last taken up.
     Raises:
         ValueError: an argument is out of range.
@@ -95,7 +96,7 @@ class SharedScores(Sampler):
             raise ValueError(f"unscored must be one of {', '.join(UNSCORED)}; got {unscored!r}.")
         self.store = store
         self.mirror = Mirror(self.num_examples, staleness)
-        self._smoothing, self._leave_out = as_smoothing(smoothing), unscored == "leave_out"
+        self._smoothing, self.leaves_out = as_smoothing(smoothing), unscored == "leave_out"
         self._pull_seconds, self._fallback_seconds = pull_seconds, fallback_seconds
         # In functions: as attributes, model and scorer would become part of its checkpoints.
         self._model = lambda: model
@@ -222,10 +223,10 @@ class SharedScores(Sampler):
             self.outliers.assign(float(outliers))
             if constant is not None:
                 unknown = (
-                    0.0 if self._leave_out else float(scores.mean(dtype=np.float64)) + constant
+                    0.0 if self.leaves_out else float(scores.mean(dtype=np.float64)) + constant
                 )
                 self.mixing.assign([1.0, constant, unknown])
-                self.population.assign(float(len(scores) if self._leave_out else self.num_examples))
+                self.population.assign(float(len(scores) if self.leaves_out else self.num_examples))
                 self.usable.assign(len(scores) / self.num_examples)
 
     def constant(self, scores: np.ndarray) -> float | None:
