@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from tf_importance.distributed import mirror
 from tf_importance.stores import (
     Description,
     Mark,
@@ -16,6 +17,7 @@ from tf_importance.stores import (
     NoRun,
     Superseded,
     open_store,
+    records,
 )
 
 N, SHARD = 100, 32
@@ -330,3 +332,84 @@ def test_a_lease_that_ran_out_and_is_anothers_is_not_renewed(store):
     others = [store.lease("b", 1, 1e6) for _ in range(store.layout.shards)]
     assert lease.shard in {one.shard for one in others}
     assert not store.renew(lease, 1e6)
+
+
+# What changed ---------------------------------------------------------------------------------
+
+
+def some(shard, offsets, value, version, store):
+    scores = np.full(len(offsets), value, np.float32)
+    return Message(shard, scores, version, store.now(), np.array(offsets))
+
+
+def test_single_records_come_without_their_shards(store):
+    store.write([message(0, store=store)])
+    mark = store.changes().mark
+    store.write([some(1, [3, 7], 2.0, 1, store), some(2, [0], 3.0, 1, store)])
+    store.write([message(3, store=store)])
+    found = store.changes(mark)
+    assert found.shards == [3]
+    assert sorted(zip(found.records["shard"], found.records["offset"], found.records["score"])) == [
+        *((1, 3, 2.0), (1, 7, 2.0), (2, 0, 3.0))
+    ]
+    later = store.changes(found.mark)
+    assert later.shards == [] and len(later.records) == 0
+    # Who knows nothing reads all.
+    assert store.changes().shards == [0, 1, 2, 3] and len(store.changes().records) == 0
+
+
+def test_records_that_are_most_of_a_shard_come_with_it(store):
+    store.write([message(0, store=store)])
+    mark = store.changes().mark
+    store.write([some(1, range(SHARD - 4), 2.0, 1, store)])
+    found = store.changes(mark)
+    assert found.shards == [1] and len(found.records) == 0
+
+
+def test_whoever_comes_too_late_for_single_records_reads_the_shards(store, monkeypatch):
+    monkeypatch.setattr(records, "LOGGED_BYTES", 5 * records.CHANGE.itemsize)
+    store.write([message(0, store=store)])
+    mark = store.changes().mark
+    for offset in range(4):
+        store.write([some(1, [offset, offset + 10], 2.0, 1, store)])
+    late = store.changes(mark)
+    assert late.shards == [1] and len(late.records) == 0
+    store.write([some(2, [5], 2.0, 1, store)])
+    assert store.changes(late.mark).records["shard"].tolist() == [2]
+
+
+@pytest.mark.parametrize("logged_bytes", [2**20, 300])
+def test_who_follows_the_changes_knows_what_is_there(store, monkeypatch, logged_bytes):
+    """A mirror that takes them up one after another, and one that reads all at the end."""
+    monkeypatch.setattr(records, "LOGGED_BYTES", logged_bytes)
+    rng = np.random.default_rng(0)
+    mark, following = Mark(), mirror.Mirror(N, mirror.Staleness())
+    for turn in range(60):
+        messages = []
+        for _ in range(rng.integers(1, 5)):
+            shard = int(rng.integers(store.layout.shards))
+            size = len(store.layout.examples(shard))
+            count = size if rng.random() < 0.1 else int(rng.integers(1, min(6, size + 1)))
+            scores = rng.random(count).astype(np.float32)
+            offsets = None if count == size else rng.permutation(size)[:count]
+            version = int(rng.integers(1, 4 + turn))
+            messages.append(Message(shard, scores, version, 1e9 + turn, offsets))
+        store.write(messages)
+        if rng.random() < 0.7:
+            mark = taken_up(store, mark, following)
+    taken_up(store, mark, following)
+    whole = mirror.Mirror(N, mirror.Staleness())
+    taken_up(store, Mark(), whole)
+    for name in ("scores", "versions", "times"):
+        mine, theirs = getattr(following.known(), name), getattr(whole.known(), name)
+        np.testing.assert_array_equal(mine, theirs)
+    assert (whole.known().versions > 0).any()
+
+
+def taken_up(store, mark, into):
+    changes, layout, created = store.changes(mark), store.layout, store.run.created
+    for shard, found in zip(changes.shards, store.read(changes.shards)):
+        into.merge(layout.examples(shard).start, found, created)
+    places = changes.records["shard"].astype(int) * layout.shard_size + changes.records["offset"]
+    into.merge_some(places, changes.records, created)
+    return changes.mark

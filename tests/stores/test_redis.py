@@ -248,7 +248,7 @@ def test_a_foreign_run_is_refused_and_left_alone(redis_server, raw, value):
     "change",
     [
         *({"description": b"[" * 100_000}, {"description": b"[]"}, {"description": b"{}"}),
-        {"description": b'{"format": 1, "num_examples": 1e999, "shard_size": 0}'},
+        {"description": b'{"format": 2, "num_examples": 1e999, "shard_size": 0}'},
         *({"created": created} for created in (b"nan", b"inf", b"-1", b"x", b"1e300")),
         *({"id": b"\xff"}, {"magic": b"other"}),
     ],
@@ -284,9 +284,9 @@ def test_pointers_that_make_no_sense_are_refused(store, raw, change):
 
 def test_another_format_version_is_refused(redis_server, raw, store):
     text = json.loads(raw.hget("tfi:{faults}:run", "description"))
-    raw.hset("tfi:{faults}:run", "description", json.dumps({**text, "format": 2, "new": 1}))
+    raw.hset("tfi:{faults}:run", "description", json.dumps({**text, "format": 3, "new": 1}))
     other = RedisStore(redis_server.url, "faults", "worker")
-    with pytest.raises(stores.Mismatch, match="^worker: .*of format 2, and this is 1"):
+    with pytest.raises(stores.Mismatch, match="^worker: .*of format 3, and this is 2"):
         other.join(DESCRIPTION)
 
 
@@ -460,6 +460,39 @@ def test_shards_that_the_server_forgot_are_scored_again(store, raw):
     assert [one is None for one in leased] == [False] * (len(all_shards) - 1) + [True]
     raw.delete("tfi:{faults}:leased", "tfi:{faults}:holders")
     assert {store.lease("c", 1, 1e3).shard for _ in all_shards} == all_shards
+
+
+@pytest.mark.parametrize("size", [10_000, 1_000_000])
+def test_what_is_new_takes_few_bytes_however_many_examples_there_are(redis_server, raw, size):
+    """Scores of examples all over the data, as peers write them: 32 bytes for each at most."""
+    name = f"bytes{size}"
+    writer, reader = (RedisStore(redis_server.url, name, role) for role in ("peer 0", "peer 1"))
+    writer.create(Description(size))
+    reader.create(Description(size))
+    layout, rng = writer.layout, np.random.default_rng(0)
+    writer.write([Message(0, np.ones(1, np.float32), 1, writer.now(), np.array([0]))])
+    mark = reader.changes().mark
+    examples = rng.permutation(size)[:3_000]
+    shards = examples // layout.shard_size
+    messages = [
+        Message(
+            int(shard),
+            np.ones((shards == shard).sum(), np.float32),
+            2,
+            writer.now(),
+            examples[shards == shard] - shard * layout.shard_size,
+        )
+        for shard in np.unique(shards)
+    ]
+    assert writer.write(messages) == 3_000
+    reader.changes(reader.changes().mark)
+    before = raw.info("stats")["total_net_output_bytes"]
+    found = reader.changes(mark)
+    read = raw.info("stats")["total_net_output_bytes"] - before
+    assert found.shards == [] and len(found.records) == 3_000
+    # The server's answer to INFO is the same whatever changed: 6 KB or so.
+    assert read - 20_000 < 32 * 3_000
+    writer.clear()
 
 
 def test_a_run_that_is_created_between_two_questions_is_found(redis_server, store, monkeypatch):

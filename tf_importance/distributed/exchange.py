@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from tf_importance import stores
 from tf_importance.distributed.mirror import Mirror
 
@@ -85,6 +87,10 @@ class Exchange:
             for shard, found in zip(shards, self._store.read(shards)):
                 self._mirror.merge(layout.examples(shard).start, found, created)
             self._contact = time.monotonic()
+        if len(changes.records):
+            places = changes.records["shard"].astype(np.int64) * layout.shard_size
+            places += changes.records["offset"]
+            self._mirror.merge_some(places, changes.records, created)
         # Not before all is read: what failed halfway is asked for again.
         self._mark = changes.mark
         self._mirror.filter(self._store.now(), version)

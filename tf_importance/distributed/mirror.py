@@ -82,23 +82,33 @@ class Mirror:
         Args:
             start: the first example. found: [k] records. created: when the run began.
         """
-        part = slice(start, start + len(found))
+        self._merge(np.arange(start, start + len(found)), found, created)
+
+    def merge_some(self, examples: np.ndarray, found: np.ndarray, created: float) -> None:
+        """The same of any examples: [k] each; of one there may be several records."""
+        order = np.lexsort((found["time"], found["version"], examples))
+        examples, found = examples[order], found[order]
+        # The newest of each.
+        last = np.append(examples[1:] != examples[:-1], True)[: len(examples)]
+        self._merge(examples[last], found[last], created)
+
+    def _merge(self, places: np.ndarray, found: np.ndarray, created: float) -> None:
         times = records.seconds(found["time"], created)
         with self.lock:
-            same = found["version"] == self._versions[part]
-            chosen = (found["version"] > self._versions[part]) | (
-                same & (times > self._times[part])
-            )
+            before = self._versions[places]
+            same = found["version"] == before
+            chosen = (found["version"] > before) | (same & (times > self._times[places]))
             chosen &= found["version"] > 0
             # Where the last score was of another training, there was none before.
-            again = chosen & ~same & (self._versions[part] >= self.first_version)
-            self._previous[part][again] = self._scores[part][again]
+            again = places[chosen & ~same & (before >= self.first_version)]
+            self._previous[again] = self._scores[again]
             scores = np.where(np.isfinite(found["score"]), found["score"], np.nan)
             scores[scores < 0] = np.nan
-            self._scores[part][chosen] = scores[chosen]
-            self._versions[part][chosen] = found["version"][chosen]
-            self._times[part][chosen] = times[chosen]
-            self._mark(start + np.flatnonzero(chosen))
+            places = places[chosen]
+            self._scores[places] = scores[chosen]
+            self._versions[places] = found["version"][chosen]
+            self._times[places] = times[chosen]
+            self._mark(places)
 
     def _mark(self, places: np.ndarray) -> None:
         self._changed[places // FANOUT] = True

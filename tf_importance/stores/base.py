@@ -14,9 +14,9 @@ import numpy as np
 
 from tf_importance.arguments import positive_integer
 from tf_importance.stores import errors
-from tf_importance.stores.records import Layout, Message, default_shard_size
+from tf_importance.stores.records import CHANGE, Layout, Message, default_shard_size
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,27 @@ class Mark(NamedTuple):
     Attributes:
         incarnation: of the store; a store that was restarted may have forgotten the last changes.
         number: of changes.
+        logged: of messages with single records.
     """
 
     incarnation: str = ""
     number: int = 0
+    logged: int = 0
 
 
 class Changes(NamedTuple):
-    """Shards that changed.
+    """What changed.
 
     Attributes:
         mark: to ask from the next time.
-        shards: their numbers.
+        shards: numbers of those that are to be read as a whole.
+        records: [k] of `records.CHANGE`, single ones of other shards; of one example there may be
+            several.
     """
 
     mark: Mark
     shards: list[int]
+    records: np.ndarray
 
 
 class Lease(NamedTuple):
@@ -230,6 +235,19 @@ class Store(abc.ABC):
             raise self.foreign("the list of shards")
         return number
 
+    def _known_changes(self, packed: bytes) -> np.ndarray:
+        """Single records as they were read."""
+        try:
+            found = np.frombuffer(packed, CHANGE)
+        except ValueError:
+            raise self.foreign("the log of changes") from None
+        layout = self.layout
+        examples = found["shard"].astype(np.int64) * layout.shard_size + found["offset"]
+        inside = (found["offset"] < layout.shard_size) & (examples < layout.num_examples)
+        if not inside.all():
+            raise self.foreign("the log of changes")
+        return found
+
     # For each store to define -------------------------------------------------------------
 
     @abc.abstractmethod
@@ -279,7 +297,11 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def changes(self, since: Mark = Mark()) -> Changes:  # noqa: B008  a tuple of constants
-        """The shards that changed since a mark; all that have scores if the mark is void."""
+        """What changed since a mark; all shards that have scores if the mark is void.
+
+        Of messages with offsets, as peers write them, single records; of whole shards, or where the
+        mark is too old for that, the shards.
+        """
 
     @abc.abstractmethod
     def read(self, shards: Sequence[int]) -> list[np.ndarray]:

@@ -39,7 +39,8 @@ if kind == 'none' then
     end
   end
   for _, name in ipairs({'parameters', 'formers', 'begun', 'waiting', 'leased', 'holders',
-                         'changes', 'count', 'reports'}) do
+                         'changes', 'count', 'dense', 'log', 'logged', 'log_bytes',
+                         'reports'}) do
     redis.call('DEL', ARGV[1] .. name)
   end
   for shard = 0, tonumber(ARGV[4]) - 1 do
@@ -134,7 +135,11 @@ return version
 )
 
 # ARGV: prefix, id, shard, its examples, version, time, records, offsets (4 bytes each, or none),
-# token of a lease or none → how many of the records were newer than those there.
+# token of a lease or none, bytes of single records to keep → how many of the records were newer
+# than those there.
+#
+# What is given by offsets, and is less than a shard, goes to a log of single records as well:
+# whoever looks for what changed reads 20 bytes for each of them, and not the shards.
 #
 # A shard is a header of 16 bytes ('TFIS', format, and the latest version and time in it) and its
 # records. A message later than all of a shard is copied as it is; only one that comes late is
@@ -169,7 +174,7 @@ local function written(places)
   redis.call('SETRANGE', key, 0, 'TFIS' .. struct.pack('<I4I4I4', 1, latest_version, latest_time))
   for place, bytes in pairs(places) do redis.call('SETRANGE', key, place, bytes) end
 end
-local accepted = 0
+local accepted, given = 0, {}
 if later and offsets == '' then
   accepted = count
   written({[16] = records})
@@ -189,9 +194,27 @@ else
     end
   end
   if accepted > 0 then written(places) end
+  given = places
 end
 if accepted > 0 then
-  redis.call('ZADD', prefix .. 'changes', redis.call('INCR', prefix .. 'count'), shard)
+  local number = redis.call('INCR', prefix .. 'count')
+  redis.call('ZADD', prefix .. 'changes', number, shard)
+  if offsets == '' or 20 * accepted >= 12 * size then
+    redis.call('ZADD', prefix .. 'dense', number, shard)
+  else
+    local log, items = prefix .. 'log', {}
+    for place, bytes in pairs(given) do
+      items[#items + 1] = struct.pack('<I4I4', tonumber(shard), (place - 16) / 12) .. bytes
+    end
+    redis.call('RPUSH', log, table.concat(items))
+    redis.call('INCR', prefix .. 'logged')
+    local bytes = redis.call('INCRBY', prefix .. 'log_bytes', 20 * accepted)
+    while bytes > tonumber(ARGV[10]) do
+      local oldest = redis.call('LPOP', log)
+      if not oldest then break end
+      bytes = redis.call('DECRBY', prefix .. 'log_bytes', #oldest)
+    end
+  end
 end
 if token ~= '' then
   local holder = redis.call('HGET', prefix .. 'holders', shard)
@@ -205,14 +228,22 @@ return accepted
 """
 )
 
-# ARGV: prefix, id, known count → the count, and the shards that changed since.
+# ARGV: prefix, id, known count, known messages of the log → the count, the shards that changed
+# since, the number of messages, and the single records of those that changed in part alone.
 CHANGES = (
     _SAME_RUN
     + """
 local count = tonumber(redis.call('GET', prefix .. 'count') or 0)
 local known = tonumber(ARGV[3])
 if known > count then known = 0 end
-return {count, redis.call('ZRANGEBYSCORE', prefix .. 'changes', '(' .. known, '+inf')}
+local log = prefix .. 'log'
+local logged = tonumber(redis.call('GET', prefix .. 'logged') or 0)
+local seen, first = tonumber(ARGV[4]), logged - redis.call('LLEN', log)
+if known == 0 or seen < first or seen > logged then
+  return {count, redis.call('ZRANGEBYSCORE', prefix .. 'changes', '(' .. known, '+inf'), logged, ''}
+end
+local items = table.concat(redis.call('LRANGE', log, seen - first, -1))
+return {count, redis.call('ZRANGEBYSCORE', prefix .. 'dense', '(' .. known, '+inf'), logged, items}
 """
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import threading
 import time
@@ -11,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tf_importance.stores import base
-from tf_importance.stores.records import RECORD, Message, newer
+from tf_importance.stores import base, records
+from tf_importance.stores.records import CHANGE, RECORD, Message, newer
 
 
 class _Contents:
@@ -31,6 +32,10 @@ class _Contents:
         self.shards: dict[int, np.ndarray] = {}
         # Of each shard: the change that was its last; the version that it was scored with.
         self.changed: dict[int, int] = {}
+        # The same of those that changed as a whole; single records of the others, by messages.
+        self.dense: dict[int, int] = {}
+        self.log: collections.deque[np.ndarray] = collections.deque()
+        self.logged = self.log_bytes = 0
         self.scored: dict[int, int] = {}
         # Of each leased shard: when the lease ends, and its token.
         self.leases: dict[int, tuple[float, str]] = {}
@@ -110,24 +115,45 @@ class MemoryStore(base.Store):
     def _merge(self, contents: _Contents, message: Message) -> int:
         shard, run = message.shard, self.run
         size = len(run.description.layout.examples(shard))
-        records = contents.shards.get(shard, np.zeros(size, RECORD)).copy()
+        known = contents.shards.get(shard, np.zeros(size, RECORD)).copy()
         given = np.arange(len(message.scores)) if message.offsets is None else message.offsets
         incoming = message.records(run.created)
-        chosen = newer(incoming, records[given])
-        records[given[chosen]] = incoming[chosen]
+        chosen = newer(incoming, known[given])
+        known[given[chosen]] = incoming[chosen]
         if chosen.any():
             contents.count += 1
-            contents.shards[shard], contents.changed[shard] = records, contents.count
+            contents.shards[shard], contents.changed[shard] = known, contents.count
+            if message.offsets is None or CHANGE.itemsize * chosen.sum() >= known.nbytes:
+                contents.dense[shard] = contents.count
+            else:
+                self._log(contents, shard, given[chosen], incoming[chosen])
         if message.lease is not None and contents.leases.get(shard, (0, ""))[1] == message.lease:
             del contents.leases[shard]
             contents.scored[shard] = message.version
         return int(chosen.sum())
 
+    def _log(self, contents: _Contents, shard: int, offsets: np.ndarray, found: np.ndarray) -> None:
+        items = np.empty(len(found), CHANGE)
+        items["shard"], items["offset"] = shard, offsets
+        for name in RECORD.names or ():
+            items[name] = found[name]
+        contents.log.append(items)
+        contents.logged += 1
+        contents.log_bytes += items.nbytes
+        while contents.log_bytes > records.LOGGED_BYTES:
+            contents.log_bytes -= contents.log.popleft().nbytes
+
     def changes(self, since: base.Mark = base.Mark()) -> base.Changes:  # noqa: B008
         with self._held() as contents:
-            known = since.number if since.incarnation == contents.incarnation else 0
-            changed = [shard for shard, count in contents.changed.items() if count > known]
-            return base.Changes(base.Mark(contents.incarnation, contents.count), sorted(changed))
+            seen = since if since.incarnation == contents.incarnation else base.Mark()
+            first = contents.logged - len(contents.log)
+            whole = seen.number == 0 or not first <= seen.logged <= contents.logged
+            counts = contents.changed if whole else contents.dense
+            changed = sorted(shard for shard, count in counts.items() if count > seen.number)
+            later = [] if whole else list(contents.log)[seen.logged - first :]
+            single = np.concatenate([np.empty(0, CHANGE), *later])
+            mark = base.Mark(contents.incarnation, contents.count, contents.logged)
+            return base.Changes(mark, changed, single)
 
     def read(self, shards: Sequence[int]) -> list[np.ndarray]:
         layout = self.layout

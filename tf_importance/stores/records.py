@@ -14,6 +14,10 @@ import numpy as np
 from tf_importance.arguments import positive_integer
 
 RECORD = np.dtype([("score", "<f4"), ("version", "<u4"), ("time", "<u4")])
+# A record on its own: of which shard, at which place there.
+CHANGE = np.dtype([("shard", "<u4"), ("offset", "<u4"), *RECORD.descr])
+# Single records of so many bytes are kept for those who look at what changed.
+LOGGED_BYTES = 8 * 2**20
 # Seconds.
 TICK = 0.01
 LARGEST = 2**32 - 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_importance.stores import base, errors, lua
+from tf_importance.stores import base, errors, lua, records
 from tf_importance.stores.records import LARGEST, RECORD, Message, ticks
 
 # By the scheme of a URL, what redis-py calls it.
@@ -382,6 +382,7 @@ class RedisStore(base.Store):
                     *(run.id, message.shard, len(layout.examples(message.shard))),
                     *(message.version, ticks(message.time, run.created)),
                     *(message.records(run.created).tobytes(), offsets, message.lease or ""),
+                    records.LOGGED_BYTES,
                 )
             )
         with self._asking():
@@ -391,10 +392,12 @@ class RedisStore(base.Store):
         with self._asking():
             # A server that came back from its disk may have forgotten changes that were seen.
             incarnation = str(self._client.info("server")["run_id"])
-            known = since.number if since.incarnation == incarnation else 0
-            count, shards = self._run_script(lua.CHANGES, self.run.id, known)
-            mark = base.Mark(incarnation, int(count))
-            return base.Changes(mark, sorted(map(self._known_shard, shards)))
+            seen = since if since.incarnation == incarnation else base.Mark()
+            found = self._run_script(lua.CHANGES, self.run.id, seen.number, seen.logged)
+            count, shards, logged, packed = found
+            mark = base.Mark(incarnation, int(count), int(logged))
+            shards = sorted(map(self._known_shard, shards))
+            return base.Changes(mark, shards, self._known_changes(bytes(packed)))
 
     def read(self, shards: Sequence[int]) -> list[np.ndarray]:
         found: list[np.ndarray] = []
