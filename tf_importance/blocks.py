@@ -150,9 +150,9 @@ class Blocks:
         draws, rows = planned
         parts = [*draws.of_examples, rows]
         if self._differ:
-            # Those from the first on that have its size; blocks begin anywhere.
+            # Those from the first on that have its size; blocks begin anywhere. What replicas
+            # train on together has one size.
             sizes = [self._sizes[kind] for kind in draws.kinds.numpy()]
-            # Those that are trained on together are of one size.
             count = next((i for i, size in enumerate(sizes) if size != sizes[0]), len(sizes))
             parts, end = [part[:count, : sizes[0]] for part in parts], first + count
         self._place += end - first

@@ -43,6 +43,14 @@ class Over(Sampler):
         self.seed, self.position, self.datasets = memory.seed, memory.position, memory.datasets
         self._model = lambda: memory._model()
 
+    @property
+    def replicas(self) -> int:
+        return self.memory.replicas
+
+    @replicas.setter
+    def replicas(self, count: int) -> None:
+        self.memory.replicas = count
+
     def build(self, num_examples: int) -> None:
         self.memory.build(num_examples)
         super().build(num_examples)
