@@ -2,11 +2,11 @@
 
 ResNet-8 is trained by uniform batches on CIFAR-10, on MNIST, and on MNIST's 8 among other digits,
 thinned to 1 % ("rare"). At a few moments the gradients of all examples, by the weights of the last
-layer, are taken, and batches are drawn from them as training would draw: uniformly; b
-of B by the net's own scores; and by a cascade, B of F by a cheap first score, of these b by the
-net's own. r is E‖g‖² of uniform batches over that of drawn ones. A step costs 1 and what scoring
-takes, in uniform steps, measured in turn with them. r over the cost is how much faster training
-would be where the learning rate follows the gain.
+layer, are taken, and batches are drawn from them as training would draw: uniformly; b of B by the
+net's own scores; and by a cascade, B of F by a cheap first score, of these b by the net's own. r is
+E‖g‖² of uniform batches over that of drawn ones. A step costs 1 and what scoring takes, in uniform
+steps, measured in turn with them. r over the cost is how much faster training would be where the
+learning rate follows the gain.
 
 First scores: "small net", an MLP trained beside it; "half size", the net itself on images of half
 the size; "stale", the net as it was so many steps ago: by its own pass, and "remembered", as if

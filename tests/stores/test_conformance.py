@@ -410,6 +410,5 @@ def taken_up(store, mark, into):
     changes, layout, created = store.changes(mark), store.layout, store.run.created
     for shard, found in zip(changes.shards, store.read(changes.shards)):
         into.merge(layout.examples(shard).start, found, created)
-    places = changes.records["shard"].astype(int) * layout.shard_size + changes.records["offset"]
-    into.merge_some(places, changes.records, created)
+    into.merge_some(layout.examples_of(changes.records), changes.records, created)
     return changes.mark

@@ -49,6 +49,16 @@ def raw(redis_server):
         yield client
 
 
+@contextlib.contextmanager
+def demoted(raw):
+    """The server is a replica of nobody's, and takes no writes."""
+    raw.replicaof("127.0.0.1", 1)
+    try:
+        yield
+    finally:
+        raw.replicaof("NO", "ONE")
+
+
 def message(shard=0, version=1, store=None):
     return Message(shard, np.ones(4, np.float32), version, store.now(), np.arange(4))
 
@@ -157,12 +167,8 @@ def test_out_of_memory_leaves_everything_as_it_was(store, raw):
 
 
 def test_a_server_that_takes_no_writes_for_now_is_waited_for(store, raw):
-    raw.replicaof("127.0.0.1", 1)
-    try:
-        with pytest.raises(stores.Unreachable, match="^master: .*for now"):
-            store.write([message(store=store)])
-    finally:
-        raw.replicaof("NO", "ONE")
+    with demoted(raw), pytest.raises(stores.Unreachable, match="^master: .*for now"):
+        store.write([message(store=store)])
     assert store.write([message(store=store)]) == 4
 
 
@@ -377,12 +383,8 @@ def test_a_demoted_server_is_left(store, raw):
     """Its connections are dropped: the next one may lead to another server."""
     before = store._client.client_id()
     assert store._client.client_id() == before, "a connection is kept while all is well"
-    raw.replicaof("127.0.0.1", 1)
-    try:
-        with pytest.raises(stores.Unreachable, match="for now"):
-            store.write([message(store=store)])
-    finally:
-        raw.replicaof("NO", "ONE")
+    with demoted(raw), pytest.raises(stores.Unreachable, match="for now"):
+        store.write([message(store=store)])
     assert store._client.client_id() != before
 
 

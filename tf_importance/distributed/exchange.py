@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from tf_importance import stores
 from tf_importance.distributed.mirror import Mirror
 
@@ -88,9 +86,8 @@ class Exchange:
                 self._mirror.merge(layout.examples(shard).start, found, created)
             self._contact = time.monotonic()
         if len(changes.records):
-            places = changes.records["shard"].astype(np.int64) * layout.shard_size
-            places += changes.records["offset"]
-            self._mirror.merge_some(places, changes.records, created)
+            examples = layout.examples_of(changes.records)
+            self._mirror.merge_some(examples, changes.records, created)
         # Not before all is read: what failed halfway is asked for again.
         self._mark = changes.mark
         self._mirror.filter(self._store.now(), version)

@@ -242,8 +242,8 @@ class Store(abc.ABC):
         except ValueError:
             raise self.foreign("the log of changes") from None
         layout = self.layout
-        examples = found["shard"].astype(np.int64) * layout.shard_size + found["offset"]
-        inside = (found["offset"] < layout.shard_size) & (examples < layout.num_examples)
+        in_shard = found["offset"] < layout.shard_size
+        inside = in_shard & (layout.examples_of(found) < layout.num_examples)
         if not inside.all():
             raise self.foreign("the log of changes")
         return found

@@ -59,6 +59,10 @@ class Layout:
         start = shard * self.shard_size
         return range(start, min(start + self.shard_size, self.num_examples))
 
+    def examples_of(self, changes: np.ndarray) -> np.ndarray:
+        """[k] int64, the examples of single records, [k] of `CHANGE`."""
+        return changes["shard"].astype(np.int64) * self.shard_size + changes["offset"]
+
 
 def default_shard_size(num_examples: int) -> int:
     """About n/64, a power of two from 32 to 4,096.
