@@ -9,6 +9,7 @@ import tempfile
 import time
 
 import pytest
+import redis
 
 NEEDS_REDIS = pytest.mark.skipif(
     shutil.which("redis-server") is None, reason="needs redis-server (apt-get install redis-server)"
@@ -26,9 +27,7 @@ class RedisServer:
 
     def __init__(self, *options: str) -> None:
         self.directory = tempfile.mkdtemp(prefix="tfi-redis-")
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        self.port = _free_port()
         self._options = options
         self.start()
 
@@ -73,3 +72,40 @@ class RedisServer:
     def close(self) -> None:
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Cluster:
+    """A cluster of two masters, without replicas; Redis 7 or later.
+
+    Attributes:
+        nodes: its servers, of which each has a half of the slots. clients: of them.
+    """
+
+    def __init__(self) -> None:
+        buses = [_free_port() for _ in range(2)]
+        options = ("--cluster-enabled", "yes", "--cluster-port")
+        self.nodes = [RedisServer(*options, str(bus)) for bus in buses]
+        self.clients = [redis.Redis(port=node.port) for node in self.nodes]
+        for client, slots in zip(self.clients, ((0, 8191), (8192, 16383))):
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", *slots)
+        meet = ("CLUSTER", "MEET", "127.0.0.1", self.nodes[1].port, buses[1])
+        self.clients[0].execute_command(*meet)
+        end = time.monotonic() + _START_SECONDS
+        while not all(self._is_well(client) for client in self.clients):
+            if time.monotonic() > end:
+                raise RuntimeError("the cluster did not come together")
+            time.sleep(0.02)
+
+    @staticmethod
+    def _is_well(client) -> bool:
+        return b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO")
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -31,6 +31,7 @@ ROOMS = (
     "robust",
     "epochs",
     "processes",
+    "gathering",
     "losses",
     "metrics",
     "normalization",

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_importance import fresh, graphs, samplers
+from tf_importance import fresh, graphs, processes, samplers
 from tf_importance.draws import Draws
 from tf_importance.marks import Drawing
 
@@ -31,13 +31,15 @@ class Blocks:
     TensorFlow optimizes the graph of a pipeline each time, which takes longer than a hundred steps.
 
     Under a strategy of R replicas a batch of the dataset is R planned ones, one behind the other:
-    the strategy gives each replica its own.
+    the strategy gives each replica its own. In several processes all of them are planned by each,
+    and those of its own replicas are its dataset, one by one, as such a strategy takes them.
 
     Args:
         sampler: built. gather: examples by indices. batch_size: b, of a replica. block: K.
         length: batches in a pass. seed: integer; by default the sampler's own.
         lagging: whether the last block may be in training still when the next is planned.
         drawing: what the step must know of the batches.
+        part: which of the replicas this process has.
     """
 
     def __init__(
@@ -50,13 +52,15 @@ class Blocks:
         seed: int | None,
         lagging: bool,
         drawing: Drawing,
+        part: processes.Part,
     ) -> None:
         self._sampler, self._gather, self._seed = sampler, gather, seed
         self._batch_size, self._block, self._length = batch_size, block, length
         self._drawing, self._sizes = drawing, sampler.sizes(batch_size)
         # Of examples in a row of the journal.
         self._width, self._differ = max(self._sizes), len(set(self._sizes)) > 1
-        self._replicas = replicas = sampler.replicas
+        self._part_of_all, self._replicas = part, part.replicas
+        replicas = self._replicas
         # One batch is ready and the next is being made while a step is not done. A strategy reads
         # further ahead, and a seed does not keep it from that.
         ahead = 2 if replicas == 1 else _READ_AHEAD * replicas
@@ -75,6 +79,8 @@ class Blocks:
     def dataset(self) -> tf.data.Dataset:
         """A pass."""
         length = self._length // self._replicas
+        if not self._part_of_all.is_all:
+            length *= self._part_of_all.here
         parts = tf.data.Dataset.range(length)
         parts = parts.map(graphs.as_it_stands(self._part))
         # The last part ends where the pass does; the next would plan what nobody asks for.
@@ -93,7 +99,7 @@ class Blocks:
         read = tf.py_function(graphs.weakly(self._read), [number], types)
         size = None if self._differ else self._width
         indices, weights, limits, gains, memory, rows = (
-            tf.ensure_shape(part, [None, size]) for part in read
+            tf.ensure_shape(self._own(part), [None, size]) for part in read
         )
         told = {"weight": weights, "index": indices, "row": rows, "gain": gains}
         if self._sampler.has_limits:
@@ -108,9 +114,18 @@ class Blocks:
         )
         if own:
             told |= {"weight": own[0] * weights, "importance": weights}
-        if self._replicas == 1:
+        if self._replicas == 1 or not self._part_of_all.is_all:
             return inputs, labels, told
         return tf.nest.map_structure(self._joined, (inputs, labels, told))
+
+    def _own(self, planned: tf.Tensor) -> tf.Tensor:
+        """[k, b] of all replicas, those of this process."""
+        part = self._part_of_all
+        if part.is_all:
+            return planned
+        size = tf.shape(planned)[1]
+        by_replica = tf.reshape(planned, [-1, part.replicas, size])
+        return tf.reshape(by_replica[:, part.first : part.first + part.here], [-1, size])
 
     def _joined(self, part: tf.Tensor) -> tf.Tensor:
         """[k, b, …] as [k/R, R b, …]."""
@@ -192,11 +207,24 @@ class Blocks:
     def _plan(self) -> tuple[Draws, tf.Tensor]:
         sampler = self._sampler
         if not sampler.follows_training:
-            self._learn(int(sampler.draws) - self._lag, self._width)
+            end = int(sampler.draws) - self._lag
+            if not self._part_of_all.is_all:
+                self._wait_for(end)
+            self._learn(end, self._width)
         sampler.tend()
         # Uniform batches among pre-samples are of another size.
         compares = sampler.compares and (self._differ or self._width == self._batch_size)
         return sampler.put_plan(self._block, self._batch_size, self._seed, compares)
+
+    def _wait_for(self, end: int) -> None:
+        """Until what all processes saw before batch number `end` is here."""
+        gathering = self._sampler.journal.gathering
+        if gathering is None:
+            raise ValueError(
+                f"in several processes a {type(self._sampler).__name__} draws in `fit` only, which "
+                "brings together what all of them see; got a loop of one's own."
+            )
+        gathering().wait_for(end)
 
     def _learn(self, end: int, batch_size: int) -> None:
         """Take up what was seen before batch number `end`."""

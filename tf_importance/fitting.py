@@ -25,6 +25,7 @@ from tf_importance import (
     draws,
     element_specs,
     epochs,
+    gathering,
     losses,
     marks,
     processes,
@@ -77,7 +78,7 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
             given["callbacks"] = callbacks.joined(given["callbacks"], last)
         with model.datasets.fitting(drawing, given["class_weight"] is not None):
             if processes.are_several(model.distribute_strategy):
-                return _in_several_processes(model, given)
+                return _in_several_processes(model, given, drawing)
             return _in_epochs(model, keras_fit, given, drawing is not None)
     except BaseException:
         if sampler is not None:
@@ -89,12 +90,16 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
 
 def _refuse_other_replicas(model, drawing: marks.Drawing) -> None:
     """Raises: ValueError: batches are planned for another number of replicas."""
+    if drawing.sampler is None:
+        return
     here = processes.replicas_here(model.distribute_strategy)
-    if drawing.sampler is not None and drawing.replicas != here:
+    of_all = model.distribute_strategy.num_replicas_in_sync
+    wanted = of_all if drawing.sampler.spans_processes else here
+    if drawing.replicas != wanted:
         raise ValueError(
             f"the dataset is drawn for {drawing.replicas} replicas, and model {model.name!r} "
-            f"trains on {here}: compile the model with the sampler first, in strategy.scope(), and "
-            "then make the dataset, or give fit the source itself."
+            f"trains on {wanted}: compile the model with the sampler first, in strategy.scope(), "
+            "and then make the dataset, or give fit the source itself."
         )
 
 
@@ -281,13 +286,17 @@ def _in_epochs(model, keras_fit: Callable, given: dict[str, Any], drawn: bool):
     return model.history
 
 
-def _in_several_processes(model, given: dict[str, Any]):
+def _in_several_processes(model, given: dict[str, Any], drawing: marks.Drawing | None):
     if given["validation_data"] is not None or given["validation_split"]:
         raise ValueError(
             "fit in several processes takes no validation data; evaluate by a callback."
         )
     taken = ("steps_per_epoch", "epochs", "initial_epoch", "callbacks")
-    return processes.fit(model, given["x"], **{name: given[name] for name in taken})
+    sampler, together = None if drawing is None else drawing.sampler, None
+    if sampler is not None and sampler.spans_processes:
+        together = gathering.Gathering(model.distribute_strategy, drawing)
+    options = {name: given[name] for name in taken}
+    return processes.fit(model, given["x"], **options, gathering=together)
 
 
 def by_sampler(sampler: samplers.Sampler, given: dict[str, Any]) -> dict[str, Any]:

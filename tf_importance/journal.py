@@ -8,6 +8,9 @@ midst of a block finds the rest of it here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 from tf_importance import compat
@@ -31,11 +34,14 @@ class Journal(tf.Module):
             were taken up by the sampler.
         late: variable, how many blocks were planned without all that they wait for, and how many
             batches were never trained on.
+        gathering: gives the `Gathering` of a training in several processes, that brings rows
+            together; None where there is none.
     """
 
     def __init__(self) -> None:
         super().__init__(name="journal")
         self.reader = 0
+        self.gathering: Callable[[], Any] | None = None
         self.batch_size = _variable(tf.constant(0, tf.int64), "batch_size")
         self.planned = _variable(tf.constant(0, tf.int64), "planned")
         self.trained = _variable(tf.constant(0, tf.int64), "trained")
@@ -88,12 +94,15 @@ class Journal(tf.Module):
         count, size = draws.indices.shape
         first = tf.convert_to_tensor(self.planned)
         numbers = first + tf.range(count, dtype=tf.int64)
+        self._put(numbers, draws, size)
+        self.planned.assign(first + count)
+        return numbers
+
+    def _put(self, numbers: tf.Tensor, draws: Draws, size: int) -> None:
         places = tf.reshape(self._places(numbers, size), [-1])
         for ring, values in zip(self._rings(), draws.of_examples):
             ring.scatter_update(tf.IndexedSlices(tf.reshape(values, [-1]), places))
         self.kinds.scatter_update(tf.IndexedSlices(draws.kinds, numbers % self.batches(size)))
-        self.planned.assign(first + count)
-        return numbers
 
     def forget(self, batch_size: int, replicas: int = 1) -> None:
         """Begin anew behind the last batch that was trained on, with batches of b.
@@ -111,18 +120,27 @@ class Journal(tf.Module):
         kinds = tf.gather(self.kinds, numbers % self.batches(batch_size))
         return Draws._make([*(tf.gather(ring, places) for ring in self._rings()), kinds])
 
+    def rows_of(self, numbers: tf.Tensor, batch_size) -> tf.Tensor:
+        """What was written of batches [M], or is there in its place: [M, width]."""
+        return tf.gather(self.rows, self._row_places(numbers, batch_size))
+
+    def take(self, numbers: tf.Tensor, rows: tf.Tensor, draws: Draws, batch_size: int) -> None:
+        """Rows and plans of batches [M] that other processes have."""
+        self._put(numbers, draws, batch_size)
+        places = tf.reshape(self._row_places(numbers, batch_size), [-1])
+        self.rows.scatter_update(tf.IndexedSlices(tf.reshape(rows, [-1]), places))
+
     def finished(self, end: tf.Tensor, batch_size) -> tuple[Draws, Seen]:
         """Of the batches before `end` those that are trained on and not learned, in their order.
 
         They count as learned from now on. Where steps are not done yet, their rows come with a
         later block; that is late, and so is a batch that was passed over.
         """
-        kept, width = self.batches(batch_size), batch_size + _HEAD
+        kept = self.batches(batch_size)
         learned, trained = tf.convert_to_tensor(self.learned), tf.convert_to_tensor(self.trained)
         there = tf.maximum(tf.minimum(end, trained), learned)
         numbers = tf.range(tf.maximum(learned, trained - kept), there)
-        places = (numbers % kept * width)[:, tf.newaxis] + tf.range(width, dtype=tf.int64)
-        rows = tf.gather(self.rows, places)
+        rows = self.rows_of(numbers, batch_size)
         done = tf.equal(rows[:, 0], _lap(numbers, kept))
         passed_over = there - learned - tf.reduce_sum(tf.cast(done, tf.int64))
         self.late.assign_add(passed_over + tf.cast(end > there, tf.int64))
@@ -137,6 +155,11 @@ class Journal(tf.Module):
     def _places(self, numbers: tf.Tensor, batch_size) -> tf.Tensor:
         first = numbers % self.batches(batch_size) * batch_size
         return first[:, tf.newaxis] + tf.range(batch_size, dtype=tf.int64)
+
+    def _row_places(self, numbers: tf.Tensor, batch_size) -> tf.Tensor:
+        width = batch_size + _HEAD
+        first = numbers % self.batches(batch_size) * width
+        return first[:, tf.newaxis] + tf.range(width, dtype=tf.int64)
 
 
 def _lap(number: tf.Tensor, kept) -> tf.Tensor:

@@ -38,7 +38,8 @@ class Drawing:
             is not by a pre-sample's statistics; a sampler says it itself.
         row_size: how many scores a step writes to the sampler's journal, where batches differ in
             size; None for one of each example.
-        replicas: of a process, that each get a batch which a sampler has planned.
+        replicas: that each get a batch which a sampler has planned.
+        block: steps whose batches a sampler plans at once. seed: of its draws, None for its own.
     """
 
     model: Any = None
@@ -55,6 +56,8 @@ class Drawing:
     averages_statistics: bool = False
     row_size: int | None = None
     replicas: int = 1
+    block: int = 1
+    seed: int | None = None
 
 
 def put(dataset: tf.data.Dataset, drawing: Drawing) -> tf.data.Dataset:

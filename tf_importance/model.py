@@ -193,7 +193,9 @@ class ISModel(keras.Model):
         super().compile(*args, **kwargs)
         names = getattr(self.net, "output_names", None)
         self.objective = losses.Objective(given["loss"], given["loss_weights"], names)
-        samplers.check(sampler, processes.replicas_here(self.distribute_strategy))
+        strategy = self.distribute_strategy
+        here = processes.replicas_here(strategy)
+        samplers.check(sampler, here, strategy.num_replicas_in_sync)
         if sampler is not None:
             sampler.bind(self)
         compat.track(self, "sampler", sampler)

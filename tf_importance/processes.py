@@ -7,7 +7,7 @@ is done with the model's own `train_step` and the usual callbacks.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -18,6 +18,42 @@ def are_several(strategy: tf.distribute.Strategy) -> bool:
     resolver = getattr(strategy, "cluster_resolver", None)
     cluster = resolver.cluster_spec().as_dict() if resolver is not None else {}
     return sum(map(len, cluster.values())) > 1
+
+
+class Part(NamedTuple):
+    """Which of the replicas that train together a process has.
+
+    Attributes:
+        replicas: R, of all processes. first: the number of its first one. here: how many it has.
+    """
+
+    replicas: int
+    first: int
+    here: int
+
+    @property
+    def is_all(self) -> bool:
+        """Whether there is one process."""
+        return self.here == self.replicas
+
+
+def part_of(strategy: tf.distribute.Strategy) -> Part:
+    """The part that this process has in a strategy."""
+    replicas, first = strategy.num_replicas_in_sync, 0
+    if are_several(strategy):
+
+        @tf.function(autograph=False)
+        def numbers():
+            return strategy.run(replica_number)
+
+        first = int(strategy.experimental_local_results(numbers())[0])
+    return Part(replicas, first, replicas_here(strategy))
+
+
+def replica_number() -> tf.Tensor:
+    """Of this replica among all, int32."""
+    number = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return tf.cast(number, tf.int32)
 
 
 def replicas_here(strategy: tf.distribute.Strategy) -> int:
@@ -42,12 +78,14 @@ def fit(
     epochs: int = 1,
     initial_epoch: int = 0,
     callbacks: Any = None,
+    gathering: Any = None,
 ) -> keras.callbacks.History:
     """As `keras.Model.fit`, for a compiled model of such a strategy.
 
     Args:
         model: as in Keras. dataset: batches of this process; all processes step together.
         steps_per_epoch, epochs, initial_epoch, callbacks: as in Keras.
+        gathering: a `Gathering` of the memory that draws the batches, None for none.
     Raises:
         ValueError: steps_per_epoch is not given.
     """
@@ -56,6 +94,8 @@ def fit(
             "fit in several processes needs steps_per_epoch: all have to stop at the same step."
         )
     strategy = model.distribute_strategy
+    gathering = gathering or _Nothing()
+    gathering.begin()
     batches = own_batches(strategy, dataset) if isinstance(dataset, tf.data.Dataset) else dataset
     step, iterator = _step(model, strategy), iter(batches)
     if not isinstance(callbacks, keras.callbacks.CallbackList):
@@ -65,20 +105,35 @@ def fit(
     model.stop_training = False
     callbacks.on_train_begin()
     logs: dict[str, Any] = {}
-    for epoch in range(initial_epoch, epochs):
-        model.reset_metrics()
-        callbacks.on_epoch_begin(epoch)
-        for number in range(steps_per_epoch):
-            callbacks.on_train_batch_begin(number)
-            logs = {name: value.numpy() for name, value in step(iterator).items()}
-            callbacks.on_train_batch_end(number, logs)
+    try:
+        for epoch in range(initial_epoch, epochs):
+            model.reset_metrics()
+            callbacks.on_epoch_begin(epoch)
+            for number in range(steps_per_epoch):
+                callbacks.on_train_batch_begin(number)
+                logs = {name: value.numpy() for name, value in step(iterator).items()}
+                gathering.stepped()
+                callbacks.on_train_batch_end(number, logs)
+                if model.stop_training:
+                    break
+            # Before a callback saves what is known.
+            gathering.gather()
+            callbacks.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
-        callbacks.on_epoch_end(epoch, logs)
-        if model.stop_training:
-            break
+    finally:
+        gathering.end()
     callbacks.on_train_end(logs)
     return model.history
+
+
+class _Nothing:
+    """Where no memory draws."""
+
+    def begin(self) -> None:
+        """Nothing is gathered."""
+
+    stepped = gather = end = begin
 
 
 def _step(model: keras.Model, strategy: tf.distribute.Strategy):

@@ -55,8 +55,9 @@ def history_sample(
     The state of the draws lives in the sampler: a new iteration, or one after a checkpoint was
     restored, goes on behind the last batch that was trained on, in the midst of a block too.
 
-    Under a strategy of several replicas (not of several processes) compile the model first. Each
+    Under a strategy of several replicas, in one process or several, compile the model first. Each
     replica has draws and rows of its own, and there is one memory, which learns from all of them.
+    In several processes each gives the whole source.
 
     A pass is ⌈n/b⌉ batches, whichever examples these are; `.repeat()` has no end. Augmentation
     goes behind it: `.map(lambda x, y, drawn: (augment(x), y, drawn))` on whole batches.
@@ -107,13 +108,14 @@ def history_sample(
         sampler = _composed(sampler, presample_size, switch, scorer, resampling, smoothing)
         sampler.bind(model)
     sampler.build(size)
-    sampler.replicas = replicas = _replicas(sampler)
-    if batch_size % replicas:
+    part = _part(sampler)
+    sampler.replicas = replicas = part.replicas
+    if batch_size % part.here:
         raise ValueError(
-            f"batch_size is of all {replicas} replicas together, and must be a multiple of their "
-            f"number; got {batch_size}."
+            f"batch_size is of all {part.here} replicas of a process together, and must be a "
+            f"multiple of their number; got {batch_size}."
         )
-    batch_size //= replicas
+    batch_size //= part.here
     sampler.check_batch_size(batch_size)
     sampler.attach(gather)
     largest = max(1, sampler.largest_block(batch_size) // replicas)
@@ -124,7 +126,8 @@ def history_sample(
             f"{type(sampler).__name__} for {size} examples plans blocks of {largest} batches of "
             f"{batch_size * replicas} at most; got block={block}."
         )
-    drawing = dataclasses.replace(sampler.drawing(batch_size), replicas=replicas)
+    drawing = sampler.drawing(batch_size)
+    drawing = dataclasses.replace(drawing, replicas=replicas, block=block, seed=seed)
     if drawing.fresh is not None:
         if isinstance(source, tuple) and len(source) == 3:
             raise ValueError(
@@ -144,6 +147,7 @@ def history_sample(
         seed,
         lagging=ahead or block > 1,
         drawing=drawing,
+        part=part,
     )
     batches = planned.dataset()
     batches = batches.prefetch(1) if ahead else batches
@@ -151,10 +155,15 @@ def history_sample(
     return marks.put(batches.with_options(compat.data_options(ahead=False)), drawing)
 
 
-def _replicas(sampler: samplers.Sampler) -> int:
-    """How many replicas of this process train on what a sampler draws."""
+def _part(sampler: samplers.Sampler) -> processes.Part:
+    """Which of the replicas that train on what a sampler draws this process has."""
     model = sampler.trained_model
-    return 1 if model is None else processes.replicas_here(model.distribute_strategy)
+    if model is None:
+        return processes.Part(1, 0, 1)
+    if sampler.spans_processes:
+        return processes.part_of(model.distribute_strategy)
+    here = processes.replicas_here(model.distribute_strategy)
+    return processes.Part(here, 0, here)
 
 
 def _composed(

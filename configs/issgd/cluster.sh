@@ -18,7 +18,19 @@ trap 'kill "${started[@]}" 2>/dev/null; wait' EXIT
 redis-server --port "$port" --bind 127.0.0.1 --save "" --maxmemory-policy noeviction \
   >"$out.logs/redis" &
 started+=($!)
-until redis-cli -p "$port" ping >/dev/null 2>&1; do sleep 0.1; done
+server=$!
+
+# Of the server that answers: another one may have the port, and somebody's data.
+process_of_server() {
+  redis-cli -p "$port" info server 2>/dev/null | tr -d '\r' | sed -n 's/^process_id://p'
+}
+until [[ $(process_of_server) == "$server" ]]; do
+  kill -0 "$server" 2>/dev/null || {
+    echo "port $port is taken, or redis-server did not start: $out.logs/redis; give PORT=…" >&2
+    exit 1
+  }
+  sleep 0.1
+done
 
 for number in $(seq "${WORKERS:-3}"); do
   "$python" -m trainers.issgd --flagfile="$flagfile" --store="$store" --role=worker \

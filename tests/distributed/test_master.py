@@ -12,8 +12,9 @@ import tensorflow as tf
 
 import tf_importance as tfi
 from tests.distributed.conftest import Clock, N, compile_model, score_all, until
-from tf_importance import distributed, random_access, stores
+from tf_importance import distributed, processes, random_access, stores
 from tf_importance.distributed import exchange as exchanges
+from tf_importance.distributed import master as masters
 from tf_importance.distributed import shared
 from tf_importance.distributed import worker as worker_module
 
@@ -471,6 +472,74 @@ def test_a_second_master_ends_the_first_ones_training(data, make_model, meeting)
     with pytest.raises(stores.Superseded, match="^first: another master"):
         # Ends when it is told so.
         trained(model, sampler, data, 30_000, course)
+
+
+def test_a_second_master_is_refused_at_its_beginning(data, make_model, meeting, monkeypatch):
+    monkeypatch.setattr(masters, "_ALIVE_SECONDS", 0.1)
+    first, second = (master(make_model(), meeting(name)) for name in ("first", "second"))
+    for one in (first, second):
+        compile_model(one.trained_model, one)
+        tfi.history_sample(data, one, 8)
+    first.begin()
+    fence = first._fence
+    with pytest.raises(stores.Superseded, match="^second: another master trains .* Stop it first"):
+        second.begin()
+    assert first._fence == fence and first.store.publish(b"goes on", fence) > 0
+    # One that has ended is none, and so is one that says nothing any more.
+    first.end()
+    second.begin()
+    second.exchange.stop()
+    third = master(make_model(), meeting("third"))
+    compile_model(third.trained_model, third)
+    tfi.history_sample(data, third, 8)
+    third.begin()
+    third.end()
+    second._snapshot()
+    with pytest.raises(stores.Superseded, match="^second: another master has taken over"):
+        second.exchange.once()
+
+
+def test_of_several_processes_the_first_is_the_master(data, make_model, meeting, monkeypatch):
+    """The others publish nothing, and draw by what workers have scored for it."""
+    chief = master(make_model(), meeting("chief"))
+    pulled(chief, data, make_model, meeting)
+    version = int(chief.version.numpy())
+    monkeypatch.setattr(masters.processes, "part_of", lambda strategy: processes.Part(2, 1, 1))
+    model = make_model()
+    other = master(model, meeting("other"))
+
+    def course(step):
+        if step == 3:
+            until(lambda: other.draws_by_scores)
+
+    trained(model, other, data, 6, course)
+    assert int(other.version.numpy()) == version == chief.store.parameters().version
+    known, known_by_chief = other.mirror.known(), chief.mirror.known()
+    np.testing.assert_array_equal(known.scores, known_by_chief.scores)
+    chief.store.publish(b"goes on", chief._fence)
+
+
+def test_a_full_store_is_said(data, make_model, meeting, monkeypatch):
+    model = make_model()
+    sampler = master(model, meeting("master"))
+    seen = []
+
+    def course(step):
+        if step == 3:
+
+            def full(store, *_):
+                raise store.error(stores.OutOfMemory, "no room", "")
+
+            monkeypatch.setattr(type(sampler.store), "publish", full)
+        if step == 6:
+            until(lambda: sampler.exchange.is_full)
+        if step == 8:
+            seen.append(float(sampler.store_full))
+            monkeypatch.undo()
+            until(lambda: not sampler.exchange.is_full)
+
+    trained(model, sampler, data, 12, course)
+    assert seen == [1.0] and float(sampler.store_full) == 0.0
 
 
 def test_roles_with_other_models_or_data_are_refused(data, make_model, meeting):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import redis
 
-from tests.redis_server import NEEDS_REDIS, RedisServer
+from tests.redis_server import NEEDS_REDIS, Cluster, RedisServer
 from tf_importance import stores
 from tf_importance.stores import Description, Message, RedisStore, open_store
 
@@ -133,12 +133,18 @@ def test_tls(tmp_path):
     probe = RedisServer()
     probe.close()
     options = f"--tls-port {probe.port} {files} --tls-auth-clients no"
-    server = RedisServer(*options.split())
+    # On the whole network of this machine by itself.
+    server = RedisServer(*options.split(), "--bind", "127.0.0.1 127.0.0.2")
     try:
         url = f"rediss://127.0.0.1:{probe.port}/0?ssl_ca_certs={certificate}"
         assert open_store(url).create(DESCRIPTION).description == DESCRIPTION
         with pytest.raises(stores.Unreachable, match="(?i)certificate"):
             open_store(f"rediss://127.0.0.1:{probe.port}/0").create(DESCRIPTION)
+        # The certificate is of 127.0.0.1 alone; redis-py before 6 would not look.
+        other = url.replace("127.0.0.1", "127.0.0.2")
+        with pytest.raises(stores.Unreachable, match="(?i)mismatch|doesn't match|not valid for"):
+            open_store(other).create(DESCRIPTION)
+        assert open_store(f"{other}&ssl_cert_reqs=none").create(DESCRIPTION)
     finally:
         server.close()
 
@@ -395,7 +401,7 @@ def test_a_demoted_server_is_left(store, raw):
 def test_what_passes_is_waited_for(store, reply):
     with pytest.raises(stores.Unreachable, match="for now"):
         raise store._of_response(reply)
-    with pytest.raises(stores.StoreError, match="node of a Redis Cluster.*single server"):
+    with pytest.raises(stores.StoreError, match="node of a Redis Cluster.*redis.cluster:"):
         raise store._of_response("MOVED 1 host:1")
 
 
@@ -407,6 +413,105 @@ def test_a_full_chunk_takes_no_more_than_it_holds(redis_server, raw):
             used = raw.memory_usage("tfi:{chunks}:one", samples=0)
             assert used < 1.01 * size if taken == 1.01 else used > taken * size
         client.unlink("tfi:{chunks}:one")
+
+
+def test_on_a_slow_line_chunks_are_smaller(redis_server, monkeypatch):
+    """So that each passes within the timeout, and each that does is a sign of life."""
+    clock = [0.0]
+    monkeypatch.setattr(stores.redis.time, "monotonic", lambda: clock[0])
+    store = RedisStore(redis_server.url, "slow", "master", timeout=8.0)
+    store.create(DESCRIPTION)
+    fence, client, sizes = store.take_over(), store._client, []
+
+    def slowly(key, part, **options):
+        sizes.append(len(part))
+        clock[0] += len(part) / 2**20
+        return type(client).set(client, key, part, **options)
+
+    monkeypatch.setattr(client, "set", slowly)
+    blob = bytes(8 * 2**20)
+    for version in range(1, 5):
+        before = clock[0]
+        assert store.publish(blob, fence) == version
+        assert before < store.heard == clock[0]
+    # 8 s, then what takes a quarter of the timeout at most, 2 s.
+    assert sizes[0] == stores.redis.CHUNK and 2**19 < max(sizes[-4:]) <= 2 * 2**20
+    monkeypatch.setattr(client, "set", lambda *args, **options: type(client).set(client, *args))
+    for _ in range(4):
+        store.publish(blob, fence)
+    assert store._chunk == stores.redis.CHUNK and store.parameters().blob == blob
+    store.clear()
+
+
+def test_a_cluster(raw):
+    """Of two nodes, of which only the other one has the run's keys, or comes to have them."""
+    cluster = Cluster()
+    try:
+        one, other = cluster.nodes
+        for name in ("one", "two", "three", "four"):
+            # Whichever node is asked, the keys are where they belong.
+            for node in (one, other):
+                url = f"redis+cluster://127.0.0.1:{node.port}"
+                store = RedisStore(url, name, "master", chunk=1000)
+                store.create(DESCRIPTION)
+                blob = name.encode() * 800
+                store.publish(blob, store.take_over())
+                store.write([message(store=store)])
+                assert store.parameters().blob == blob and store.lease("w", 1, 1e3) is not None
+        keys = [client.dbsize() for client in cluster.clients]
+        assert min(keys) > 0
+        # A node that is not there is passed over.
+        url = f"redis+cluster://127.0.0.1:1,127.0.0.1:{one.port}/0"
+        assert RedisStore(url, "one", "worker").join(DESCRIPTION)
+        with pytest.raises(stores.Unreachable, match="^worker: the store does not answer"):
+            RedisStore("redis+cluster://127.0.0.1:1", "one", "worker").join(DESCRIPTION)
+        with pytest.raises(ValueError, match="database 0"):
+            RedisStore("redis+cluster://127.0.0.1:1/3", "one", "worker")
+        # Who asks a node as if it were by itself is told.
+        refused = 0
+        for node in (one, other):
+            try:
+                RedisStore(node.url, "two", "worker").join(DESCRIPTION)
+            except stores.StoreError as error:
+                assert "redis+cluster://host:port" in str(error)
+                refused += 1
+        assert refused == 1
+    finally:
+        cluster.close()
+
+
+def test_the_node_of_a_cluster_may_change():
+    """The run moves to the other node: what is asked next fails in passing, and then goes there."""
+    cluster = Cluster()
+    try:
+        store = RedisStore(f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}", "run", "master")
+        store.create(DESCRIPTION)
+        store.publish(b"before", store.take_over())
+        key = "tfi:{run}:run"
+        slot = cluster.clients[0].execute_command("CLUSTER", "KEYSLOT", key)
+        ids = [client.execute_command("CLUSTER", "MYID") for client in cluster.clients]
+        held = [bool(client.execute_command("DBSIZE")) for client in cluster.clients]
+        source, target = held.index(True), held.index(False)
+        keys = cluster.clients[source].execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000)
+        states = ((target, "IMPORTING", ids[source]), (source, "MIGRATING", ids[target]))
+        for place, state, other in states:
+            cluster.clients[place].execute_command("CLUSTER", "SETSLOT", slot, state, other)
+        port = cluster.nodes[target].port
+        moved = ("MIGRATE", "127.0.0.1", port, "", 0, 10_000, "KEYS", *keys)
+        cluster.clients[source].execute_command(*moved)
+        for client in cluster.clients[::-1] if target else cluster.clients:
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+        for _ in range(20):
+            try:
+                found = store.parameters()
+                break
+            except stores.Unreachable:
+                continue
+        assert found.blob == b"before"
+        assert store.write([message(store=store)]) == 4
+        assert store._client.connection_pool.connection_kwargs["port"] == port
+    finally:
+        cluster.close()
 
 
 def test_a_publication_that_was_broken_off_leaves_nothing_to_the_next(store, raw, monkeypatch):

@@ -54,13 +54,19 @@ class Exchange:
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._said, self._retry_seconds = "", _RETRY_SECONDS
+        self._said, self._retry_seconds, self._is_full = "", _RETRY_SECONDS, False
         self._contact = self._last_whole = self._last_pull = time.monotonic()
 
     @property
     def silent_seconds(self) -> float:
         """Since the last exchange that went well, or the last part of one that goes well so far."""
-        return time.monotonic() - self._contact
+        heard = self._store.heard if self._busy.locked() else self._contact
+        return time.monotonic() - max(self._contact, heard)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the store had no room for what was to be written."""
+        return self._is_full
 
     def join(self) -> None:
         """Begin or join the run.
@@ -153,14 +159,14 @@ class Exchange:
             self._say(error, "Beginning it anew.")
             return self._began_anew()
         except stores.StoreError as error:
-            is_full = isinstance(error, stores.OutOfMemory)
+            self._is_full = isinstance(error, stores.OutOfMemory)
             longer = min(2 * self._retry_seconds, _LONGEST_RETRY_SECONDS)
-            self._retry_seconds = longer if is_full else _RETRY_SECONDS
+            self._retry_seconds = longer if self._is_full else _RETRY_SECONDS
             # What was begun and not ended counts for nothing.
             self._contact = self._last_whole
             self._say(error, "Trying again.")
             return False
-        self._said, self._retry_seconds = "", _RETRY_SECONDS
+        self._said, self._retry_seconds, self._is_full = "", _RETRY_SECONDS, False
         return True
 
     def _until_pull(self) -> float:

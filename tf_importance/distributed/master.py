@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import stores
+from tf_importance import processes, stores
 from tf_importance.arguments import positive_integer
 from tf_importance.distributed import parameters
 from tf_importance.distributed.shared import SharedScores
@@ -18,6 +19,9 @@ from tf_importance.samplers.base import Draw, Turn, from_all
 
 _BARRIER_POLL_SECONDS = 0.002
 _BARRIER_RETRY_SECONDS = 0.2
+# A master says that it is there so often, or at each pull; after so many silences it is not.
+_ALIVE_SECONDS, _SILENCES = 1.0, 3
+_REPORT, _POLL_SECONDS = "master", 0.05
 
 
 class _Outbox:
@@ -61,6 +65,10 @@ class Master(SharedScores):
     oracle of section 4.1, bit for bit, and as slow; for sanity checks. `history_sample` needs a
     seed for it, or would draw a batch ahead.
 
+    A run has one master: a second one is refused when it begins, as long as the first says that it
+    is there. One that was killed has said nothing for some seconds; that is waited for. In several
+    processes of a strategy the first one is the master, and the others draw by what it has scored.
+
     Args:
         num_examples, model, store: as in `SharedScores`, and so are further arguments.
         publish_every: k ≥ 1, steps.
@@ -85,7 +93,9 @@ class Master(SharedScores):
         super().__init__(num_examples, model, store, **options)
         self._publish_every = positive_integer("publish_every", publish_every)
         self._barrier_seconds = barrier_seconds
-        self._fence = 0
+        self._fence, self._is_chief = 0, True
+        # Whose word it is that a master is there.
+        self._token, self._alive = float(secrets.randbelow(2**52)), float("-inf")
         self._outbox = _Outbox()
         self._last_published = -1
 
@@ -111,6 +121,13 @@ class Master(SharedScores):
     # The course of a training -------------------------------------------------------------
 
     def begin(self) -> None:
+        strategy = self.model.distribute_strategy
+        self._is_chief = processes.part_of(strategy).first == 0
+        if self.exact and processes.are_several(strategy):
+            raise ValueError(
+                "exact=True waits for all scores before each draw, in one process; got a strategy "
+                "of several. Give exact=False."
+            )
         self._snapshot()
         super().begin()
 
@@ -137,7 +154,8 @@ class Master(SharedScores):
 
     def _snapshot(self) -> None:
         # Taken between steps, packed and sent beside them.
-        self._outbox.put(parameters.snapshot(self._model().net))
+        if self._is_chief:
+            self._outbox.put(parameters.snapshot(self._model().net))
 
     def _pass_barrier(self) -> None:
         """Publish, and wait until all examples are scored with that."""
@@ -166,10 +184,51 @@ class Master(SharedScores):
     # In the thread ------------------------------------------------------------------------
 
     def _joined(self) -> None:
-        self._fence = self.store.take_over()
-        self._outbox.send_again()
+        if self._is_chief:
+            self._wait_for_former()
+            self._fence = self.store.take_over()
+            self._say_so()
+            self._outbox.send_again()
+
+    def _wait_for_former(self) -> None:
+        """Until what another master has said of itself is so old that it is none any more.
+
+        Raises:
+            stores.Superseded: it says so again.
+        """
+        first = self._former()
+        while (found := self._former()) is not None:
+            if first is not None and found["time"] != first["time"]:
+                raise self.store.second_master()
+            time.sleep(_POLL_SECONDS)
+
+    def _former(self) -> dict[str, float] | None:
+        found = self.store.reports().get(_REPORT, {"ended": 1.0})
+        if "ended" in found or found.get("token") == self._token:
+            return None
+        silent = self.store.now() - found["time"]
+        return found if silent < _SILENCES * found.get("every", _ALIVE_SECONDS) else None
+
+    def _say_so(self) -> None:
+        if time.monotonic() - self._alive >= _ALIVE_SECONDS:
+            every = max(_ALIVE_SECONDS, self._pull_seconds)
+            self.store.report(_REPORT, {"token": self._token, "every": every})
+            self._alive = time.monotonic()
+
+    def end(self) -> None:
+        try:
+            super().end()
+        finally:
+            if self._is_chief and self._alive > float("-inf"):
+                self._alive = float("-inf")
+                with contextlib.suppress(stores.StoreError):
+                    self.store.report(_REPORT, {"token": self._token, "ended": 1.0})
 
     def _send(self) -> int:
+        if not self._is_chief:
+            self.version.assign(max(int(self.version), self.mirror.newest_version()))
+            return int(self.version)
+        self._say_so()
         with self._outbox.sending() as taken:
             if taken is not None:
                 before = int(self.version.numpy())

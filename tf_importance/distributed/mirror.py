@@ -160,6 +160,11 @@ class Mirror:
         with self.lock:
             return self._scores[self._usable]
 
+    def newest_version(self) -> int:
+        """That of the example that was scored last; 0 if none was."""
+        with self.lock:
+            return int(self._versions.max())
+
     def oldest_version(self) -> int:
         """That of the example that was scored the longest ago; 0 if one never was."""
         with self.lock:

@@ -57,12 +57,14 @@ class SharedScores(Sampler):
         usable: variable, share of the examples whose score counts.
         leaves_out: whether examples without a score that counts are not drawn.
         outliers: variable, how many scores were cut down when they were last taken up.
+        store_full: variable, 1 while the store has no room for what is to be sent.
     Raises:
         ValueError: an argument is out of range.
     """
 
     follows_training = True
     serves_replicas = False
+    spans_processes = False
     unscored = "leave_out"
 
     def __init__(
@@ -103,6 +105,8 @@ class SharedScores(Sampler):
         self._describe = lambda: description.describe(
             model, self.gather, self.num_examples, scorer, shard_size
         )
+        self.store_full = tf.Variable(0.0, trainable=False, name="store_full")
+        self._was_full = False
         self._exchange: Exchange | None = None
         self._lock = threading.RLock()
         self._make_state()
@@ -134,7 +138,8 @@ class SharedScores(Sampler):
         return Draw(drawn.indices, tf.cast(weights, tf.float32))
 
     def logs(self) -> dict[str, tf.Tensor]:
-        own = {"usable": tf.identity(self.usable), "outliers": tf.identity(self.outliers)}
+        names = ("usable", "outliers", "store_full")
+        own = {name: tf.identity(getattr(self, name)) for name in names}
         return {**super().logs(), **own}
 
     # The course of a training -------------------------------------------------------------
@@ -177,6 +182,9 @@ class SharedScores(Sampler):
         if size:
             self.take_up(int(self.steps), size)
         self.exchange.raise_failure()
+        if self.exchange.is_full != self._was_full:
+            self._was_full = self.exchange.is_full
+            self.store_full.assign(float(self._was_full))
         if self.exchange.silent_seconds > self._fallback_seconds and self.draws_by_scores:
             self._draw_uniformly()
 

@@ -154,8 +154,9 @@ class Sampler(tf.Module, metaclass=_Unmirrored):
             the gain, which they are compared with.
         follows_training: whether it learns in `maintain`, after each step, and `begin` and `end`
             must be called; else it learns between blocks.
-        serves_replicas: whether several replicas of a process may train on what it draws.
-        replicas: how many do.
+        serves_replicas: whether several replicas may train on what it draws.
+        spans_processes: whether all processes of a strategy have one memory; else each has its own.
+        replicas: how many train on what it draws, of all processes that it spans.
     Raises:
         ValueError: num_examples is not a positive integer, or gain_smoothing out of range.
     """
@@ -170,6 +171,7 @@ class Sampler(tf.Module, metaclass=_Unmirrored):
     is_compared = True
     follows_training = False
     serves_replicas = True
+    spans_processes = True
     replicas = 1
 
     def __new__(cls, *args, **kwargs):
@@ -593,9 +595,11 @@ def from_all(scores: tf.Tensor, turn: Turn) -> Draw:
     return Draw(tf.cast(indices, tf.int64), tf.cast(weights, tf.float32))
 
 
-def check(sampler: Any, replicas: int) -> None:
+def check(sampler: Any, replicas_here: int, replicas: int) -> None:
     """Refuse what a model cannot be compiled with.
 
+    Args:
+        replicas_here, replicas: of this process, and of all.
     Raises:
         TypeError: not None and not a sampler.
         ValueError: a sampler for several replicas.
@@ -607,9 +611,12 @@ def check(sampler: Any, replicas: int) -> None:
         )
     if sampler is not None and not isinstance(sampler, Sampler):
         raise TypeError(f"sampler must be one of tfi.samplers, or None; got {sampler!r}.")
-    if sampler is not None and replicas > 1 and not sampler.serves_replicas:
+    if sampler is None:
+        return
+    count = replicas if sampler.spans_processes else replicas_here
+    if count > 1 and not sampler.serves_replicas:
         raise ValueError(
             f"a {type(sampler).__name__} works on one replica of a process; got a strategy of "
-            f"{replicas}. RAIS, Proportional, RankBased, Stratified, Inclusion and Fresh work on "
+            f"{count}. RAIS, Proportional, RankBased, Stratified, Inclusion and Fresh work on "
             "several, and importance_sample does."
         )

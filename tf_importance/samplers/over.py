@@ -41,6 +41,7 @@ class Over(Sampler):
         self.is_biased, self.is_normalized = memory.is_biased, memory.is_normalized
         self.journal, self.gain = memory.journal, memory.gain
         self.seed, self.position, self.datasets = memory.seed, memory.position, memory.datasets
+        self.spans_processes = memory.spans_processes
         self._model = lambda: memory._model()
 
     @property

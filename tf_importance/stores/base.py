@@ -130,11 +130,12 @@ class Store(abc.ABC):
         role: of this process, for messages.
     Attributes:
         run: the one that was created or joined.
+        heard: when it last answered, in seconds of `time.monotonic`; −∞ where nobody asks.
     """
 
     def __init__(self, address: str, role: str) -> None:
         self.address = errors.without_credentials_of(address)
-        self.role = role
+        self.role, self.heard = role, float("-inf")
         self._run: Run | None = None
 
     def __repr__(self) -> str:
@@ -358,6 +359,14 @@ class Store(abc.ABC):
             errors.NoRun,
             "the run that was joined is no longer there: the store was emptied or holds another",
             "Join again once the master has published.",
+        )
+
+    def second_master(self) -> errors.StoreError:
+        """The error for one that would take over from another."""
+        return self.error(
+            errors.Superseded,
+            "another master trains by this run now",
+            "Stop it first, or give this run a name of its own.",
         )
 
     def superseded(self) -> errors.StoreError:

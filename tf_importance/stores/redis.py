@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import logging
+import time
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,17 +25,22 @@ SCHEMES = {
     "valkey": "redis",
     "valkeys": "rediss",
     "redis+sentinel": "redis",
+    "redis+cluster": "redis",
 }
 _LOG = logging.getLogger(__name__)
 # A string of Redis holds 512 MB; but each chunk has to pass the line within the timeout. With what
 # the server adds to it, it fills a class of 8 MB of its allocator; a little more takes 10.
 CHUNK = 8 * 2**20 - 1024
+# On a line so slow that a chunk takes much of the timeout the next ones are smaller, down to this.
+_LEAST_CHUNK = 2**16 - 1024
+_MUCH, _LITTLE = 1 / 4, 1 / 16
 _HEADER = 16
 # What becomes of chunks that were written by a master that died before it pointed to them.
 _UNPOINTED_SECONDS = 3600
 # Of former parameters, for those who still read them; the last is kept however large.
 _FORMER_BYTES = 64 * 2**20
-_SHARDS_AT_ONCE = 256
+# Bytes of shards that are read at once: a line that brings so many in time is no silent one.
+_READ_AT_ONCE = 2**20
 # Errors that pass without these processes' doing: a script that hangs or was forgotten once more,
 # a disk that is full, a server that starts, lacks replicas or changes its part.
 _PASSING = (
@@ -57,8 +63,9 @@ class RedisStore(base.Store):
         url: redis://[user:password@]host[:port][/database], rediss:// for TLS, or
             unix://[user:password@]/path; valkey:// and valkeys:// are the same. Or
             redis+sentinel://[user:password@]host:port[,host:port…]/service[/database], for the
-            master that sentinels name at the time. Further options as redis-py has them, such as
-            ?ssl_ca_certs=….
+            master that sentinels name at the time; redis+cluster://[user:password@]host:port[,…]
+            for the node of a Redis Cluster that has the run's keys, which all lie in one slot.
+            Further options as redis-py has them, such as ?ssl_ca_certs=….
         name: the run's, so that several can share a server.
         role: as in `Store`.
         timeout: seconds to wait for a connection or an answer.
@@ -81,26 +88,44 @@ class RedisStore(base.Store):
         self._prefix = f"tfi:{{{base.checked_name(name)}}}:"
         self._redis = _module()
         self._secrets = _secrets(url)
-        self._chunk = chunk
+        self._largest_chunk = self._chunk = chunk
+        self._timeout = timeout
         # A command that was lost is repeated by whoever gave it, who knows what it means.
         options = {
             "socket_connect_timeout": timeout,
             "socket_timeout": timeout,
             "retry": self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 0),
         }
+        # Of a cluster, how to get at the nodes that its URL names.
+        self._nodes: list[dict[str, Any]] = []
+        self._connected: Any = None
         try:
-            self._client = _opened(self._redis, url, options)
+            if url.partition("://")[0].lower() == "redis+cluster":
+                self._nodes = _nodes(url, options)
+            else:
+                self._connected = _opened(self._redis, url, options)
         except (ValueError, TypeError) as error:
             # It may name a part of a password as that of something else.
             why = "" if self._secrets or "@" in url else f": {error}"
             raise ValueError(
                 f"{role}: no store has the URL {self.address!r}{why}. Give "
-                "redis://host:port/database, rediss://… for TLS, unix:///path, or "
-                "redis+sentinel://host:port/service, with / ? # @ and spaces in a password as %2F, "
-                "%3F, %23, %40 and %20."
+                "redis://host:port/database, rediss://… for TLS, unix:///path, "
+                "redis+sentinel://host:port/service, or redis+cluster://host:port, with / ? # @ "
+                "and spaces in a password as %2F, %3F, %23, %40 and %20."
             ) from None
 
     # Commands -----------------------------------------------------------------------------
+
+    @property
+    def _client(self) -> Any:
+        """Of the server that has the run's keys; of a cluster that is found out."""
+        if self._connected is None:
+            self._connected = _node_of(self._redis, self._nodes, f"{self._prefix}run")
+        return self._connected
+
+    @_client.setter
+    def _client(self, client: Any) -> None:
+        self._connected = client
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
@@ -113,6 +138,7 @@ class RedisStore(base.Store):
         failures = self._redis.exceptions
         try:
             yield
+            self.heard = time.monotonic()
         except errors.StoreError:
             raise
         except (failures.AuthenticationError, failures.NoPermissionError) as error:
@@ -120,6 +146,7 @@ class RedisStore(base.Store):
         except failures.OutOfMemoryError as error:
             raise self._full(error) from None
         except (failures.ConnectionError, failures.TimeoutError, OSError) as error:
+            self._forget_node()
             raise self.error(
                 errors.Unreachable,
                 f"the store does not answer: {self._clean(error)}",
@@ -138,7 +165,14 @@ class RedisStore(base.Store):
 
     def _drop_connections(self) -> None:
         """All that are idle now, and those in use once they are given back."""
-        self._client.connection_pool.disconnect()
+        if self._connected is not None:
+            self._connected.connection_pool.disconnect()
+        self._forget_node()
+
+    def _forget_node(self) -> None:
+        """Of a cluster another node may have the run's keys by now."""
+        if self._nodes:
+            self._connected = None
 
     def _damaged(self, error: Any) -> errors.StoreError:
         return self.error(
@@ -150,12 +184,14 @@ class RedisStore(base.Store):
         )
 
     def _of_cluster(self, error: Any) -> errors.StoreError:
+        if self._nodes:
+            self._drop_connections()
+            return self._passing(error)
         return self.error(
             errors.StoreError,
             f"the store is a node of a Redis Cluster, and the run's keys are another's: "
             f"{self._clean(error)}",
-            "Give the URL of a single server, or of its sentinels: a run's scripts touch all its "
-            "keys together, and do not follow a cluster's redirections.",
+            "Give redis+cluster://host:port, which asks for the node that has the run's keys.",
         )
 
     def _of_response(self, text: str) -> errors.StoreError:
@@ -232,7 +268,9 @@ class RedisStore(base.Store):
             for _ in range(2):
                 pipeline = self._client.pipeline(transaction=False)
                 for arguments in calls:
-                    pipeline.execute_command("EVALSHA", sha, 0, self._prefix, *arguments)
+                    # By a key a node of a cluster knows whether it is the one.
+                    given = sha, 1, f"{self._prefix}run", self._prefix, *arguments
+                    pipeline.execute_command("EVALSHA", *given)
                 replies = pipeline.execute(raise_on_error=False)
                 if not any(self._is_unknown(reply) for reply in replies):
                     break
@@ -308,23 +346,37 @@ class RedisStore(base.Store):
     # Parameters ---------------------------------------------------------------------------
 
     def publish(self, blob: bytes, fence: int, at_least: int = 0) -> int:
-        token = uuid.uuid4().hex
+        token, chunk = uuid.uuid4().hex, self._chunk
         view = memoryview(blob)
-        starts = range(0, max(len(blob), 1), self._chunk)
+        starts = range(0, max(len(blob), 1), chunk)
         keys = [self._chunk_key(token, number) for number in range(len(starts))]
-        arguments = (token, len(keys), len(blob), self._chunk, _digest(blob), _FORMER_BYTES)
+        arguments = (token, len(keys), len(blob), chunk, _digest(blob), _FORMER_BYTES)
         # What an earlier publication left that was broken off is deleted first.
         self._run_script(lua.BEGIN, self.run.id, fence, token, len(keys), _UNPOINTED_SECONDS)
         try:
-            with self._asking():
-                for key, start in zip(keys, starts):
-                    part = view[start : start + self._chunk]
+            for key, start in zip(keys, starts):
+                part = view[start : start + chunk]
+                with self._timed(len(part)), self._asking():
                     self._client.set(key, part, ex=_UNPOINTED_SECONDS)
+            with self._asking():
                 return int(self._run_script(lua.PUBLISH, self.run.id, fence, at_least, *arguments))
         except (errors.OutOfMemory, errors.Superseded, errors.NoRun):
             with self._asking():
                 self._client.unlink(*keys)
             raise
+
+    @contextlib.contextmanager
+    def _timed(self, size: int) -> Iterator[None]:
+        """Adapt the next publication's chunks to what one of this takes of the timeout."""
+        start, share = time.monotonic(), 1.0
+        try:
+            yield
+            share = (time.monotonic() - start) / self._timeout
+        finally:
+            if share > _MUCH:
+                self._chunk = max(self._chunk // 2, min(_LEAST_CHUNK, self._largest_chunk))
+            elif share < _LITTLE and size >= self._chunk:
+                self._chunk = min(2 * self._chunk, self._largest_chunk)
 
     def _chunk_key(self, token: str, number: int) -> str:
         return f"{self._prefix}parameters:{token}:{number}"
@@ -401,8 +453,10 @@ class RedisStore(base.Store):
 
     def read(self, shards: Sequence[int]) -> list[np.ndarray]:
         found: list[np.ndarray] = []
-        for start in range(0, len(shards), _SHARDS_AT_ONCE):
-            some = shards[start : start + _SHARDS_AT_ONCE]
+        bytes_of_one = RECORD.itemsize * self.layout.shard_size + _HEADER
+        at_once = max(1, _READ_AT_ONCE // bytes_of_one)
+        for start in range(0, len(shards), at_once):
+            some = shards[start : start + at_once]
             with self._asking():
                 values = self._client.mget([f"{self._prefix}scores:{shard}" for shard in some])
                 if len(values) != len(some):
@@ -453,7 +507,8 @@ class RedisStore(base.Store):
         self._run = None
 
     def close(self) -> None:
-        self._client.close()
+        if self._connected is not None:
+            self._connected.close()
 
 
 def _module() -> Any:
@@ -474,22 +529,68 @@ def _opened(redis: Any, url: str, options: Mapping[str, Any]) -> Any:
     scheme, _, rest = url.partition("://")
     own = f"{SCHEMES[scheme.lower()]}://{rest}"
     if scheme.lower() != "redis+sentinel":
+        if SCHEMES[scheme.lower()] == "rediss" and "ssl_cert_reqs=none" not in rest.lower():
+            # What redis-py does by itself from 6 on.
+            options = {"ssl_check_hostname": True, **options}
         return redis.Redis.from_url(own, **options)
     parsed = urllib.parse.urlsplit(own)
     service, _, database = parsed.path.strip("/").partition("/")
     if not service:
         raise ValueError("a URL of sentinels names the service: redis+sentinel://host:port/service")
-    *_, hosts = parsed.netloc.rpartition("@")
-    sentinels = [_host_and_port(one) for one in hosts.split(",")]
-    named = {"username": parsed.username, "password": parsed.password}
-    given = {name: urllib.parse.unquote(value) for name, value in named.items() if value}
+    sentinels, given = _hosts(parsed, "26379")
     sentinel = redis.sentinel.Sentinel(sentinels, sentinel_kwargs=dict(options), **options)
     return sentinel.master_for(service, db=int(database or 0), **given)
 
 
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":") if ":" in text else (text, "", "26379")
-    return host.strip("[]"), int(port)
+def _hosts(parsed: Any, port: str) -> tuple[list[tuple[str, int]], dict[str, str]]:
+    """Hosts and ports of a URL that has several; user and password, as far as they are given."""
+    *_, hosts = parsed.netloc.rpartition("@")
+    named = {"username": parsed.username, "password": parsed.password}
+    given = {name: urllib.parse.unquote(value) for name, value in named.items() if value}
+    return [_host_and_port(one, port) for one in hosts.split(",")], given
+
+
+def _host_and_port(text: str, port: str) -> tuple[str, int]:
+    host, _, own = text.rpartition(":") if ":" in text else (text, "", port)
+    return host.strip("[]"), int(own)
+
+
+def _nodes(url: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What clients of those nodes of a cluster are made of that its URL names.
+
+    Raises:
+        ValueError: the URL is none.
+    """
+    parsed = urllib.parse.urlsplit(f"redis://{url.partition('://')[2]}")
+    if parsed.path.strip("/") not in ("", "0"):
+        raise ValueError("a cluster has database 0 alone")
+    hosts, given = _hosts(parsed, "6379")
+    return [{"host": host, "port": port, **given, **options} for host, port in hosts]
+
+
+def _node_of(redis: Any, nodes: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """A client of the node that has a key, as the first of the nodes says that answers.
+
+    Raises:
+        What redis-py does: none answers, or nobody has the key.
+    """
+    passing = redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError
+    failure: Exception = redis.exceptions.ConnectionError("no node of the cluster has the keys")
+    for own in nodes:
+        node = redis.Redis(**own)
+        try:
+            # In words of their own: redis-py understands the reply to "CLUSTER SLOTS" differently
+            # from version to version.
+            slot = int(node.execute_command("CLUSTER", "KEYSLOT", key))
+            for first, last, (host, port, *_), *_ in node.execute_command("CLUSTER", "SLOTS"):
+                if int(first) <= slot <= int(last):
+                    host = str(host or b"", "ascii") or own["host"]
+                    return redis.Redis(**{**own, "host": host, "port": int(port)})
+        except passing as error:
+            failure = error
+        finally:
+            node.close()
+    raise failure
 
 
 def _milliseconds(seconds: float) -> int:
