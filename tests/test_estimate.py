@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tf_importance as tfi
 from tests.reference import gain as reference
+from tf_importance import __main__ as command
 from tf_importance import gain
 
 N, CLASSES, SMOOTHING = 1024, 3, 0.2
@@ -72,7 +73,7 @@ def test_the_numbers_are_those_of_all_gradients(trained, data):
 
 
 def test_it_reads_as_a_table_and_recommends(trained, data, capsys):
-    found = tfi.estimate_gain(trained, dataset(data), batch_sizes=[8, 16], examples=512)
+    found = tfi.estimate_gain(trained, dataset(data), batch_sizes=[8, 16], examples=512, verbose=0)
     assert capsys.readouterr().out == "", "printing is the caller's"
     table = str(found)
     assert table.endswith(found.recommendation)
@@ -102,9 +103,95 @@ def test_the_model_stays_as_it_is(data):
 
 
 def test_wrong_arguments_are_refused(trained, data):
-    with pytest.raises(ValueError, match="256 examples at least"):
+    with pytest.raises(ValueError, match="needs 256 examples"):
         tfi.estimate_gain(trained, dataset(data).take(100))
     with pytest.raises(ValueError, match="must not be batched"):
         tfi.estimate_gain(trained, dataset(data).batch(8))
-    with pytest.raises(TypeError, match="model must be a tfi.ISModel"):
-        tfi.estimate_gain(trained.net, dataset(data))
+    with pytest.raises(TypeError, match="model must be a compiled keras.Model; got None"):
+        tfi.estimate_gain(None, dataset(data))
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(CLASSES)])
+    with pytest.raises(ValueError, match="not compiled with a loss"):
+        tfi.estimate_gain(net, dataset(data))
+
+
+# A plain net, and later ------------------------------------------------------------------------
+
+
+def plain(rate=0.5):
+    keras.utils.set_random_seed(0)
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(CLASSES)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile(keras.optimizers.SGD(rate), loss)
+    return net
+
+
+def test_a_plain_compiled_model_will_do(trained, data):
+    """It has what an ISModel of the same weights has; arrays are shuffled first."""
+    net = plain()
+    net.set_weights(trained.net.get_weights())
+    options = {"batch_sizes": [16], "examples": N, "verbose": 0}
+    found = tfi.estimate_gain(net, data, **options)
+    wanted = tfi.estimate_gain(trained, dataset(data), **options)
+    assert found.tau == pytest.approx(wanted.tau, rel=1e-4)
+    assert found.loss == pytest.approx(net.evaluate(*data, verbose=0), rel=1e-4)
+    gains = [[one.gain for one in each.predictions] for each in (found, wanted)]
+    np.testing.assert_allclose(*gains, rtol=0.05)
+    assert repr(found) == str(found)
+
+
+def test_after_some_steps_of_a_copy(data):
+    net = plain()
+    before, iterations = net.get_weights(), int(net.optimizer.iterations)
+    found = tfi.estimate_gain(net, data, batch_sizes=[16], examples=N, after=[200, 20], verbose=0)
+    for one, other in zip(before, net.get_weights()):
+        np.testing.assert_array_equal(one, other)
+    assert int(net.optimizer.iterations) == iterations
+    assert [one.steps for one in found.later] == [20, 200]
+    losses = [found.loss, *(one.loss for one in found.later)]
+    assert losses == sorted(losses, reverse=True)
+    # Few examples matter once most are learned: here the third class alone.
+    assert found.later[1].tau > found.tau
+    assert "after 200 steps, loss" in str(found)
+
+
+def test_what_it_says_of_later(data):
+    now = tfi.estimate_gain(plain(), data, batch_sizes=[16], examples=256, verbose=0)
+    low, high = (now.best._replace(gain=gain, cost=1.0) for gain in (1.0, 1.6))
+    now = now._replace(predictions=(low,))
+    later = [now._replace(predictions=(one,), steps=300, loss=0.05) for one in (low, high)]
+    assert "Train uniformly for now" in now._replace(later=(later[0],)).recommendation
+    assert "would not be after 300 steps either" in now._replace(later=(later[0],)).recommendation
+    said = now._replace(later=tuple(later)).recommendation
+    assert "After 300 steps, at a loss of 0.05, it would be 1.6 times as fast." in said
+
+
+def test_a_net_that_cannot_be_copied_says_so(data):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(CLASSES)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    net = Own()
+    net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert tfi.estimate_gain(net, data, batch_sizes=[8], examples=256, verbose=0).tau >= 1
+    with pytest.raises(ValueError, match="cannot be cloned.*without after"):
+        tfi.estimate_gain(net, data, batch_sizes=[8], examples=256, after=[5], verbose=0)
+
+
+def test_as_a_command(tmp_path, capsys, monkeypatch):
+    (tmp_path / "my_task.py").write_text(
+        "from tests.test_estimate import plain, N\nimport numpy as np\n\n\ndef make():\n"
+        "    x = np.random.default_rng(0).normal(size=(512, 2)).astype('float32')\n"
+        "    return plain(), (x, (x[:, 0] > 0).astype('int32'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["estimate", "my_task:make", "--after=5", "--batch_sizes=8", "--examples=256"]
+    command.main(words)
+    assert "after 5 steps" in capsys.readouterr().out
+    for wrong, said in (("my_task", "module:function"), ("my_task:none", "there is no")):
+        with pytest.raises(SystemExit):
+            command.main(["estimate", wrong])
+        assert said in capsys.readouterr().err

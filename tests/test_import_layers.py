@@ -88,7 +88,6 @@ ROOMS = (
     "random_access",
     "blocks",
     "element_specs",
-    "estimate",
     "cascade",
     "groups",
     "stream",
@@ -96,6 +95,7 @@ ROOMS = (
     "fitting",
     "step",
     "model",
+    "estimate",
     "comparison.scale",
     "comparison.classes",
     "comparison.methods",
@@ -115,6 +115,7 @@ ROOMS = (
     "distributed",
     "callbacks",
     "export",
+    "__main__",
 )
 
 # The library has no flags and, but for a comparison's, no plots, and knows nobody who uses it.
@@ -126,6 +127,8 @@ FORBIDDEN = {
     "reports": "tensorflow keras tensorflow_datasets tf_importance trainers benchmarks tests",
     "benchmarks": "tests",
 }
+# The library's one program.
+COMMAND = "tf_importance.__main__"
 # Imported only where a plot is drawn.
 PLOTS = "tf_importance.comparison.plot"
 
@@ -153,8 +156,9 @@ def wrong_layers(module: str, imported: set[str], is_package: bool = False) -> l
 def forbidden(module: str, imported: set[str]) -> list[str]:
     """Those of a module's imports that its part of the project must do without."""
     outlaws = FORBIDDEN.get(module.split(".")[0], "").split()
-    if module == PLOTS:
-        outlaws.remove("matplotlib")
+    for exempt, name in ((PLOTS, "matplotlib"), (COMMAND, "argparse")):
+        if module == exempt:
+            outlaws.remove(name)
     return sorted(name for name in imported if name.split(".")[0] in outlaws)
 
 

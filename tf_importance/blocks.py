@@ -222,7 +222,7 @@ class Blocks:
         if gathering is None:
             raise ValueError(
                 f"in several processes a {type(self._sampler).__name__} draws in `fit` only, which "
-                "brings together what all of them see; got a loop of one's own."
+                "brings together what all of them see. Train by model.fit."
             )
         gathering().wait_for(end)
 

@@ -7,6 +7,7 @@ set.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -108,32 +109,50 @@ def joined(callbacks: Any, one: keras.callbacks.Callback, in_front: bool = False
     return [one, *others] if in_front else [*others, one]
 
 
-class WhyNothing(keras.callbacks.Callback):
-    """Says in one line why a training had no drawn batch, if it had none.
+class Outcome(keras.callbacks.Callback):
+    """Says in one line what came of a training: how much was drawn, or why nothing was.
 
     Args:
-        why_off: of the switch.
+        why_off: says why a training had no drawn batch; None where it needs no reason.
     """
 
-    def __init__(self, why_off: Callable[[], str]) -> None:
+    def __init__(self, why_off: Callable[[], str] | None) -> None:
         super().__init__()
-        self._why_off, self._drawn, self._fallbacks = why_off, 0.0, 0
+        self._why_off = why_off
+        self._shares: list[float] = []
+        self._gain: float | None = None
+        self._fallbacks = 0
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         logs = logs or {}
-        self._drawn += float(logs.get("importance", 1.0))
+        self._shares.append(float(logs.get("importance", 1.0)))
+        self._gain = float(logs["gain"]) if "gain" in logs else None
         self._fallbacks += int(logs.get("fallbacks", 0))
 
     def on_train_end(self, logs=None) -> None:
-        if self._drawn > 0:
-            return
-        why = (
-            f"the scores of all {self._fallbacks} pre-samples were unusable (all zero, negative, "
-            "NaN or infinite)"
-            if self._fallbacks
-            else self._why_off()
-        )
-        warnings.warn(f"nothing was drawn: {why}.", stacklevel=2)
+        if sum(self._shares) > 0:
+            # Where there is a progress bar, below it.
+            if (self.params or {}).get("verbose"):
+                sys.stdout.write(f"{self.line}\n")
+                sys.stdout.flush()
+        elif self._why_off is not None:
+            why = (
+                f"the scores of all {self._fallbacks} pre-samples were unusable (all zero, "
+                "negative, NaN or infinite)"
+                if self._fallbacks
+                else self._why_off()
+            )
+            warnings.warn(f"nothing was drawn: {why}.", stacklevel=2)
+
+    @property
+    def line(self) -> str:
+        """What came of it."""
+        parts = [f"{sum(self._shares) / len(self._shares):.0%} of the batches drawn"]
+        if self._gain is not None:
+            parts.append(f"gain {self._gain:.2f}")
+        if self._fallbacks:
+            parts.append(f"{self._fallbacks} pre-samples used uniformly")
+        return f"importance sampling: {', '.join(parts)}"
 
 
 class UntilTheEnd(keras.callbacks.Callback):

@@ -9,12 +9,16 @@ import keras
 import tensorflow as tf
 
 from tf_importance import graphs
+from tf_importance.arguments import named
 
 
 def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
     """The dataset's element_spec, as (x, y) or (x, y, sample_weight) without a batch axis."""
     if not isinstance(dataset, tf.data.Dataset):
-        raise TypeError(f"importance_sample applies to a tf.data.Dataset; got {dataset!r}.")
+        raise TypeError(
+            f"importance_sample applies to a tf.data.Dataset; got {named(dataset)}. Arrays make "
+            "one: tf.data.Dataset.from_tensor_slices((x, y))."
+        )
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) not in (2, 3):
         raise ValueError(

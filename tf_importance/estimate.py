@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from tf_importance import arguments, element_specs, fresh, gain, losses, plans
+from tf_importance import (
+    arguments,
+    compat,
+    element_specs,
+    fresh,
+    gain,
+    losses,
+    plans,
+    schedules,
+)
+from tf_importance.model import ISModel
 from tf_importance.scorers import forward, last_layer
 from tf_importance.scorers.upper_bound import of_a_pass
 
@@ -40,7 +52,7 @@ class Prediction(NamedTuple):
 
 
 class GainEstimate(NamedTuple):
-    """The numbers of `estimate_gain`; `str` of it is a table.
+    """The numbers of `estimate_gain`; it prints as a table.
 
     Attributes:
         examples: how many were measured.
@@ -48,6 +60,9 @@ class GainEstimate(NamedTuple):
         effective_sample_size: 1/τ², the share of the examples that carry the gradient.
         noise_scale: (U − A)/A, the batch size at which noise and mean gradient are equal.
         predictions: for each size asked for.
+        loss: the mean loss of these examples.
+        steps: how many steps a copy of the net was trained for before.
+        later: the same after more steps.
     """
 
     examples: int
@@ -55,6 +70,9 @@ class GainEstimate(NamedTuple):
     effective_sample_size: float
     noise_scale: float
     predictions: tuple[Prediction, ...]
+    loss: float = float("nan")
+    steps: int = 0
+    later: tuple[GainEstimate, ...] = ()
 
     @property
     def best(self) -> Prediction:
@@ -63,22 +81,42 @@ class GainEstimate(NamedTuple):
 
     @property
     def recommendation(self) -> str:
-        """What to do, in a sentence."""
+        """What to do, in a sentence or two."""
         best = self.best
-        if best.speedup < _WORTHWHILE:
-            return (
+        if best.speedup >= _WORTHWHILE:
+            said = (
+                f"Draw {best.batch_size} from pre-samples of {best.presample_size}: "
+                f"about {best.speedup:.1f} times as fast, with a learning rate that follows the "
+                "gain."
+            )
+        else:
+            said = (
                 "Train uniformly for now: importance sampling would not be faster at any of these "
                 "sizes. A Gain switch finds out when that changes."
             )
-        return (
-            f"Draw {best.batch_size} from pre-samples of {best.presample_size}: "
-            f"about {best.speedup:.1f} times as fast, with a learning rate that follows the gain."
-        )
+        faster = [one for one in self.later if one.best.speedup >= _WORTHWHILE]
+        if faster:
+            most = max(faster, key=lambda one: one.best.speedup)
+            said += (
+                f" After {most.steps:,} steps, at a loss of {most.loss:.3g}, it would be "
+                f"{most.best.speedup:.1f} times as fast."
+            )
+        elif self.later:
+            said += f" It would not be after {self.later[-1].steps:,} steps either."
+        return said
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
+        tables = [one._table() for one in (self, *self.later)]
+        return "\n\n".join([*tables, self.recommendation])
+
+    def _table(self) -> str:
+        after = f"after {self.steps:,} steps, " if self.steps else ""
         lines = [
-            f"{self.examples} examples: τ {self.tau:.2f}, effective sample size "
-            f"{self.effective_sample_size:.0%}, noise scale {self.noise_scale:.0f}",
+            f"{after}loss {self.loss:.3g}, {self.examples} examples: τ {self.tau:.2f}, effective "
+            f"sample size {self.effective_sample_size:.0%}, noise scale {self.noise_scale:.0f}",
             "",
             f"{'b':>6} {'B':>6} {'gain':>6} {'cost':>6} {'speedup':>8}",
         ]
@@ -87,62 +125,152 @@ class GainEstimate(NamedTuple):
                 f"{p.batch_size:>6} {p.presample_size:>6} "
                 f"{p.gain:>6.2f} {p.cost:>6.2f} {p.speedup:>8.2f}"
             )
-        return "\n".join([*lines, "", self.recommendation])
+        return "\n".join(lines)
 
 
 def estimate_gain(
     model: keras.Model,
-    dataset: tf.data.Dataset,
+    dataset: Any,
     *,
     batch_sizes: Sequence[int] = (32, 128),
     examples: int = 4096,
     smoothing: float = 0.2,
+    after: Sequence[int] = (),
+    verbose: int = 1,
 ) -> GainEstimate:
     """Would importance sampling train this net faster on this data, as far as it is now?
 
-        print(tfi.estimate_gain(model, dataset))
+        print(tfi.estimate_gain(model, (x, y), after=[300, 3000]))
 
     Measures the moments of the gain (`tf_importance.gain`) over some examples, in the space of
     the last layer's weights as training does, and how long forward and backward passes take
     here; predicts for each b what drawing it from 2b, 4b and 12b would do, systematically. The
-    answer is that of the moment: ask a half-trained model. An untrained one has little to gain
-    on nearly all data. (What `GainAdapted` can follow, a gain of 2 under a constant learning
-    rate, is not counted.)
+    answer is that of the moment: an untrained net has little to gain on nearly all data. So ask a
+    half-trained one, or let a copy of it be trained uniformly for some steps first, by `after`.
+    (What `GainAdapted` can follow, a gain of 2 under a constant learning rate, is not counted.)
 
     Args:
-        model: a compiled ISModel; its weights are left as they are.
-        dataset: unbatched (x, y), as for `importance_sample`; shuffled.
-        batch_sizes: the b to predict for.
+        model: a compiled keras.Model, an ISModel or not; its weights are left as they are.
+        dataset: unbatched (x, y), shuffled, as for `importance_sample`; or arrays (x, y).
+        batch_sizes: the b to predict for; the first one is also that of the steps of `after`.
         examples: how many to measure, at most; in chunks of 256.
         smoothing: c, as in `importance_sample`.
+        after: numbers of steps, after each of which a copy of the net is measured again, as long as
+            it can be cloned; by default none.
+        verbose: 0 for no progress bar, as in Keras.
     Returns:
         A `GainEstimate`, which prints as a table.
     Raises:
         TypeError, ValueError: model or dataset do not fit, as for `importance_sample`; fewer than
             256 examples.
     """
-    fresh.check_model(model)
     sizes = [arguments.positive_integer("batch_sizes", size) for size in batch_sizes]
+    steps = sorted(arguments.positive_integer("after", count) for count in after)
     chunks = arguments.positive_integer("examples", examples) // _CHUNK
+    if isinstance(dataset, tuple):
+        dataset = _shuffled(dataset)
+    model, optimizer = _with_scores(model)
     spec = element_specs.checked(model, dataset)
     element_specs.build(model, spec, lambda: next(iter(dataset.batch(1)))[0])
-    pairs = dataset.map(lambda x, y, *rest: (x, y)).batch(_CHUNK, drop_remainder=True)
+    pairs = dataset.map(lambda x, y, *rest: (x, y))
+    of_each = max(chunks, 1) + 4 * len(sizes)
+    bar = keras.utils.Progbar((1 + len(steps)) * of_each + sum(steps[-1:]), verbose=verbose)
+    measured = functools.partial(_measured, sizes=sizes, chunks=chunks, smoothing=smoothing)
+    found = measured(model, pairs, bar=bar)
+    later: list[GainEstimate] = []
+    copy = _copied(model, optimizer) if steps else None
+    made = 0
+    for count in steps:
+        assert copy is not None, "there is one"
+        batches = pairs.repeat().batch(sizes[0], drop_remainder=True)
+        moved = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.add(1))
+        copy.fit(batches, steps_per_epoch=count - made, verbose=0, shuffle=None, callbacks=[moved])
+        made = count
+        later.append(measured(copy, pairs, bar=bar)._replace(steps=count))
+    return found._replace(later=tuple(later))
+
+
+def _shuffled(data: tuple) -> tf.data.Dataset:
+    made = tf.data.Dataset.from_tensor_slices(data)
+    return made.shuffle(int(made.cardinality()), seed=0, reshuffle_each_iteration=False)
+
+
+def _with_scores(model: Any) -> tuple[ISModel, Any]:
+    """An ISModel around a plain net, compiled with the same loss, itself where it is one; and what
+    it is trained by.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"model must be a compiled keras.Model; got {arguments.named(model)}.")
+    if isinstance(model, ISModel):
+        fresh.check_model(model)
+        return model, model.optimizer
+    loss, loss_weights = compat.compiled_loss(model)
+    if loss is None:
+        raise ValueError(
+            f"model {model.name!r} is not compiled with a loss, so its examples have no scores; "
+            "call model.compile(optimizer=..., loss=...) first."
+        )
+    made = _around(model)
+    made.compile(optimizer="sgd", loss=loss, loss_weights=loss_weights)
+    return made, model.optimizer
+
+
+def _around(net: keras.Model, **options) -> ISModel:
+    """An ISModel that leaves the net's batch normalization as it is: nothing is drawn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ISModel(net, adapt_batch_normalization=False, **options)
+
+
+def _copied(model: ISModel, optimizer: Any) -> ISModel:
+    """A copy that can be trained, by an optimizer of the same kind from its beginning on.
+
+    Raises:
+        ValueError: the net cannot be cloned.
+    """
+    optimizer = compat.innermost(optimizer)
+    try:
+        net = keras.models.clone_model(model.net)
+    except Exception as error:  # Whatever a net of one's own does in its config.
+        raise ValueError(
+            f"net {model.net.name!r} cannot be cloned ({type(error).__name__}); train it yourself "
+            "and ask again, without after=…."
+        ) from error
+    net.set_weights(model.net.get_weights())
+    config = optimizer.get_config()
+    rate = compat.learning_rate(optimizer)
+    if isinstance(rate, schedules.GainAdapted):
+        rate = rate.given
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        config["learning_rate"] = rate
+    copy = _around(net, scorer=model.scorer)
+    loss, loss_weights = compat.compiled_loss(model)
+    copy.compile(type(optimizer).from_config(config), loss=loss, loss_weights=loss_weights)
+    return copy
+
+
+def _measured(
+    model: ISModel, pairs: tf.data.Dataset, *, sizes: list[int], chunks: int, smoothing: float, bar
+) -> GainEstimate:
+    """What the net has to gain as it is."""
     menu = [plan for size in sizes for plan in _menu(size)]
     rates = sorted({plan.rate for plan in menu})
-    sampling = gain.Sampling(tuple(rates), smoothing)
-    measure = _chunk_moments(model, sampling)
-    found = [measure(*chunk) for chunk in pairs.take(max(chunks, 1))]
+    measure = _chunk_moments(model, gain.Sampling(tuple(rates), smoothing))
+    found = []
+    for chunk in pairs.batch(_CHUNK, drop_remainder=True).take(max(chunks, 1)):
+        found.append(measure(*chunk))
+        bar.add(1)
     if not found:
         raise ValueError(
-            f"the gain is measured on {_CHUNK} examples at least, and the dataset has fewer."
+            f"the gain needs {_CHUNK} examples to be measured, and the dataset has fewer."
         )
     averages = [sum(float(part[i]) for part in found) / len(found) for i in range(len(found[0]))]
     mean_square, *others = map(tf.constant, averages[:4])
     moments = gain.Moments(
-        tf.maximum(mean_square, 0.0), others[0], others[1], others[2], tf.constant(averages[6:])
+        tf.maximum(mean_square, 0.0), others[0], others[1], others[2], tf.constant(averages[7:])
     )
     tau = (averages[5] ** 0.5) / averages[4] if averages[4] > 0 else 1.0
-    clock = _Clock(model, pairs)
+    clock = _Clock(model, pairs, bar)
     steps = {size: clock.step_seconds(size) for size in sizes}
     costs = [clock.scoring_seconds(plan.presample_size) / steps[plan.batch_size] for plan in menu]
     predictions = tuple(_prediction(moments, rates, plan, cost) for plan, cost in zip(menu, costs))
@@ -153,6 +281,7 @@ def estimate_gain(
         effective_sample_size=1 / tau**2,
         noise_scale=float(noise) if float(moments.mean_square) > 0 else float("inf"),
         predictions=predictions,
+        loss=averages[6],
     )
 
 
@@ -169,12 +298,12 @@ def _prediction(moments, rates, plan: plans.Plan, scoring_cost: float) -> Predic
 
 
 def _chunk_moments(model, sampling: gain.Sampling):
-    """A function of a chunk: A, U, S, Q, mean Ĝ, mean Ĝ², D…"""
+    """A function of a chunk: A, U, S, Q, mean Ĝ, mean Ĝ², mean loss, D…"""
 
     @tf.function(autograph=False)
     def moments(inputs, labels):
         with forward.recorded() as passes:
-            model(inputs, training=False)
+            outputs = model(inputs, training=False)
         size = tf.shape(tf.nest.flatten(inputs)[0])[0]
         weights = tf.ones([size])
         scores = of_a_pass(model.scorer).from_forward(model.objective, labels, passes[-1])
@@ -182,7 +311,9 @@ def _chunk_moments(model, sampling: gain.Sampling):
             model.net, model.objective, labels, passes[-1], weights
         )
         found = gain.batch_moments(scores, squares.per_example, weights, squares.batch, sampling)
-        own = tf.stack([*found[:4], tf.reduce_mean(scores), tf.reduce_mean(scores**2)])
+        loss = tf.reduce_mean(losses.per_example_losses(model.objective, labels, outputs))
+        means = (tf.reduce_mean(scores), tf.reduce_mean(scores**2), tf.cast(loss, tf.float32))
+        own = tf.stack([*found[:4], *means])
         return tf.concat([own, found.rounding], axis=0)
 
     return moments
@@ -191,9 +322,9 @@ def _chunk_moments(model, sampling: gain.Sampling):
 class _Clock:
     """Seconds of passes on this machine: medians of a few runs."""
 
-    def __init__(self, model, pairs: tf.data.Dataset) -> None:
-        self._model = model
-        self._pairs = pairs.unbatch().repeat()
+    def __init__(self, model, pairs: tf.data.Dataset, bar) -> None:
+        self._model, self._bar = model, bar
+        self._pairs = pairs.repeat()
 
     def step_seconds(self, batch_size: int) -> float:
         """Of a forward and a backward pass of b, nothing applied."""
@@ -225,4 +356,5 @@ class _Clock:
             # A value on the host is there when all work is done.
             function(inputs, labels).numpy()
             times.append(time.perf_counter() - start)
+        self._bar.add(1)
         return sorted(times[2:])[_REPEATS // 2]

@@ -72,9 +72,8 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
             if model.schedule.steps is not None:
                 last = callbacks.UntilTheEnd(model.schedule)
                 given["callbacks"] = callbacks.joined(given["callbacks"], last)
-        why_off = None if drawing is None else _why_off(drawing)
-        if why_off is not None:
-            last = callbacks.WhyNothing(why_off)
+        if drawing is not None:
+            last = callbacks.Outcome(_why_off(drawing))
             given["callbacks"] = callbacks.joined(given["callbacks"], last)
         with model.datasets.fitting(drawing, given["class_weight"] is not None):
             if processes.are_several(model.distribute_strategy):

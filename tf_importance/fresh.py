@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import batch_statistics, compat, graphs, proposals
+from tf_importance.arguments import named, one_of
 from tf_importance.scorers import base, forward
 
 
@@ -240,7 +241,7 @@ def check_model(model: Any) -> None:
     """
     if not isinstance(model, keras.Model) or not hasattr(model, "objective"):
         raise TypeError(
-            f"model must be a tfi.ISModel; got {model!r}. Wrap the net: "
+            f"model must be a tfi.ISModel; got {named(model)}. Wrap the net: "
             "model = tfi.ISModel(net); model.compile(...)."
         )
     if model.objective.loss is None:
@@ -257,9 +258,11 @@ def check(score: Any, jit_compile: bool | str) -> None:
         TypeError: score is not callable. ValueError: jit_compile is out of range.
     """
     if not callable(score):
-        raise TypeError(f"scorer must be a callable (model, x, y) -> [B]; got {score!r}.")
-    if jit_compile not in (True, False, "auto"):
-        raise ValueError(f"jit_compile must be True, False or 'auto'; got {jit_compile!r}.")
+        raise TypeError(
+            "scorer must be a callable (model, x, y) -> [B], such as tfi.scorers.loss; got "
+            f"{named(score)}."
+        )
+    one_of("jit_compile", jit_compile, (True, False, "auto"))
 
 
 def _refuse_updates(model, inputs) -> None:
@@ -302,8 +305,9 @@ def compiled(score: Score, spec: tuple, presample_size: int, jit_compile: bool |
         scores = function.get_concrete_function(*batched, importance).structured_outputs.values
     except Exception as error:  # A user's code may raise anything.
         raise ValueError(
-            f"scorer {score.scorer!r} and the compiled loss {model.objective.loss!r} cannot be "
-            f"computed for each example of the dataset, inputs {spec[0]}, labels {spec[1]}: {error}"
+            f"scorer {named(score.scorer)} and the compiled loss {named(model.objective.loss)} "
+            "must have a value for each example of the dataset, and fail on inputs "
+            f"{spec[0]}, labels {spec[1]}: {error}"
         ) from error
     if graphs.assigns(function.get_concrete_function(*batched, importance)):
         _refuse_updates(model, batched[0])

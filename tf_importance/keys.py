@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_importance.arguments import named
+
 _AT_ONCE = 4_096
 _REMEDY = (
     "strata must be whole numbers, one for each example: an array [n], or a function (x, y) -> "
@@ -30,7 +32,7 @@ def whole_numbers(values: Any) -> np.ndarray:
         raise TypeError(f"{_REMEDY}; got an array of {array.dtype}.")
     is_whole = array.dtype.kind != "f" or (np.isfinite(array) & (array == np.rint(array))).all()
     if not is_whole:
-        raise ValueError(f"{_REMEDY}; got numbers that are not whole, such as {array.ravel()[:3]}.")
+        raise ValueError(f"{_REMEDY}; got numbers that are not whole, {named(array)}.")
     return array.astype(np.int64)
 
 
@@ -63,7 +65,7 @@ def number_of(strata: Callable, spec: tuple) -> Callable:
         TypeError, ValueError: it is no function, or what it gives is no whole number.
     """
     if not callable(strata):
-        raise TypeError(f"{_REMEDY}; got {strata!r}.")
+        raise TypeError(f"{_REMEDY}; got {named(strata)}.")
 
     def of_one(example):
         return _number(strata(*example))
@@ -122,7 +124,7 @@ def shares_of(given: Mapping[int, float], found: np.ndarray, prior: np.ndarray) 
     unknown = [key for key in given if key not in found]
     if unknown:
         raise ValueError(
-            f"shares names strata {unknown} that are not there; there are {found.tolist()[:20]}."
+            f"shares must name strata that are there, {named(found.tolist()[:20])}; got {unknown}."
         )
     shares = np.array([given.get(int(key), np.nan) for key in found], np.float64)
     named = ~np.isnan(shares)

@@ -257,7 +257,7 @@ def times_elements(by_output, elements, names: Sequence[str] | None = None):
     if isinstance(elements, dict) and names and not isinstance(by_output, dict):
         if set(elements) != set(names):
             raise ValueError(
-                f"sample weights by name are to be one for each of the outputs {list(names)}; got "
+                f"sample weights by name must be one for each of the outputs {list(names)}; got "
                 f"{sorted(elements)}."
             )
         # A dict is flattened by its sorted keys, which are not the order of the outputs.
@@ -269,8 +269,8 @@ def times_elements(by_output, elements, names: Sequence[str] | None = None):
         weights *= len(own)
     if len(weights) != len(own):
         raise ValueError(
-            f"sample weights are to be one tensor for each of the {len(weights)} outputs, in a "
-            f"structure like theirs; got {len(own)}: {elements}."
+            f"sample weights must be one tensor for each of the {len(weights)} outputs, in a "
+            f"structure like theirs; got {len(own)}."
         )
 
     products = []
@@ -356,8 +356,8 @@ def _by_output(what: str, spec: Any, outputs, names: Sequence[str] | None) -> li
         unknown = set(spec) - set(names or ())
         if unknown:
             raise ValueError(
-                f"{what} names outputs {sorted(unknown)} that the net does not have; its "
-                f"outputs are {list(names) if names else 'unnamed'}."
+                f"{what} must name outputs that the net has, which are "
+                f"{list(names) if names else 'unnamed'}; got {sorted(unknown)}."
             )
         spec = [spec.get(name) for name in names or ()]
         spec = spec[0] if single else spec
@@ -367,7 +367,10 @@ def _by_output(what: str, spec: Any, outputs, names: Sequence[str] | None) -> li
         if len(spec) == len(outputs):
             parts = [_by_output(what, s, o, None) for s, o in zip(spec, outputs)]
             return [entry for part in parts for entry in part]
-        raise ValueError(f"{what} has {len(spec)} entries for {len(outputs)} outputs: {spec!r}.")
+        raise ValueError(
+            f"{what} must have one entry for each output; got {len(spec)} for {len(outputs)} "
+            f"outputs: {spec!r}."
+        )
     return [spec] * len(tf.nest.flatten(outputs))
 
 
@@ -384,7 +387,9 @@ def _labels_by_output(labels, outputs, losses: list, names: Sequence[str] | None
     if len(flat) == sum(wanted):
         remaining = iter(flat)
         return [next(remaining) if want else None for want in wanted]
-    raise ValueError(f"labels have {len(flat)} parts for {len(losses)} outputs.")
+    raise ValueError(
+        f"labels must have one part for each output; got {len(flat)} for {len(losses)} outputs."
+    )
 
 
 def _kind_of_crossentropy(labels: tf.Tensor, predictions: tf.Tensor) -> str:

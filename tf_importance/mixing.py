@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import fresh, graphs, marks, strata
+from tf_importance.arguments import named
 
 # Examples that are drawn by the same shares.
 _BLOCK = 512
@@ -55,7 +56,7 @@ def stratified(
     datasets = list(datasets)
     for one in datasets:
         if not isinstance(one, tf.data.Dataset):
-            raise TypeError(f"datasets must be of tf.data; got {one!r}.")
+            raise TypeError(f"datasets must be of tf.data; got {named(one)}.")
     specs = [one.element_spec for one in datasets]
     if len(datasets) < 2 or any(spec != specs[0] for spec in specs):
         raise ValueError(f"datasets must be two or more with elements alike; got {specs}.")
@@ -64,7 +65,8 @@ def stratified(
             f"elements must be (x, y) or (x, y, sample_weight), unbatched; got {specs[0]}."
         )
     if any(int(one.cardinality()) == 0 for one in datasets):
-        raise ValueError(f"dataset {[int(d.cardinality()) for d in datasets].index(0)} is empty.")
+        empty = [int(one.cardinality()) for one in datasets].index(0)
+        raise ValueError(f"dataset {empty} has no examples; leave it out.")
     parts = _positive("prior", prior, len(datasets))
     parts /= parts.sum()
     if model is not None:
@@ -89,7 +91,9 @@ def stratified(
 def _learned(datasets, prior: np.ndarray, shares, model, seed: int | None) -> tf.data.Dataset:
     fresh.check_model(model)
     if shares is not None:
-        raise ValueError(f"shares are learned with a model; give either, got shares={shares!r}.")
+        raise ValueError(
+            f"shares are learned with a model; got shares={named(shares)} and a model. Give either."
+        )
     with model.distribute_strategy.scope():
         scores = strata.Spread(len(datasets))
     mixture = Mixture(prior, scores, seed)

@@ -27,6 +27,7 @@ from tf_importance import (
     scorers,
 )
 from tf_importance import step as steps
+from tf_importance.arguments import named
 from tf_importance.meter import Meter
 from tf_importance.samplers import state
 from tf_importance.scorers import forward
@@ -91,7 +92,9 @@ class ISModel(keras.Model):
     among the batches that left the pipeline; `max_weight`, under a strategy its mean over the
     replicas; `fallbacks`, the number of pre-samples used uniformly because their scores were
     unusable; and, where it is known, `gain`, the gain ratio of the batch. All but `tau` and `gain`
-    start anew with every epoch, `importance` once batches have left the pipeline in it.
+    start anew with every epoch, `importance` once batches have left the pipeline in it. With a
+    progress bar `fit` ends by a line that says how much was drawn; where nothing was, a warning
+    says why.
 
     Under importance sampling `metrics` as well as `weighted_metrics` are weighted during
     training, so both estimate what uniform sampling would show: as in Keras, sample weights count
@@ -129,9 +132,12 @@ class ISModel(keras.Model):
         **kwargs,
     ) -> None:
         if not isinstance(net, keras.Model) or isinstance(net, ISModel):
-            raise TypeError(f"net must be a keras.Model and not an ISModel; got {net!r}.")
+            raise TypeError(f"net must be a keras.Model and not an ISModel; got {named(net)}.")
         if not callable(scorer):
-            raise TypeError(f"scorer must be a callable (model, x, y) -> [B]; got {scorer!r}.")
+            raise TypeError(
+                "scorer must be a callable (model, x, y) -> [B], such as tfi.scorers.loss; got "
+                f"{named(scorer)}."
+            )
         if not 0 <= tau_decay < 1:
             raise ValueError(f"tau_decay must be in [0, 1); got {tau_decay}.")
         kwargs.setdefault("name", f"importance_{net.name}")
@@ -299,6 +305,20 @@ class ISModel(keras.Model):
         self.counts.assign(tf.stack(steps.Counts(0.0, 0.0, 0.0, latest.share())))
         memory = steps.Monitors(*tf.unstack(compat.value(self.monitors))).memory
         self.monitors.assign(tf.stack(steps.Monitors(0.0, 0.0, 0.0, memory)))
+
+    @_signed_as(keras.Model.summary)
+    def summary(self, *args, **kwargs) -> None:
+        """The net's, and what importance sampling keeps beside it, by name."""
+        given = _arguments(keras.Model.summary, self, *args, **kwargs)
+        self.net.summary(*args, **kwargs)
+        kept = "tau, mean_weight, counts, monitors"
+        lines = [f"Importance sampling of {self.name!r}: {kept} (10 numbers, not trained)"]
+        if self.sampler is not None:
+            lines.append(f"Sampler: {self.sampler!r}")
+        if self.schedule is not None:
+            lines.append(f"Learning rate: {self.schedule!r}")
+        for line in lines:
+            (given["print_fn"] or print)(line)
 
     # What datasets and samplers ask of it ---------------------------------------------------
 

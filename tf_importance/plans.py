@@ -105,7 +105,10 @@ def menu(
                 "switch=tfi.switches.Gain()."
             )
         if draws != 1:
-            raise ValueError(f"presample_size='auto' draws one batch from each; got {draws}.")
+            raise ValueError(
+                f"presample_size='auto' draws one batch from each; got draws_per_presample={draws}. "
+                "Leave it out."
+            )
         presamples = [factor * batch_size for factor in _AUTO]
     else:
         presamples = [_presample_size(presample_size, batch_size, draws)]

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_importance.arguments import meant, named
+
 
 class Draw(NamedTuple):
     """Examples drawn from a proposal.
@@ -129,7 +131,7 @@ def checked_smoothing(value: float | None, default: float) -> float:
     if value is None:
         return default
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"smoothing must be finite and not negative; got {value!r}.")
+        raise ValueError(f"smoothing must be finite and not negative; got {named(value)}.")
     return float(value)
 
 
@@ -141,9 +143,9 @@ def resampling_of(value: str | Resampling) -> Resampling:
     """
     if callable(value):
         return value
-    if value not in RESAMPLING:
+    if not isinstance(value, str) or value not in RESAMPLING:
         raise ValueError(
-            f"resampling must be one of {sorted(RESAMPLING)} or a function "
-            f"(proposal, size, seed) -> Draw; got {value!r}."
+            f"resampling must be one of {', '.join(map(repr, sorted(RESAMPLING)))} or a function "
+            f"(proposal, size, seed) -> Draw; got {named(value)}.{meant(value, RESAMPLING)}"
         )
     return RESAMPLING[value]

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import graphs
+from tf_importance.arguments import named
 
 _EXPLANATION = (
     "source must be (x, y) or (x, y, sample_weight), each an array or a nest of arrays of the same "
@@ -30,13 +31,13 @@ def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
     """
     if isinstance(source, tf.data.Dataset):
         raise TypeError(
-            f"a tf.data.Dataset has no random access; got {source!r}. {_EXPLANATION}. For TFDS: "
-            'tfds.data_source(name, split="train").'
+            f"a tf.data.Dataset has no random access; got {named(source)}. {_EXPLANATION}. For "
+            'TFDS: tfds.data_source(name, split="train").'
         )
     if isinstance(source, tuple):
         return _arrays(source)
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
-        raise TypeError(f"{_EXPLANATION}; got {source!r}.")
+        raise TypeError(f"{_EXPLANATION}; got {named(source)}.")
     return _random_access(source)
 
 

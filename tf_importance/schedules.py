@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import compat
+from tf_importance import arguments, compat
 
 
 @keras.saving.register_keras_serializable(package="tf_importance")
@@ -106,6 +106,12 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         # References to the model and the optimizer whose it is, once there are any; in a function
         # as well.
         self._served: Callable[[], tuple[weakref.ref, weakref.ref] | None] = lambda: None
+
+    def __repr__(self) -> str:
+        own = {"exponent": self._exponent, "ceiling": self._ceiling, "steps": self._steps}
+        defaults = {"exponent": None, "ceiling": 2.0, "steps": None}
+        options = {name: value for name, value in own.items() if value != defaults[name]}
+        return arguments.written(type(self), [self.given], options)
 
     @property
     def given(self):

@@ -99,8 +99,7 @@ def history_sample(
         TypeError: the source has no random access, sampler or switch is none, model is no ISModel.
         ValueError: sizes do not fit, or the sampler is none that a switch can weigh.
     """
-    if not isinstance(sampler, samplers.Sampler):
-        raise TypeError(f"sampler must be one of tfi.samplers; got {sampler!r}.")
+    samplers.refuse_other(sampler)
     batch_size = arguments.positive_integer("batch_size", batch_size)
     size, gather = random_access.opened(source)
     if switch is not None or presample_size is not None:
@@ -123,8 +122,8 @@ def history_sample(
         block = max(1, sampler.default_block(batch_size) // replicas)
     if arguments.positive_integer("block", block) > largest:
         raise ValueError(
-            f"{type(sampler).__name__} for {size} examples plans blocks of {largest} batches of "
-            f"{batch_size * replicas} at most; got block={block}."
+            f"block must be {largest} at most for a {type(sampler).__name__} of {size} examples "
+            f"and batches of {batch_size * replicas}; got {block}."
         )
     drawing = sampler.drawing(batch_size)
     drawing = dataclasses.replace(drawing, replicas=replicas, block=block, seed=seed)
@@ -184,8 +183,10 @@ def _composed(
         assert rescored is not None, "there is something to compose"
         return rescored
     if not isinstance(switch, switches.Gain):
+        remedy = arguments.to_be_made(switch, "tfi.switches", [switches.Gain])
         raise TypeError(
-            f"switch must be a tfi.switches.Gain, or None to use memory always; got {switch!r}."
+            "switch must be a tfi.switches.Gain, or None to use memory always; got "
+            f"{arguments.named(switch)}.{remedy}"
         )
     members = [samplers.Uniform(), sampler, *([] if rescored is None else [rescored])]
     return samplers.Switched(members, by=switch, smoothing=smoothing)

@@ -300,11 +300,15 @@ def _switch(switch: Any, tau_threshold: float | str | None) -> switches.Switch:
         return switches.named(tau_threshold)
     if tau_threshold is not None:
         raise ValueError(
-            f"tau_threshold={tau_threshold!r} is short for a switch, and switch={switch!r} is one; "
-            "give either."
+            f"tau_threshold={arguments.named(tau_threshold)} is short for a switch, and "
+            f"switch={arguments.named(switch)} is one; give either."
         )
     if not isinstance(switch, switches.Switch):
-        raise TypeError(f"switch must be one of tfi.switches; got {switch!r}.")
+        kinds = arguments.public_kinds(switches.Switch)
+        remedy = arguments.to_be_made(switch, "tfi.switches", kinds)
+        raise TypeError(
+            f"switch must be one of tfi.switches; got {arguments.named(switch)}.{remedy}"
+        )
     return switch
 
 
@@ -314,8 +318,7 @@ def _in_step(score_in: str | None, menu: plans.Menu, model: Any, follows: bool) 
     Raises:
         ValueError: score_in is unknown, or the step cannot do what is asked for.
     """
-    if score_in not in (None, "pipeline", "step"):
-        raise ValueError(f"score_in must be 'pipeline' or 'step'; got {score_in!r}.")
+    arguments.one_of("score_in", score_in, (None, "pipeline", "step"))
     single = all(plan.draws <= 1 for plan in menu.plans)
     replicas = model.distribute_strategy.num_replicas_in_sync
     if score_in is None:

@@ -110,9 +110,10 @@ def compare(
     numbers = range(arguments.positive_integer("seeds", seeds))
     factors = None if rates is None else sorted(float(factor) for factor in rates)
     if factors is not None and not (factors and all(0 < f < math.inf for f in factors)):
-        raise ValueError(f"rates must be positive factors of the learning rate; got {rates!r}.")
-    if by not in result.LOSSES:
-        raise ValueError(f"by must be one of {', '.join(result.LOSSES)}; got {by!r}.")
+        raise ValueError(
+            f"rates must be positive factors of the learning rate; got {arguments.named(rates)}."
+        )
+    arguments.one_of("by", by, tuple(result.LOSSES))
     parts = _parts(net, x, y, size, validation_data, batch_size)
     if parts.task.size < batch_size:
         raise ValueError(
@@ -242,7 +243,7 @@ def _examples(data: Any, name: str) -> tuple[Any, Any]:
             raise TypeError(f"{name} must be a dataset of examples (x, y); got {spec}.")
         pieces = list(data.batch(1024).as_numpy_iterator())
         if not pieces:
-            raise ValueError(f"{name} is empty.")
+            raise ValueError(f"{name} has no examples; give a dataset that has some.")
         joined = tf.nest.map_structure(lambda *each: np.concatenate(each), *pieces)
         return joined[0], joined[1]
     if not isinstance(data, tuple) or len(data) != 2:
@@ -315,7 +316,10 @@ def _methods(given: Any, task: Task) -> dict[str, Method]:
     chosen = by_default(task) if given is None else list(given)
     for name in chosen:
         if name not in known:
-            raise ValueError(f"methods are {', '.join(known)}; got {name!r}.")
+            raise ValueError(
+                f"methods must be of {', '.join(known)}; got {arguments.named(name)}."
+                f"{arguments.meant(name, known)}"
+            )
         if needs_classes(name) and task.head is None:
             raise ValueError(
                 f"{name!r} is for a net with one output of classes under a plain cross-entropy, "
@@ -328,7 +332,7 @@ def _own(name: str, make: Any) -> Method:
     if isinstance(make, samplers.Sampler) or not callable(make):
         raise TypeError(
             f"methods[{name!r}] must be a function that makes a sampler, a new one for each run, "
-            f"such as lambda: tfi.samplers.RAIS(); got {make!r}."
+            f"such as lambda: tfi.samplers.RAIS(); got {arguments.named(make)}."
         )
     if name == result.UNIFORM or name in OTHERS:
         raise ValueError(f"{name!r} is the name of what is compared with; give another.")

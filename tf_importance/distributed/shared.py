@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import scorers, stores
+from tf_importance.arguments import one_of
 from tf_importance.distributed import description
 from tf_importance.distributed.exchange import Exchange
 from tf_importance.distributed.mirror import COLUMNS, Mirror, Staleness
@@ -94,8 +95,7 @@ class SharedScores(Sampler):
                 f"silence; got {fallback_seconds} and {pull_seconds}."
             )
         unscored = self.unscored if unscored is None else unscored
-        if unscored not in UNSCORED:
-            raise ValueError(f"unscored must be one of {', '.join(UNSCORED)}; got {unscored!r}.")
+        one_of("unscored", unscored, UNSCORED)
         self.store = store
         self.mirror = Mirror(self.num_examples, staleness)
         self._smoothing, self.leaves_out = as_smoothing(smoothing), unscored == "leave_out"
@@ -173,7 +173,9 @@ class SharedScores(Sampler):
             ValueError: none does.
         """
         if self._exchange is None:
-            raise ValueError(f"{type(self).__name__} exchanges scores in `fit` only.")
+            raise ValueError(
+                f"{type(self).__name__} exchanges scores in `fit` only; train by model.fit."
+            )
         return self._exchange
 
     def maintain(self, updates: int, model) -> None:

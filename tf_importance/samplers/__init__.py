@@ -1,6 +1,6 @@
 """Samplers with memory: what earlier visits to an example saw decides how often it is drawn."""
 
-from tf_importance.samplers.base import Draw, Sampler, Turn, Visit, check
+from tf_importance.samplers.base import Draw, Sampler, Turn, Visit, check, refuse_other
 from tf_importance.samplers.inclusion import Inclusion, InfoBatch
 from tf_importance.samplers.maintenance import with_maintenance
 from tf_importance.samplers.oracle import Oracle
@@ -28,6 +28,7 @@ __all__ = [
     "Uniform",
     "Visit",
     "check",
+    "refuse_other",
     "selection_pressure",
     "with_maintenance",
 ]

@@ -10,7 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import compat, proposals
-from tf_importance.arguments import positive_integer
+from tf_importance.arguments import (
+    named,
+    one_of,
+    positive_integer,
+    public_kinds,
+    to_be_made,
+    written,
+)
 from tf_importance.draws import Draws, Seen
 from tf_importance.journal import Journal
 from tf_importance.marks import Drawing
@@ -180,6 +187,9 @@ class Sampler(tf.Module, metaclass=_Unmirrored):
         object.__setattr__(made, "_made_of", lambda: (args, kwargs))
         return made
 
+    def __repr__(self) -> str:
+        return written(type(self), *self._made_of())
+
     def __reduce__(self):
         values = [variable.numpy() for variable in self.variables]
         args, kwargs = self._made_of()
@@ -337,7 +347,7 @@ class Sampler(tf.Module, metaclass=_Unmirrored):
         elif self.num_examples != num_examples:
             raise ValueError(
                 f"sampler was made for num_examples={self.num_examples}, and the source has "
-                f"{num_examples}."
+                f"{num_examples}; make a new {type(self).__name__}."
             )
         if self._restore is not None:
             self._restore()
@@ -580,9 +590,7 @@ def points_of(resampling: str) -> Callable[[Turn], tf.Tensor]:
     Raises:
         ValueError: the name is unknown.
     """
-    if resampling not in _POINTS:
-        raise ValueError(f"resampling must be one of {', '.join(_POINTS)}; got {resampling!r}.")
-    return _POINTS[resampling]
+    return _POINTS[one_of("resampling", resampling, _POINTS)]
 
 
 def from_all(scores: tf.Tensor, turn: Turn) -> Draw:
@@ -595,6 +603,17 @@ def from_all(scores: tf.Tensor, turn: Turn) -> Draw:
     return Draw(tf.cast(indices, tf.int64), tf.cast(weights, tf.float32))
 
 
+def refuse_other(sampler: Any, wanted: str = "one of tfi.samplers", name: str = "sampler") -> None:
+    """Refuse what is no sampler.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(sampler, Sampler):
+        remedy = to_be_made(sampler, "tfi.samplers", public_kinds(Sampler))
+        raise TypeError(f"{name} must be {wanted}; got {named(sampler)}.{remedy}")
+
+
 def check(sampler: Any, replicas_here: int, replicas: int) -> None:
     """Refuse what a model cannot be compiled with.
 
@@ -604,15 +623,9 @@ def check(sampler: Any, replicas_here: int, replicas: int) -> None:
         TypeError: not None and not a sampler.
         ValueError: a sampler for several replicas.
     """
-    if isinstance(sampler, type) and issubclass(sampler, Sampler):
-        raise TypeError(
-            "sampler must be one of tfi.samplers, or None; got the class "
-            f"{sampler.__name__}. Call it: {sampler.__name__}()."
-        )
-    if sampler is not None and not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler must be one of tfi.samplers, or None; got {sampler!r}.")
     if sampler is None:
         return
+    refuse_other(sampler, "one of tfi.samplers, or None")
     count = replicas if sampler.spans_processes else replicas_here
     if count > 1 and not sampler.serves_replicas:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_importance import inclusion
-from tf_importance.arguments import positive_integer
+from tf_importance.arguments import named, positive_integer
 from tf_importance.samplers.base import BiasedDraw, Sampler, Turn, Visit, passing
 from tf_importance.samplers.sound import Judge
 
@@ -53,11 +53,11 @@ class Inclusion(Sampler):
         gain_smoothing: float = 0.01,
     ) -> None:
         if not 0 < share <= 1:
-            raise ValueError(f"share must be in (0, 1]; got {share!r}.")
+            raise ValueError(f"share must be in (0, 1]; got {named(share)}.")
         if not 0 <= until <= 1:
-            raise ValueError(f"until must be in [0, 1]; got {until!r}.")
+            raise ValueError(f"until must be in [0, 1]; got {named(until)}.")
         if not 0 < smoothing < float("inf"):
-            raise ValueError(f"smoothing must be positive and finite; got {smoothing!r}.")
+            raise ValueError(f"smoothing must be positive and finite; got {named(smoothing)}.")
         self._share, self._until, self._smoothing = share, until, smoothing
         known = 0 if batches is None else positive_integer("batches", batches)
         self._is_known = batches is not None
@@ -208,7 +208,7 @@ class InfoBatch(Inclusion):
         gain_smoothing: float = 0.01,
     ) -> None:
         if not 0 <= pruned < 1:
-            raise ValueError(f"pruned must be in [0, 1); got {pruned!r}.")
+            raise ValueError(f"pruned must be in [0, 1); got {named(pruned)}.")
         self.is_biased = self.is_normalized = True
         super().__init__(
             num_examples,

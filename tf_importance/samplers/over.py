@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from tf_importance.draws import Draws, Seen
-from tf_importance.samplers.base import Gather, Sampler
+from tf_importance.samplers.base import Gather, Sampler, refuse_other
 
 
 class Over(Sampler):
@@ -21,12 +21,11 @@ class Over(Sampler):
     """
 
     def __init__(self, memory: Sampler) -> None:
-        if not isinstance(memory, Sampler):
-            raise TypeError(f"a sampler of tfi.samplers is needed to draw by; got {memory!r}.")
+        refuse_other(memory, "a sampler of tfi.samplers to draw by", "memory")
         if memory.follows_training or isinstance(memory, Over):
             raise ValueError(
-                f"{type(self).__name__} works over a sampler with a memory of its own; got a "
-                f"{type(memory).__name__}."
+                f"{type(self).__name__} needs a sampler with a memory of its own, such as RAIS(); "
+                f"got a {type(memory).__name__}."
             )
         if memory.moves_logits:
             raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import keys, log_odds, strata
+from tf_importance.arguments import named, one_of
 from tf_importance.draws import Draws, Seen
 from tf_importance.samplers import sum_tree
 from tf_importance.samplers.base import (
@@ -19,6 +20,7 @@ from tf_importance.samplers.base import (
     Sampler,
     Turn,
     Visit,
+    refuse_other,
     uniform_points,
 )
 
@@ -94,7 +96,7 @@ class Stratified(Sampler):
         gain_smoothing: float = 0.01,
     ) -> None:
         if not 0 < smoothing < np.inf:
-            raise ValueError(f"smoothing must be positive and finite; got {smoothing!r}.")
+            raise ValueError(f"smoothing must be positive and finite; got {named(smoothing)}.")
         _check_correction(correction, strata, over, shares)
         self.moves_logits = correction == "log_odds"
         known = strata is not None and not callable(strata)
@@ -125,7 +127,8 @@ class Stratified(Sampler):
         if self._found is not None:
             if len(self._found) != num_examples:
                 raise ValueError(
-                    f"strata has {len(self._found)} numbers, and there are {num_examples} examples."
+                    f"strata must have a number for each of the {num_examples} examples; got "
+                    f"{len(self._found)}."
                 )
             super().build(num_examples)
         elif self.num_examples or self._expected not in (None, num_examples):
@@ -326,21 +329,19 @@ class Stratified(Sampler):
 
 
 def _check_correction(correction: str, strata: Any, over: Any, shares: Any) -> None:
-    if correction not in ("weights", "log_odds"):
-        raise ValueError(f"correction must be 'weights' or 'log_odds'; got {correction!r}.")
+    one_of("correction", correction, ("weights", "log_odds"))
     if correction == "log_odds" and (strata is not None or over is not None or shares is None):
         raise ValueError(
             "correction='log_odds' is for strata by label, drawn without a memory, with fixed "
-            f"shares, such as shares={{1: 0.1}}; got strata={strata!r}, over={over!r}, "
-            f"shares={shares!r}."
+            f"shares, such as shares={{1: 0.1}}; got strata={named(strata)}, over={named(over)}, "
+            f"shares={named(shares)}."
         )
 
 
 def _checked_memory(memory: Any) -> Sampler | None:
     if memory is None:
         return None
-    if not isinstance(memory, Sampler):
-        raise TypeError(f"over must be a sampler of tfi.samplers, or None; got {memory!r}.")
+    refuse_other(memory, "a sampler of tfi.samplers, or None", "over")
     if type(memory).proposal is Sampler.proposal:
         raise ValueError(
             "over must be a memory that draws within strata, tfi.samplers.RAIS or Proportional; "

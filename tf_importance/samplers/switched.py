@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_importance import plans, proposals, switches
+from tf_importance.arguments import named
 from tf_importance.draws import Draws, Seen
 from tf_importance.marks import Drawing
 from tf_importance.samplers.base import Sampler, passing
@@ -102,7 +103,7 @@ class Switched(Over):
         self, samplers: Sequence[Sampler], by: switches.Gain, *, smoothing: float | None = None
     ) -> None:
         if not isinstance(by, switches.Gain):
-            raise TypeError(f"switch must be a tfi.switches.Gain; got {by!r}.")
+            raise TypeError(f"switch must be a tfi.switches.Gain; got {named(by)}.")
         memory, rescored = _members(samplers)
         self.rescored, self.switch = rescored, by
         by_default = 0.2 if rescored is None else rescored.smoothing
@@ -143,7 +144,7 @@ class Switched(Over):
         if scorer is not None and scorer is not model.scorer:
             raise ValueError(
                 "under a switch uniform batches are remembered by the model's scorer, and "
-                f"pre-samples must be too; got {scorer!r}. Give it to the model: "
+                f"pre-samples must be too; got {named(scorer)}. Give it to the model: "
                 "ISModel(net, scorer=…)."
             )
         switches.warn_unless_followed(self.switch, model)
@@ -303,8 +304,8 @@ def _members(samplers: Sequence[Sampler]) -> tuple[Sampler, Fresh | None]:
     memory = samplers[1]
     if type(memory).weights_of is Sampler.weights_of:
         raise ValueError(
-            "a switch weighs memory by the probability of any example, which only "
-            f"tfi.samplers.RAIS and Stratified tell; got {type(memory).__name__}."
+            "a switch needs a memory that tells the probability of any example, "
+            f"tfi.samplers.RAIS or Stratified; got {type(memory).__name__}."
         )
     if rescored is not None and rescored.memory is not memory:
         raise ValueError("Fresh must draw over the memory that the switch weighs, the same object.")

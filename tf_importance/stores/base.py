@@ -391,6 +391,6 @@ def checked_name(name: str) -> str:
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(
-            f"a run's name is of letters, digits, dots, dashes and underscores; got {name!r}."
+            f"a run's name must be of letters, digits, dots, dashes and underscores; got {name!r}."
         )
     return name

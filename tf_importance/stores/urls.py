@@ -25,7 +25,7 @@ def open_store(url: str, name: str = "default", role: str = "process") -> Store:
     if separator and scheme in SCHEMES:
         return RedisStore(url, name, role)
     raise ValueError(
-        f"{role}: a store's URL begins with memory://, "
+        f"{role}: a store's URL must begin with memory://, "
         f"{', '.join(f'{name}://' for name in SCHEMES)}; got "
         f"{errors.without_credentials_of(url)!r}."
     )

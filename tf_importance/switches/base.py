@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_importance import gain
+from tf_importance import arguments, gain
 from tf_importance.meter import Meter
 from tf_importance.plans import Plan
 
@@ -197,6 +197,15 @@ class Switch(tf.Module):
     """
 
     may_draw = True
+
+    def __new__(cls, *args, **kwargs):
+        """Note what it is made of, for those who print it."""
+        made = super().__new__(cls)
+        object.__setattr__(made, "_made_of", lambda: (args, kwargs))
+        return made
+
+    def __repr__(self) -> str:
+        return arguments.written(type(self), *self._made_of())
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name=name)

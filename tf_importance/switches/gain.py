@@ -301,8 +301,8 @@ def _by_hand(step: float | None, scoring: float | None) -> tuple[float, float] |
         return None
     if step is None or scoring is None:
         raise ValueError(
-            "step_seconds and scoring_seconds are given together, or both are measured; got "
-            f"{step} and {scoring}."
+            "step_seconds and scoring_seconds must be given together, or neither, and both are "
+            f"measured; got {step} and {scoring}."
         )
     if not (step > 0 and scoring >= 0):
         raise ValueError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from tf_importance import compat, variance
+from tf_importance import arguments, compat, variance
 from tf_importance.switches.base import Always, Never, Setting, Switch
 
 _THRESHOLDS: dict[str, Callable[[int, int], float]] = {
@@ -30,17 +31,19 @@ class Tau(Switch):
     def __init__(self, threshold: float | str = "guaranteed") -> None:
         super().__init__(name="tau_switch")
         if isinstance(threshold, str) and threshold not in _THRESHOLDS:
+            names = ("always", "never", *sorted(_THRESHOLDS))
             raise ValueError(
-                "the threshold of τ must be a number, 'always', 'never' or one of "
-                f"{sorted(_THRESHOLDS)}; got {threshold!r}."
+                f"the threshold of τ must be a number or one of {', '.join(map(repr, names))}; got "
+                f"{threshold!r}.{arguments.meant(threshold, names)}"
             )
         if not isinstance(threshold, str):
-            number = not isinstance(threshold, bool) and math.isfinite(threshold)
+            number = isinstance(threshold, numbers.Real) and math.isfinite(threshold)
+            number = number and not isinstance(threshold, bool)
             if not number or threshold < 0:
                 raise ValueError(
                     "the threshold of τ must be finite and not negative; got "
-                    f"{threshold!r}. To draw always or never, give tau_threshold='always' or "
-                    "'never', or switch=tfi.switches.Always() or Never()."
+                    f"{arguments.named(threshold)}. To draw always or never, give "
+                    "tau_threshold='always' or 'never', or switch=tfi.switches.Always() or Never()."
                 )
         self._threshold = threshold
 
@@ -62,8 +65,6 @@ class Tau(Switch):
 
 def named(tau_threshold: float | str | None) -> Switch:
     """The switch that a `tau_threshold` stands for."""
-    if tau_threshold == "always":
-        return Always()
-    if tau_threshold == "never":
-        return Never()
+    if isinstance(tau_threshold, str) and tau_threshold in ("always", "never"):
+        return Always() if tau_threshold == "always" else Never()
     return Tau("guaranteed" if tau_threshold is None else tau_threshold)

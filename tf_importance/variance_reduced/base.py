@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import compat, losses
+from tf_importance.arguments import named
 
 
 class VarianceReduced(keras.Model):
@@ -44,9 +45,11 @@ class VarianceReduced(keras.Model):
 
     def __init__(self, net: keras.Model, data: tf.data.Dataset | None, **kwargs) -> None:
         if not isinstance(net, keras.Model) or isinstance(net, VarianceReduced):
-            raise TypeError(f"net must be a keras.Model and no variance-reduced one; got {net!r}.")
+            raise TypeError(
+                f"net must be a keras.Model and no variance-reduced one; got {named(net)}."
+            )
         if data is not None and not isinstance(data, tf.data.Dataset):
-            raise TypeError(f"data must be a tf.data.Dataset of batches; got {data!r}.")
+            raise TypeError(f"data must be a tf.data.Dataset of batches; got {named(data)}.")
         kwargs.setdefault("name", f"{type(self).__name__.lower()}_{net.name}")
         super().__init__(**kwargs)
         self.net = net
@@ -193,7 +196,10 @@ class VarianceReduced(keras.Model):
         assign(self._mean_gradient, [tf.zeros_like(slot) for slot in self._mean_gradient])
         sizes = [self._accumulate(batch) for batch in self._stream()]
         if not sizes:
-            raise ValueError(f"the data of model {self.name!r} is empty: {self.data!r}.")
+            raise ValueError(
+                f"the data of model {self.name!r} has no batches; set model.data to a dataset that "
+                "has some."
+            )
         count = int(tf.add_n(sizes))
         for slot in self._mean_gradient:
             slot.assign(compat.value(slot) / count)
@@ -317,7 +323,7 @@ def refuse_endless(data: tf.data.Dataset | None) -> None:
     if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
             "data must end, since its full gradient is computed; leave out .repeat(), or use SCSG, "
-            f"which takes a large batch of it; got {data!r}."
+            f"which takes a large batch of it; got {named(data)}."
         )
 
 

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import compat, losses
+from tf_importance.arguments import named
 from tf_importance.scorers.norms import contributions, fallback, independence, plan, recording
 
 MEMORY_LIMIT = 2**26
@@ -167,7 +168,7 @@ def _is_stray(variable, foreign: frozenset[int]) -> bool:
 
 def _check(model: keras.Model, memory_limit: int) -> None:
     if not isinstance(model, keras.Model):
-        raise TypeError(f"model must be a keras.Model; got {model!r}.")
+        raise TypeError(f"model must be a keras.Model; got {named(model)}.")
     if not _net(model).built or not model.weights:
         raise ValueError(
             f"model {model.name!r} is not built, so its variables are not known; call it on a "

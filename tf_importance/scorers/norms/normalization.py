@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import compat, layers
+from tf_importance.arguments import named
 from tf_importance.scorers.norms.contributions import Contribution, Direct
 from tf_importance.scorers.norms.dense import unbroadcast
 from tf_importance.scorers.norms.recording import Recorder, replaced
@@ -53,7 +54,7 @@ def _shape_of(inputs: tf.Tensor, axis) -> list[int]:
     if 0 in kept:
         raise ValueError(
             "a normalization over axis 0 couples the examples of a batch, which then have no "
-            f"gradients of their own; got axis={axis!r}."
+            f"gradients of their own; got axis={named(axis)}. Leave axis 0 out."
         )
     return [inputs.shape[each] if each in kept else 1 for each in range(1, rank)]
 

@@ -1,0 +1,176 @@
+"""What errors say: what came, what is needed, and what to do."""
+
+import ast
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_importance as tfi
+from tf_importance import arguments
+
+LIBRARY = pathlib.Path(tfi.__file__).parent
+REMEDIES = re.compile(
+    r"\b(must|needs?|wants?|has to|have to|is for|are for|goes with|go with|works? on|takes?|"
+    r"give|make|apply|use|call|compile|choose|leave|set|train|draw|score|save|evaluate|cache|ask|"
+    r"derive|look for|install|wrap|start|put|cast|stop)\b|\{(again|_REMEDY|_EXPLANATION)\}",
+    re.IGNORECASE,
+)
+# What nobody outside of the library is shown as it is.
+INTERNAL = {"gathering.py", "parameters.py", "redis.py"}
+
+
+def message(node) -> str:
+    """The text of an error in the source, with {…} for what is put in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(message, node.values))
+    if isinstance(node, ast.BinOp):
+        return message(node.left) + message(node.right)
+    if isinstance(node, ast.FormattedValue):
+        return "{" + ast.unparse(node.value) + "}"
+    return "{" + ast.unparse(node) + "}"
+
+
+def raises():
+    for path in sorted(LIBRARY.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            call = node.exc if isinstance(node, ast.Raise) else None
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in (
+                "TypeError",
+                "ValueError",
+            ):
+                yield path, node.lineno, message(call.args[0]) if call.args else ""
+
+
+def test_each_error_says_what_to_do():
+    found = [one for one in raises() if one[0].name not in INTERNAL]
+    assert len(found) > 150
+    lacking = [
+        f"{path.relative_to(LIBRARY)}:{line}: {text}"
+        for path, line, text in found
+        if not (text.rstrip().endswith((".", "}")) and REMEDIES.search(text))
+    ]
+    assert not lacking, "\n".join(lacking)
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (np.arange(10_000.0), "an array of shape (10000,) and dtype float64"),
+        (tf.zeros([3, 4]), "a tensor of shape (3, 4) and dtype float32"),
+        (tfi.samplers.RAIS, "the class RAIS"),
+        (tfi.scorers.loss, "the function loss"),
+        ("a name", "'a name'"),
+        ("x" * 1000, "'" + "x" * 79 + "…"),
+        ([1, 2], "[1, 2]"),
+        ([np.zeros(3)] * 2, "a list of 2"),
+        ({"x": np.zeros(3)}, "a dict of 1"),
+        (list(range(1000)), "a list of 1000"),
+        (object(), "an object"),
+        (None, "None"),
+        (0.5, "0.5"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_is_named_and_not_shown(value, said):
+    assert arguments.named(value) == said
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = tfi.ISModel(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))
+    made.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return made
+
+
+X, Y = np.zeros([64, 2], np.float32), np.zeros([64], np.int32)
+
+
+@pytest.mark.parametrize(
+    "sampler, said",
+    [
+        (tfi.samplers.RAIS, "got the class RAIS. Give an object: tfi.samplers.RAIS()."),
+        ("rais", "got 'rais'. Give an object: tfi.samplers.RAIS()."),
+        ("rank_based", "Give an object: tfi.samplers.RankBased()."),
+        (X, "got an array of shape (64, 2) and dtype float32."),
+    ],
+)
+def test_what_is_no_sampler(model, sampler, said):
+    for give in (
+        lambda: model.compile("sgd", "mse", sampler=sampler),
+        lambda: tfi.history_sample((X, Y), sampler),
+        lambda: tfi.samplers.Fresh(64, over=sampler),
+    ):
+        with pytest.raises(TypeError, match=re.escape(said)):
+            give()
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"switch": "gain"}, "got 'gain'. Give an object: tfi.switches.Gain()."),
+        ({"switch": tfi.switches.Gain}, "got the class Gain. Give an object: tfi.switches.Gain()."),
+        ({"score_in": "steps"}, "got 'steps'. Did you mean 'step'?"),
+        ({"tau_threshold": "garanteed"}, "got 'garanteed'. Did you mean 'guaranteed'?"),
+        ({"tau_threshold": X}, "got an array of shape (64, 2)"),
+        ({"resampling": "systematik"}, "got 'systematik'. Did you mean 'systematic'?"),
+        ({"scorer": "loss"}, "such as tfi.scorers.loss; got 'loss'."),
+        ({"jit_compile": "no"}, "jit_compile must be one of True, False, 'auto'; got 'no'."),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_of_a_stream(model, options, said):
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y))
+    with pytest.raises((TypeError, ValueError), match=re.escape(said)):
+        dataset.apply(tfi.importance_sample(model, 16, 64, **options))
+
+
+def test_objects_print_as_they_are_written():
+    sampler = tfi.samplers.RAIS(training_set_size=64)
+    assert repr(sampler) == "RAIS(training_set_size=64)"
+    assert repr(tfi.samplers.Fresh(32, over=sampler)) == f"Fresh(32, over={sampler!r})"
+    assert repr(tfi.switches.Gain(hysteresis=0.2)) == "Gain(hysteresis=0.2)"
+    assert repr(tfi.schedules.GainAdapted(0.1, ceiling=3)) == "GainAdapted(0.1, ceiling=3.0)"
+
+
+# What came of a training ----------------------------------------------------------------------
+
+
+def fitted(verbose, **options):
+    net = tfi.ISModel(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    data = tf.data.Dataset.from_tensor_slices((x, Y)).repeat()
+    drawn = data.apply(tfi.importance_sample(net, 8, 16, **options))
+    net.fit(drawn, steps_per_epoch=8, epochs=2, verbose=verbose, shuffle=None)
+    return net
+
+
+def test_fit_says_how_much_was_drawn(capsys):
+    fitted(2, tau_threshold="always")
+    assert "importance sampling: 100% of the batches drawn" in capsys.readouterr().out
+    fitted(0, tau_threshold="always")
+    assert capsys.readouterr().out == ""
+
+
+def test_pre_samples_that_could_not_be_drawn_from_are_said(capsys):
+    unusable = lambda model, x, y: tf.where(y > 0, 1.0, -1.0)  # noqa: E731
+    with pytest.warns(UserWarning, match="scores of all .* pre-samples were unusable"):
+        fitted(2, tau_threshold="always", scorer=unusable)
+    assert "importance sampling" not in capsys.readouterr().out
+
+
+def test_a_summary_has_the_net_and_what_is_kept_beside_it():
+    net = tfi.ISModel(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))
+    rate = tfi.schedules.GainAdapted(0.1)
+    net.compile(keras.optimizers.SGD(rate), "mse", sampler=tfi.samplers.RAIS())
+    lines = []
+    net.summary(print_fn=lambda line, **_: lines.append(line))
+    text = "\n".join(lines)
+    assert "dense" in text and "tau, mean_weight, counts, monitors (10 numbers" in text
+    assert "Sampler: RAIS()" in text and "Learning rate: GainAdapted(0.1)" in text
