@@ -90,7 +90,9 @@ def to_be_made(value: Any, package: str, kinds: Iterable[type]) -> str:
 
 def public_kinds(base: type) -> list[type]:
     """What inherits from a class, and has a public name in this package."""
-    found = [kind for one in base.__subclasses__() for kind in (one, *public_kinds(one))]
+    found: list[type] = []
+    for kind in base.__subclasses__():
+        found += [kind, *public_kinds(kind)]
     ours = (kind for kind in found if kind.__module__.startswith("tf_importance."))
     return [kind for kind in ours if not kind.__name__.startswith("_")]
 

@@ -291,8 +291,8 @@ def _in_several_processes(model, given: dict[str, Any], drawing: marks.Drawing |
             "fit in several processes takes no validation data; evaluate by a callback."
         )
     taken = ("steps_per_epoch", "epochs", "initial_epoch", "callbacks")
-    sampler, together = None if drawing is None else drawing.sampler, None
-    if sampler is not None and sampler.spans_processes:
+    together, sampler = None, None if drawing is None else drawing.sampler
+    if drawing is not None and sampler is not None and sampler.spans_processes:
         together = gathering.Gathering(model.distribute_strategy, drawing)
     options = {name: given[name] for name in taken}
     return processes.fit(model, given["x"], **options, gathering=together)

@@ -127,12 +127,12 @@ def shares_of(given: Mapping[int, float], found: np.ndarray, prior: np.ndarray) 
             f"shares must name strata that are there, {named(found.tolist()[:20])}; got {unknown}."
         )
     shares = np.array([given.get(int(key), np.nan) for key in found], np.float64)
-    named = ~np.isnan(shares)
-    left = 1 - shares[named].sum()
-    if not (shares[named] > 0).all() or (left <= 0 if (~named).any() else abs(left) > 1e-6):
+    fixed = ~np.isnan(shares)
+    left = 1 - shares[fixed].sum()
+    if not (shares[fixed] > 0).all() or (left <= 0 if (~fixed).any() else abs(left) > 1e-6):
         raise ValueError(
             "shares must be positive, and sum to 1 where all strata are named and to less where "
             f"not; got {dict(given)} of strata {found.tolist()[:20]}."
         )
-    shares[~named] = left * prior[~named] / max(prior[~named].sum(), np.finfo(float).tiny)
+    shares[~fixed] = left * prior[~fixed] / max(prior[~fixed].sum(), np.finfo(float).tiny)
     return shares
