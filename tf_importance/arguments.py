@@ -88,7 +88,7 @@ def to_be_made(value: Any, package: str, kinds: Iterable[type]) -> str:
     return f" Give an object: {package}.{name}()." if isinstance(name, str) else ""
 
 
-def public_kinds(base: type) -> list[type]:
+def public_kinds(base: Any) -> list[type]:
     """What inherits from a class, and has a public name in this package."""
     found: list[type] = []
     for kind in base.__subclasses__():

@@ -106,8 +106,8 @@ def menu(
             )
         if draws != 1:
             raise ValueError(
-                f"presample_size='auto' draws one batch from each; got draws_per_presample={draws}. "
-                "Leave it out."
+                "presample_size='auto' draws one batch from each; got "
+                f"draws_per_presample={draws}. Leave it out."
             )
         presamples = [factor * batch_size for factor in _AUTO]
     else:
