@@ -19,6 +19,7 @@ from trainers import augmentation, datasets, nets, sampling, variance_reduction
 
 _OUT = "out"
 _DRY_RUN, _SHORT, _VERBOSE = "dry_run", "short", "verbose"
+_LIST_CONFIGS = "list_configs"
 
 
 def define(values: flags.FlagValues) -> None:
@@ -31,6 +32,8 @@ def define(values: flags.FlagValues) -> None:
     text = functools.partial(flags.DEFINE_string, flag_values=values)
     number = functools.partial(flags.DEFINE_float, flag_values=values)
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+    count = functools.partial(integer, lower_bound=1)
+    not_negative = functools.partial(number, lower_bound=0.0)
     switch = functools.partial(flags.DEFINE_boolean, default=False, flag_values=values)
     text("dataset", "digits", f"Data set: {', '.join(datasets.SOURCES)}.")
     text("data_dir", None, "Where TFDS keeps data; default $TFDS_DATA_DIR.")
@@ -47,7 +50,7 @@ def define(values: flags.FlagValues) -> None:
         "upper_bound",
         f"How examples are chosen: {', '.join(sampling.NAMES)}. uniform only measures tau.",
     )
-    integer("batch_size", 32, "b, examples in a step.")
+    count("batch_size", 32, "b, examples in a step.")
     text(
         "presample_size",
         None,
@@ -55,7 +58,7 @@ def define(values: flags.FlagValues) -> None:
         "2 batches, whichever is fastest. With memory: examples that it draws, to be scored; "
         "default none.",
     )
-    integer("draws_per_presample", 1, "R, batches drawn from one scoring.")
+    count("draws_per_presample", 1, "R, batches drawn from one scoring.")
     flags.DEFINE_enum(
         "switch",
         "tau",
@@ -78,13 +81,19 @@ def define(values: flags.FlagValues) -> None:
         f"Instead of sampling by importance: {', '.join(variance_reduction.NAMES)}.",
     )
     number("epochs_per_batch_gradient", 1.0, "m in epochs, of svrg, katyusha and scsg.")
-    integer("large_batch", 1024, "B_0 of scsg, examples in the first batch gradient.")
+    count("large_batch", 1024, "B_0 of scsg, examples in the first batch gradient.")
     number("growth_rate", 1.0, "Factor by which scsg's large batch grows each time.")
     text("optimizer", "SGD", "A Keras optimizer, or tfa:<Name> of TensorFlow Addons.")
     number("learning_rate", 0.1, "Learning rate at the start.")
-    number("momentum", 0.0, "Momentum, for optimizers that have one.")
-    number("weight_decay", 0.0, "The optimizer's own weight decay, if it has one.")
-    number("clip_norm", 0.0, "Clip the norm of the whole gradient to this; 0 does not.")
+    number(
+        "momentum",
+        0.0,
+        "Momentum, for optimizers that have one.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
+    not_negative("weight_decay", 0.0, "The optimizer's own weight decay, if it has one.")
+    not_negative("clip_norm", 0.0, "Clip the norm of the whole gradient to this; 0 does not.")
     text(
         "schedule",
         "constant",
@@ -105,8 +114,8 @@ def define(values: flags.FlagValues) -> None:
         "How many times the largest scheduled learning rate the gain may make of it; inf, as in "
         "RAIS's paper, knows no bound.",
     )
-    number("alpha", 0.6, "Exponent of the scores, for --sampling=proportional.")
-    number("beta", 1.0, "Exponent of the weights, for proportional and rank_based; 1: unbiased.")
+    not_negative("alpha", 0.6, "Exponent of the scores, for --sampling=proportional.")
+    not_negative("beta", 1.0, "Exponent of weights, for proportional and rank_based; 1: unbiased.")
     number("selection_pressure", 100.0, "First over last in draws, for --sampling=rank_based.")
     integer(
         "recompute_every",
@@ -126,9 +135,9 @@ def define(values: flags.FlagValues) -> None:
         "What seconds are of: wall, or process, the processor time of the run's own threads, for "
         "machines that others use as well.",
     )
-    integer("steps", None, "Number of steps.")
-    integer("evaluations", 20, "Evaluations over the budget.")
-    integer("train_examples", 2000, "Training examples, fixed, that train_loss is taken on.")
+    count("steps", None, "Number of steps.")
+    count("evaluations", 20, "Evaluations over the budget.")
+    count("train_examples", 2000, "Training examples, fixed, that train_loss is taken on.")
     integer("seed", 0, "Seed of weights, order and augmentation.")
     switch(
         "repeatable",
@@ -142,6 +151,13 @@ def define(values: flags.FlagValues) -> None:
         "Directory for everything that a run leaves; one that was killed goes on. Default: runs/ "
         "and the name of the flagfile, or of the trainer.",
     )
+    for name in ("learning_rate", "time_budget", "epochs_per_batch_gradient", "growth_rate"):
+        flags.register_validator(
+            name,
+            lambda value: value is None or 0 < value < math.inf,
+            f"--{name} must be positive and finite.",
+            flag_values=values,
+        )
     define_of_programs(values)
 
 
@@ -159,7 +175,11 @@ def define_of_programs(values: flags.FlagValues) -> None:
         "in seconds that a command works; results mean nothing. They go to --out with -short at "
         "its end, in place of what was there.",
     )
-    switch(_VERBOSE, help="Show what TensorFlow says while it starts, and all logs.")
+    switch(
+        _VERBOSE,
+        help="Show what TensorFlow says while it starts, all logs, and where an error was found.",
+    )
+    switch(_LIST_CONFIGS, help="Show the flagfiles that there are for this program, and quit.")
 
 
 def define_positive(values: flags.FlagValues, name: str, default: int, text: str) -> None:
@@ -189,7 +209,7 @@ def of_run(values: flags.FlagValues) -> dict[str, Any]:
         values: parsed flags.
     """
     shared = values.get_flags_for_module(__name__)
-    of_place = (_OUT, _DRY_RUN, _SHORT, _VERBOSE)
+    of_place = (_OUT, _DRY_RUN, _SHORT, _VERBOSE, _LIST_CONFIGS)
     return {flag.name: flag.value for flag in shared if flag.name not in of_place}
 
 

@@ -8,6 +8,7 @@ from types import ModuleType
 import keras
 from absl import flags
 
+from tf_importance.arguments import meant
 from trainers import addons
 
 
@@ -71,5 +72,6 @@ def _find(module: ModuleType, name: str):
     }
     if name.lower() not in found:
         known = ", ".join(sorted(optimizer.__name__ for optimizer in found.values()))
-        raise ValueError(f"unknown optimizer {name!r}; {module.__name__} has {known}.")
+        close = meant(name.lower(), found)
+        raise ValueError(f"unknown optimizer {name!r};{close} {module.__name__} has {known}.")
     return found[name.lower()]

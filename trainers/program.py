@@ -1,8 +1,12 @@
-"""What surrounds the `main` of every program: where its results go, and how Ctrl-C ends it."""
+"""What surrounds the `main` of every program: where its results go, and how it ends early.
+
+What a user gave wrongly is said in a line; --verbose shows where it was found.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import pathlib
 import shlex
 import signal
@@ -14,6 +18,9 @@ from absl import app, flags
 import tf_importance as tfi
 
 _INTERRUPTED = 128 + signal.SIGINT
+_CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+# What arguments, files and stores are refused by.
+_REFUSALS = (ValueError, TypeError, ImportError, OSError, RuntimeError)
 
 
 def run(main: Callable[[Sequence[str]], None], resumed_by: Sequence[str] = ()) -> None:
@@ -26,11 +33,69 @@ def run(main: Callable[[Sequence[str]], None], resumed_by: Sequence[str] = ()) -
     # The import of TensorFlow, trainers.startup, let Ctrl-C end the process.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "--list_configs" in sys.argv:
+        print("\n".join(configs_of(_name())))
+        return
+    _refuse_missing_flagfile()
     try:
-        app.run(main)
+        app.run(guarded(main))
     except KeyboardInterrupt:
         print(f"\n{_farewell(flags.FLAGS, resumed_by)}", file=sys.stderr)
         sys.exit(_INTERRUPTED)
+
+
+def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
+    """A main that says in a line what it was given wrongly, and ends with status 1."""
+
+    def run_main(arguments: Sequence[str]) -> None:
+        try:
+            main(arguments)
+        except _REFUSALS as error:
+            if "--verbose" in sys.argv or isinstance(error, (NotImplementedError, RecursionError)):
+                raise
+            text = tfi.stores.without_credentials(str(error) or type(error).__name__)
+            print(f"{_name()}: {text} (--verbose shows where)", file=sys.stderr)
+            sys.exit(1)
+
+    return run_main
+
+
+def configs_of(program: str) -> list[str]:
+    """A line for each flagfile of a program: its path, and what it says of itself first.
+
+    Args:
+        program: such as trainers.compare.
+    """
+    lines = []
+    for path in sorted(_CONFIGS.rglob("*.cfg")):
+        text = path.read_text("utf-8")
+        if f"python -m {program} " in text:
+            comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+            first = " ".join(comments).partition(". ")[0].partition("  python")[0]
+            lines.append(f"{path.relative_to(_CONFIGS.parent)}: {first.rstrip('.')}.")
+    return lines
+
+
+def _name() -> str:
+    """As `python -m` has it."""
+    return f"trainers.{pathlib.Path(sys.argv[0]).stem}"
+
+
+def _refuse_missing_flagfile() -> None:
+    """Name the flagfiles that are like one that is not there."""
+    for place, word in enumerate(sys.argv[1:], 1):
+        name, separator, path = word.partition("=")
+        if name.lstrip("-") != "flagfile" or not word.startswith("-"):
+            continue
+        if not separator:
+            path = sys.argv[place + 1] if place + 1 < len(sys.argv) else ""
+        if path and not pathlib.Path(path).exists():
+            known = [str(one.relative_to(_CONFIGS.parent)) for one in _CONFIGS.rglob("*.cfg")]
+            close = difflib.get_close_matches(path, known, 3, 0.6)
+            like = f" Did you mean {' or '.join(close)}?" if close else ""
+            text = f"there is no flagfile {path}.{like} --list_configs shows those that there are."
+            print(f"{_name()}: {text}", file=sys.stderr)
+            sys.exit(1)
 
 
 def default_out() -> str:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_importance as tfi
+from tf_importance.arguments import meant
 from trainers import datasets, optimizers, remembered, step_schedules
 
 UNIFORM = "uniform"
@@ -49,6 +50,7 @@ def sampled(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, e
     if settings.sampling not in NAMES:
         raise ValueError(
             f"--sampling must be one of {', '.join(NAMES)}; got {settings.sampling!r}."
+            f"{meant(settings.sampling, NAMES)}"
         )
     if settings.repeatable and (settings.steps is None or settings.time_budget is not None):
         raise ValueError(

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 from trainers import image_classification, remembered, sampling
 from trainers.evaluation import Evaluator
@@ -169,16 +170,25 @@ def test_a_directory_with_other_files_is_refused(settings_of, tmp_path):
     "argument, message",
     [
         ("--out=", "give --out"),
-        ("--net=transformer", "known are linear"),
-        ("--dataset=imagenet", "known are digits"),
+        ("--net=transformer", "Known are linear"),
+        ("--net=wide_mpl", "Did you mean 'wide_mlp'"),
+        ("--dataset=imagenet", "Known are digits"),
+        ("--dataset=minst", "Did you mean 'mnist'"),
+        ("--optimizer=Adan", "Did you mean 'adam'"),
         ("--sampling=hardest", "--sampling must be one of uniform.*got 'hardest'"),
         ("--tau_threshold=high", "break_even.*got 'high'"),
         ("--schedule=exponential", "constant, linear, cosine"),
-        ("--train_examples=0", "--train_examples must be positive; got 0"),
+        ("--train_examples=0", "train_examples=0: 0 is not a positive integer"),
+        ("--batch_size=0", "batch_size=0: 0 is not a positive integer"),
+        ("--steps=-1", "steps=-1: -1 is not a positive integer"),
+        ("--learning_rate=-1", "--learning_rate must be positive and finite"),
+        ("--learning_rate=nan", "--learning_rate must be positive and finite"),
+        ("--momentum=1.5", "momentum=1.5"),
+        ("--clip_norm=-1", "clip_norm=-1"),
     ],
 )
 def test_a_wrong_flag_is_refused_with_the_known_values(settings_of, argument, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, flags.Error), match=message):
         image_classification.train(settings_of("--steps=1", argument))
 
 

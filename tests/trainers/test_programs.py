@@ -15,6 +15,7 @@ import pytest
 
 from trainers import program, startup
 
+ROOT = pathlib.Path(__file__).parents[2]
 _DEADLINE = 240  # seconds
 _CURVES = (
     "configs/image_classification/digits_uniform.cfg,configs/image_classification/digits_gain.cfg"
@@ -177,3 +178,55 @@ def test_an_interrupted_comparison_keeps_complete_and_partial_runs(data_dir, tmp
     assert done.stdout.splitlines()[-1].endswith("comparison.png")
     assert _rows(out / "one" / "0") == complete
     _assert_goes_on(partial, out / "two" / "0", 32)
+
+
+# What a user gives wrongly -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError])
+def test_what_is_refused_is_said_in_a_line(monkeypatch, capsys, error):
+    def main(arguments):
+        raise error("--net must be one of redis://user:secret@host; got 'x'.")
+
+    monkeypatch.setattr(sys, "argv", ["trainers/compare.py"])
+    with pytest.raises(SystemExit) as ended:
+        program.guarded(main)([])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and "secret" not in said
+    assert said.startswith("trainers.compare: --net must be one of") and said.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["trainers/compare.py", "--verbose"])
+    with pytest.raises(error):
+        program.guarded(main)([])
+
+
+def test_a_flagfile_that_is_not_there_is_said_with_those_that_are_like_it(monkeypatch, capsys):
+    for words in (["--flagfile=configs/diggits.cfg"], ["--flagfile", "configs/diggits.cfg"]):
+        monkeypatch.setattr(sys, "argv", ["trainers/compare.py", *words])
+        with pytest.raises(SystemExit) as ended:
+            program.run(lambda _: None)
+        assert ended.value.code == 1
+        assert "Did you mean configs/digits.cfg" in capsys.readouterr().err
+
+
+def test_the_flagfiles_of_a_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["trainers/compare.py", "--list_configs"])
+    program.run(lambda _: None)
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.partition(": ")[0] for line in lines}
+    assert {"configs/main.cfg", "configs/digits.cfg", "configs/figures/small_images.cfg"} <= found
+    assert not any("rare_classes/" in path for path in found)
+    assert all(line.partition(": ")[2].strip(".") for line in lines)
+    # Each flagfile is some program's.
+    shown = {
+        line.partition(": ")[0]
+        for name in ("compare", "image_classification", "fine_tuning", "rare_classes", "issgd")
+        for line in program.configs_of(f"trainers.{name}")
+    }
+    others = ("sequence_classification", "variance_ablation")
+    shown |= {
+        line.partition(": ")[0]
+        for name in others
+        for line in program.configs_of(f"trainers.{name}")
+    }
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.cfg")}
+    assert there - shown == set()

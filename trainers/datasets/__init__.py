@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core.download import download_manager
 
+from tf_importance.arguments import meant
 from trainers.datasets import augmented, digits, mit67, permuted, preparation, rotated_mnist
 
 _BUILDERS = {
@@ -104,7 +105,9 @@ def source(name: str) -> Source:
         ValueError: unknown name.
     """
     if name not in SOURCES:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(SOURCES)}.")
+        raise ValueError(
+            f"unknown data set {name!r};{meant(name, SOURCES)} Known are {', '.join(SOURCES)}."
+        )
     return SOURCES[name]
 
 

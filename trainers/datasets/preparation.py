@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import pathlib
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Download and prepare, or take what another process has prepared meanwhile.
+    """Download and prepare, or wait for another process that does and take what it has prepared.
 
-    TFDS writes to a folder of its own and renames it at the end, which fails for all but the first
-    of several processes, such as ISSGD's master and workers on a fresh machine.
+    TFDS would have each of several processes download all, such as ISSGD's master and workers on a
+    fresh machine, and fail in all but the first.
     """
-    try:
-        builder.download_and_prepare()
-    except FileExistsError:
-        builder.info.read_from_directory(builder.data_path)
+    with _alone(pathlib.Path(builder.data_path).parents[1], builder.name):
+        if builder.data_path.exists():
+            builder.info.read_from_directory(builder.data_path)
+        else:
+            builder.download_and_prepare()
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path, name: str) -> Iterator[None]:
+    """No other process of this machine is here for this data set; who dies leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f".{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import keras
 
+from tf_importance.arguments import meant
 from trainers.nets import (
     cnn,
     lenet,
@@ -54,5 +55,5 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int) -> keras.Mo
         ValueError: unknown name.
     """
     if name not in NETS:
-        raise ValueError(f"unknown net {name!r}; known are {', '.join(NETS)}.")
+        raise ValueError(f"unknown net {name!r};{meant(name, NETS)} Known are {', '.join(NETS)}.")
     return NETS[name](input_shape, num_classes)
