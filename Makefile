@@ -19,7 +19,7 @@ COMPILE = .venv-lock/bin/uv pip compile setup.cfg --universal --python-version 3
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-slow test-addons test-addons-slow test-minimum test-newest \
-	lint lock package clean
+	lint docs docs-serve lock package clean
 
 help:  ## List what can be made.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
@@ -51,17 +51,24 @@ lint: .venv/installed  ## ruff over everything, mypy over the library.
 	.venv/bin/ruff check
 	.venv/bin/mypy
 
+docs: .venv-docs/installed  ## The site, build/site; a link that leads nowhere is an error.
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+docs-serve: .venv-docs/installed  ## Show the site while one writes: http://127.0.0.1:8000.
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
+
 lock: .venv-lock/installed  ## Pin each lane anew to the newest versions: constraints/.
 	$(COMPILE) --extra test --output-file constraints/current.txt
 	$(COMPILE) --extra test --extra addons --output-file constraints/addons.txt
 	$(COMPILE) constraints/minimum.in --extra test --output-file constraints/minimum.txt
+	$(subst setup.cfg,constraints/docs.in,$(COMPILE)) --output-file constraints/docs.txt
 
 package: .venv-lock/installed  ## Build the wheel and the sdist: dist/.
 	rm -rf dist
 	.venv-lock/bin/python -m build --outdir dist
 
 clean:  ## Remove the virtual environments and caches; runs/ stays.
-	rm -rf .venv .venv-addons .venv-minimum .venv-newest .venv-lock
+	rm -rf .venv .venv-addons .venv-minimum .venv-newest .venv-lock .venv-docs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -88,6 +95,12 @@ clean:  ## Remove the virtual environments and caches; runs/ stays.
 	rm -rf .venv-newest
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --editable '.[test]'
+
+.venv-docs/installed: constraints/docs.in constraints/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --constraint constraints/docs.txt \
+		--requirement constraints/docs.in
+	touch $@
 
 .venv-lock/installed:
 	$(PYTHON) -m venv .venv-lock

@@ -17,7 +17,7 @@ import pytest
 from tests.cases import quick
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in PAGES}
 # Where the checkout lies on the web: README's links have to lead somewhere from an index, too.
 ON_THE_WEB = "https://github.com/tf-importance/tf-importance/blob/main/"

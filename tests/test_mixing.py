@@ -69,7 +69,7 @@ def test_keras_trains_on_it_with_and_without_scores(scored):
         ({"datasets": [dataset(FEW, 1.0), FEW]}, TypeError, "of tf.data; got"),
         ({"datasets": [dataset(FEW, 1.0), dataset(MANY[:, :1], 0.0)]}, ValueError, "alike"),
         ({"datasets": [tf.data.Dataset.range(3)] * 2}, ValueError, r"\(x, y\)"),
-        ({"datasets": [dataset(FEW, 1.0), dataset(MANY, 0.0).take(0)]}, ValueError, "1 is empty"),
+        ({"datasets": [dataset(FEW, 1.0), dataset(MANY, 0.0).take(0)]}, ValueError, "1 has no"),
         ({"prior": [0.1]}, ValueError, r"prior must be 2 positive.*got \[0.1\]"),
         ({"prior": [0.0, 1.0]}, ValueError, "prior must be 2 positive"),
         ({"shares": [0.5, 0.6]}, ValueError, "shares must sum to 1"),

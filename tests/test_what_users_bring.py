@@ -639,7 +639,7 @@ def test_weights_by_name_are_those_of_their_outputs(threshold):
     model.fit(data, verbose=0)
     changed = [np.any(mine != theirs) for mine, theirs in zip(model.net.get_weights(), before)]
     assert changed == [False, False, True, True]
-    with pytest.raises(ValueError, match="by name are to be one for each of the outputs"):
+    with pytest.raises(ValueError, match="by name must be one for each of the outputs"):
         model.fit(drawn(model, X, (Y, FLOATS), {"b": weights["b"]}), verbose=0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -21,6 +21,28 @@ def apart(function: Callable[[], Any]) -> Any:
         return function()
     called = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
     return called()
+
+
+def traced_once(function: Callable, signature: Sequence[tf.TensorSpec] | None = None) -> Callable:
+    """A graph of the function for each choice of those arguments that are no tensors.
+
+    TensorFlow warns of functions that are traced often by their code, and takes the same method of
+    several objects, each traced once, for one of them.
+
+    Args:
+        signature: of its arguments, tensors all, where they have any shape.
+    """
+    compiled = tf.function(function, signature, autograph=False)
+    graphs: dict[tuple, Callable] = {}
+
+    def called(*args):
+        chosen = tuple(argument for argument in args if not tf.is_tensor(argument))
+        if chosen not in graphs:
+            known = () if signature is not None else args
+            graphs[chosen] = compiled.get_concrete_function(*known)
+        return graphs[chosen](*args)
+
+    return called
 
 
 def as_it_stands(function: Callable) -> Callable:

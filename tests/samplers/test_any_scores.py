@@ -215,5 +215,5 @@ def test_systematic_draws_vary_less_and_are_as_unbiased(name):
 
 
 def test_an_unknown_resampling_is_refused():
-    with pytest.raises(ValueError, match="resampling must be one of multinomial, systematic"):
+    with pytest.raises(ValueError, match="resampling must be one of 'multinomial', 'systematic'"):
         tfi.samplers.Proportional(resampling="stratified")

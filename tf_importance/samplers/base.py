@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import compat, proposals
+from tf_importance import compat, graphs, proposals
 from tf_importance.arguments import (
     named,
     one_of,
@@ -212,9 +212,9 @@ class Sampler(tf.Module, metaclass=_Unmirrored):
         # Of a function: what a tf.Module holds as a dict becomes part of checkpoints.
         self._compiled = {
             # A part of a block has any length.
-            "planned": tf.function(self._planned, _PART, autograph=False),
-            "put_plan": tf.function(self._put_plan, autograph=False),
-            "take_up": tf.function(self._take_up_finished, autograph=False),
+            "planned": graphs.traced_once(self._planned, _PART),
+            "put_plan": graphs.traced_once(self._put_plan),
+            "take_up": graphs.traced_once(self._take_up_finished),
         }.__getitem__
         if num_examples is not None:
             self.build(num_examples)

@@ -60,12 +60,12 @@ class RedisStore(base.Store):
     (`tf_importance/stores/lua.py`).
 
     Args:
-        url: redis://[user:password@]host[:port][/database], rediss:// for TLS, or
-            unix://[user:password@]/path; valkey:// and valkeys:// are the same. Or
-            redis+sentinel://[user:password@]host:port[,host:port…]/service[/database], for the
-            master that sentinels name at the time; redis+cluster://[user:password@]host:port[,…]
-            for the node of a Redis Cluster that has the run's keys, which all lie in one slot.
-            Further options as redis-py has them, such as ?ssl_ca_certs=….
+        url: `redis://user:password@host:port/database`, as far as it is needed; `rediss://` for
+            TLS, `unix://user:password@/path`; `valkey://` and `valkeys://` are the same.
+            `redis+sentinel://host:port,host:port/service/database` is the master that sentinels
+            name at the time, `redis+cluster://host:port,host:port` the node of a cluster that
+            has the run's keys, which all lie in one slot. Further options as redis-py has them,
+            such as `?ssl_ca_certs=…`.
         name: the run's, so that several can share a server.
         role: as in `Store`.
         timeout: seconds to wait for a connection or an answer.

@@ -1,0 +1,62 @@
+"""The site: every public name has its place in the reference, and the README is short."""
+
+import pathlib
+import re
+import types
+
+import pytest
+
+import tf_importance as tfi
+
+ROOT = pathlib.Path(__file__).parents[1]
+REFERENCE = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs/reference").glob("*.md"))
+# Public for the library's own files, or types of what others give.
+INTERNAL = {
+    *("check", "refuse_other", "with_maintenance", "named", "warn_unless_followed", "RECORD"),
+    *("BY_NAME", "norms", "Scorer", "OURS", "OTHERS", "SharedScores", "describe", "entropy"),
+    *("Changes", "Layout", "Lease", "Mark", "Message", "Parameters", "Run"),
+    *("without_credentials", "without_credentials_of"),
+}
+
+
+def public():
+    for name in tfi.__all__:
+        value = getattr(tfi, name)
+        if not isinstance(value, types.ModuleType):
+            yield f"tf_importance.{name}"
+        elif not hasattr(value, "__all__"):
+            # Equations: a page has all of a module; layers and schedules have some of theirs.
+            if name not in ("layers", "schedules"):
+                yield f"tf_importance.{name}"
+        else:
+            yield from (
+                f"tf_importance.{name}.{one}" for one in value.__all__ if one not in INTERNAL
+            )
+
+
+@pytest.mark.parametrize("name", sorted(public()))
+def test_the_reference_has_it(name):
+    # `tfi.compare` is that of `tfi.comparison`.
+    there = re.search(rf"^::: {re.escape(name)}$", REFERENCE, flags=re.MULTILINE)
+    assert there or name == "tf_importance.comparison.compare"
+
+
+def test_what_the_reference_names_is_there():
+    names = re.findall(r"^::: (\S+)$", REFERENCE, flags=re.MULTILINE)
+    assert len(names) > 60 and len(set(names)) == len(names)
+    for name in names:
+        value = tfi
+        for part in name.split(".")[1:]:
+            value = getattr(value, part)
+        assert value.__doc__, name
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 120
+    assert text.count("![") == 1
+
+
+def test_the_glossary_has_twelve_words():
+    text = (ROOT / "docs/glossary.md").read_text("utf-8")
+    assert len(re.findall(r"^\*\*[^*]+\.\*\*", text, flags=re.MULTILINE)) == 12
