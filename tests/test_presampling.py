@@ -336,9 +336,9 @@ def test_wrong_models_and_sizes_are_refused(arguments, error, message):
         ("tau_threshold", float("nan"), "finite and not negative; got nan"),
         ("tau_threshold", float("inf"), "finite and not negative; got inf.*'never'"),
         ("tau_threshold", "breakeven", "'break_even'.*got 'breakeven'"),
-        ("resampling", "stratified", r"\['multinomial', 'systematic'\].*got 'stratified'"),
+        ("resampling", "stratified", "'multinomial', 'systematic'.*got 'stratified'"),
         ("batch_size", 2.5, "batch_size must be a positive integer; got 2.5"),
-        ("jit_compile", "yes", "True, False or 'auto'; got 'yes'"),
+        ("jit_compile", "yes", "True, False, 'auto'; got 'yes'"),
     ],
 )
 def test_wrong_options_are_refused(name, value, message):

@@ -173,7 +173,7 @@ def test_what_the_step_cannot_do_is_refused():
     net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
     model = tfi.ISModel(net)
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="'pipeline' or 'step'; got 'gpu'"):
+    with pytest.raises(ValueError, match="'pipeline', 'step'; got 'gpu'"):
         tfi.importance_sample(model, score_in="gpu")
     with pytest.raises(ValueError, match="draws one batch"):
         tfi.importance_sample(model, score_in="step", draws_per_presample=2)

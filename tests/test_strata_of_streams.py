@@ -173,7 +173,7 @@ def test_unusable_scores_leave_the_strata_as_they_are():
         ({"strata": lambda x, y: x}, ValueError, r"the function gave float32 \(4,\)"),
         ({"strata": lambda x, y: x[0]}, TypeError, "gave float32. Cast"),
         ({"strata": lambda x, y: tf.concat([y, y], 0)}, ValueError, r"gave int32 \(2,\)"),
-        ({"strata": Y}, TypeError, "strata must be whole numbers.*got array"),
+        ({"strata": Y}, TypeError, "strata must be whole numbers.*got an array"),
         ({"reservoir_size": 32}, ValueError, "at least 64.*got 32"),
         ({"reservoir_size": 0}, ValueError, "reservoir_size must be a positive integer"),
     ],

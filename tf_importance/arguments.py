@@ -57,7 +57,7 @@ def named(value: Any) -> str:
     text = repr(value)
     if isinstance(value, (str, bytes)):
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-    if callable(value) and hasattr(value, "__name__"):
+    if callable(value) and hasattr(value, "__name__") and text.startswith("<"):
         return f"the function {value.__name__}"
     if text.startswith("<") or len(text) > _LONGEST:
         return _with_article(kind)

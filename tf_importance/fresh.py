@@ -306,7 +306,7 @@ def compiled(score: Score, spec: tuple, presample_size: int, jit_compile: bool |
     except Exception as error:  # A user's code may raise anything.
         raise ValueError(
             f"scorer {named(score.scorer)} and the compiled loss {named(model.objective.loss)} "
-            "must have a value for each example of the dataset, and fail on inputs "
+            "cannot be computed for each example of the dataset, as they must be: inputs "
             f"{spec[0]}, labels {spec[1]}: {error}"
         ) from error
     if graphs.assigns(function.get_concrete_function(*batched, importance)):

@@ -136,7 +136,7 @@ def test_scores_are_of_the_moved_logits(points):
         ({"shares": None}, "with fixed shares.*shares=None"),
         ({"strata": [0, 1] * (N // 2)}, "strata by label"),
         ({"over": tfi.samplers.Proportional()}, "without a memory"),
-        ({"correction": "odds"}, "'weights' or 'log_odds'; got 'odds'"),
+        ({"correction": "odds"}, "'weights', 'log_odds'; got 'odds'"),
     ],
 )
 def test_what_it_is_not_for_is_refused(how, message):

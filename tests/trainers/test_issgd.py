@@ -82,7 +82,7 @@ def test_configs_parse_and_name_themselves(settings_of, config):
         (["--scorer=x"], "--scorer must be one of"),
         (["--role=peer", "--store=redis://h", "--time_budget=1"], "same step"),
         (["--role=peer", "--store=redis://h", "--steps=1", "--peers=a:1", "--rank=1"], "--rank"),
-        (["--store=http://u:secret@h", "--steps=1", "--workers=1"], "begins with memory://"),
+        (["--store=http://u:secret@h", "--steps=1", "--workers=1"], "begin with memory://"),
         (["--store=redis://u:secret@127.0.0.1:1", "--steps=1", "--net=linear"], "does not answer"),
     ],
 )

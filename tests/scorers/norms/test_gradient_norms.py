@@ -189,7 +189,7 @@ def test_an_unbuilt_net():
 
 
 def test_something_else_than_a_model():
-    with pytest.raises(TypeError, match=r"must be a keras\.Model; got <function"):
+    with pytest.raises(TypeError, match=r"must be a keras\.Model; got the function"):
         tfi.per_example_gradient_norms(lambda x: x, tf.zeros((2, 4)), tf.zeros((2, 3)))
 
 
