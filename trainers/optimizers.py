@@ -73,5 +73,5 @@ def _find(module: ModuleType, name: str):
     if name.lower() not in found:
         known = ", ".join(sorted(optimizer.__name__ for optimizer in found.values()))
         close = meant(name.lower(), found)
-        raise ValueError(f"unknown optimizer {name!r};{close} {module.__name__} has {known}.")
+        raise ValueError(f"unknown optimizer {name!r}; {module.__name__} has {known}.{close}")
     return found[name.lower()]

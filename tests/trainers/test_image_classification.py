@@ -170,9 +170,9 @@ def test_a_directory_with_other_files_is_refused(settings_of, tmp_path):
     "argument, message",
     [
         ("--out=", "give --out"),
-        ("--net=transformer", "Known are linear"),
+        ("--net=transformer", "known are linear"),
         ("--net=wide_mpl", "Did you mean 'wide_mlp'"),
-        ("--dataset=imagenet", "Known are digits"),
+        ("--dataset=imagenet", "known are digits"),
         ("--dataset=minst", "Did you mean 'mnist'"),
         ("--optimizer=Adan", "Did you mean 'adam'"),
         ("--sampling=hardest", "--sampling must be one of uniform.*got 'hardest'"),

@@ -106,7 +106,7 @@ def source(name: str) -> Source:
     """
     if name not in SOURCES:
         raise ValueError(
-            f"unknown data set {name!r};{meant(name, SOURCES)} Known are {', '.join(SOURCES)}."
+            f"unknown data set {name!r}; known are {', '.join(SOURCES)}.{meant(name, SOURCES)}"
         )
     return SOURCES[name]
 

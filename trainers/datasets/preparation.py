@@ -17,10 +17,13 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     fresh machine, and fail in all but the first.
     """
     with _alone(pathlib.Path(builder.data_path).parents[1], builder.name):
-        if builder.data_path.exists():
-            builder.info.read_from_directory(builder.data_path)
-        else:
-            builder.download_and_prepare()
+        try:
+            if not builder.data_path.exists():
+                builder.download_and_prepare()
+                return
+        except FileExistsError:  # Another machine's, which sees no lock of this one.
+            pass
+        builder.info.read_from_directory(builder.data_path)
 
 
 @contextlib.contextmanager

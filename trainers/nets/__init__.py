@@ -55,5 +55,5 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int) -> keras.Mo
         ValueError: unknown name.
     """
     if name not in NETS:
-        raise ValueError(f"unknown net {name!r};{meant(name, NETS)} Known are {', '.join(NETS)}.")
+        raise ValueError(f"unknown net {name!r}; known are {', '.join(NETS)}.{meant(name, NETS)}")
     return NETS[name](input_shape, num_classes)
