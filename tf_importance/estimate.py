@@ -231,12 +231,12 @@ def _copied(model: ISModel, optimizer: Any) -> ISModel:
     optimizer = compat.innermost(optimizer)
     try:
         net = keras.models.clone_model(model.net)
+        net.set_weights(model.net.get_weights())
     except Exception as error:  # Whatever a net of one's own does in its config.
         raise ValueError(
             f"net {model.net.name!r} cannot be cloned ({type(error).__name__}); train it yourself "
             "and ask again, without after=…."
         ) from error
-    net.set_weights(model.net.get_weights())
     config = optimizer.get_config()
     rate = compat.learning_rate(optimizer)
     if isinstance(rate, schedules.GainAdapted):
