@@ -203,7 +203,7 @@ def test_a_process_of_several_replicas_has_batches_for_each():
     """Their dataset gives one batch after the other, of those that are its own."""
     planned, x = planned_for(processes.Part(4, 2, 2))
     sampler = planned._sampler
-    sampler.journal.gathering = lambda: type("Ready", (), {"wait_for": lambda self, end: None})()
+    sampler.journal.gathering = type("Ready", (), {"wait_for": lambda self, end: None})()
     found = list(planned.dataset())
     assert len(found) == planned.dataset().cardinality() == 8
     numbers = [int(told["row"][0]) for _, _, told in found]

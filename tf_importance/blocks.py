@@ -224,7 +224,7 @@ class Blocks:
                 f"in several processes a {type(self._sampler).__name__} draws in `fit` only, which "
                 "brings together what all of them see. Train by model.fit."
             )
-        gathering().wait_for(end)
+        gathering.wait_for(end)
 
     def _learn(self, end: int, batch_size: int) -> None:
         """Take up what was seen before batch number `end`."""

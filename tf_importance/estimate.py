@@ -205,11 +205,7 @@ def _with_scores(model: Any) -> tuple[ISModel, Any]:
         fresh.check_model(model)
         return model, model.optimizer
     loss, loss_weights = compat.compiled_loss(model)
-    if loss is None:
-        raise ValueError(
-            f"model {model.name!r} is not compiled with a loss, so its examples have no scores; "
-            "call model.compile(optimizer=..., loss=...) first."
-        )
+    fresh.check_loss(model, loss)
     made = _around(model)
     made.compile(optimizer="sgd", loss=loss, loss_weights=loss_weights)
     return made, model.optimizer

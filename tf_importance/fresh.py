@@ -244,7 +244,12 @@ def check_model(model: Any) -> None:
             f"model must be a tfi.ISModel; got {named(model)}. Wrap the net: "
             "model = tfi.ISModel(net); model.compile(...)."
         )
-    if model.objective.loss is None:
+    check_loss(model, model.objective.loss)
+
+
+def check_loss(model: keras.Model, loss: Any) -> None:
+    """Raises: ValueError: the loss that a model is compiled with is none."""
+    if loss is None:
         raise ValueError(
             f"model {model.name!r} is not compiled with a loss, so its examples have no scores; "
             "call model.compile(optimizer=..., loss=...) first."

@@ -10,7 +10,6 @@ planned by.
 from __future__ import annotations
 
 import threading
-import weakref
 
 import tensorflow as tf
 
@@ -69,7 +68,7 @@ class Gathering:
         journal.trained.assign(trained)
         self._gathered = max(learned, trained - int(journal.batches(size)))
         self._bring_up_to(trained)
-        journal.gathering = weakref.ref(self)
+        journal.gathering = self
 
     def stepped(self) -> None:
         """A step was made."""

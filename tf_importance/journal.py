@@ -8,7 +8,6 @@ midst of a block finds the rest of it here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -34,14 +33,14 @@ class Journal(tf.Module):
             were taken up by the sampler.
         late: variable, how many blocks were planned without all that they wait for, and how many
             batches were never trained on.
-        gathering: gives the `Gathering` of a training in several processes, that brings rows
-            together; None where there is none.
+        gathering: the `Gathering` of a training in several processes, that brings rows together;
+            None where there is none.
     """
 
     def __init__(self) -> None:
         super().__init__(name="journal")
         self.reader = 0
-        self.gathering: Callable[[], Any] | None = None
+        self.gathering: Any = None
         self.batch_size = _variable(tf.constant(0, tf.int64), "batch_size")
         self.planned = _variable(tf.constant(0, tf.int64), "planned")
         self.trained = _variable(tf.constant(0, tf.int64), "trained")

@@ -83,13 +83,8 @@ def _name() -> str:
 
 def _refuse_missing_flagfile() -> None:
     """Name the flagfiles that are like one that is not there."""
-    for place, word in enumerate(sys.argv[1:], 1):
-        name, separator, path = word.partition("=")
-        if name.lstrip("-") != "flagfile" or not word.startswith("-"):
-            continue
-        if not separator:
-            path = sys.argv[place + 1] if place + 1 < len(sys.argv) else ""
-        if path and not pathlib.Path(path).exists():
+    for path in _flagfiles():
+        if not pathlib.Path(path).exists():
             known = [str(one.relative_to(_CONFIGS.parent)) for one in _CONFIGS.rglob("*.cfg")]
             close = difflib.get_close_matches(path, known, 3, 0.6)
             like = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -100,10 +95,16 @@ def _refuse_missing_flagfile() -> None:
 
 def default_out() -> str:
     """runs/NAME, with the name of the flagfile on the command line, else of the program."""
+    *_, last = sys.argv[0], *_flagfiles()
+    return f"runs/{pathlib.Path(last).stem}"
+
+
+def _flagfiles() -> list[str]:
+    """Those on the command line."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--flagfile", "-flagfile", default=sys.argv[0])
+    parser.add_argument("--flagfile", "-flagfile", action="append", default=[])
     known, _ = parser.parse_known_args(sys.argv[1:])
-    return f"runs/{pathlib.Path(known.flagfile).stem}"
+    return known.flagfile
 
 
 def _farewell(values: flags.FlagValues, resumed_by: Sequence[str]) -> str:
