@@ -19,10 +19,8 @@ def of(settings: flags.FlagValues, learning_rate=None):
     "the norm of all gradients"), importance weights and corrections included.
 
     Raises:
-        ValueError: --clip_norm is negative, or as `build`.
+        ValueError: as `build`.
     """
-    if settings.clip_norm < 0:
-        raise ValueError(f"--clip_norm must not be negative; got {settings.clip_norm}.")
     return build(
         settings.optimizer,
         settings.learning_rate if learning_rate is None else learning_rate,

@@ -224,7 +224,6 @@ def test_steps_between_snapshots_are_epochs():
             ["--variance_reduction=svrg"],
             "svrg draws uniformly.*upper_bound",
         ),
-        ("image_classification", ["--clip_norm=-1"], "--clip_norm"),
         ("fine_tuning", ["--weights=lost.keras"], "--weights=lost.keras is no file"),
         ("sequence_classification", ["--dataset=digits"], r"shape \(8, 8, 1\), no sequences"),
     ],
