@@ -455,6 +455,7 @@ def drawn_by(model, x, y, way):
 @pytest.mark.parametrize(
     "way", quick(["fresh", "RAIS", "proportional", "strata", "control"], "fresh", "control")
 )
+@pytest.mark.slow
 def test_moving_statistics_are_the_datas(way):
     """Of inputs and of a layer that does not learn, at a learning rate of 0."""
     x, y = hard_cluster()
@@ -525,6 +526,7 @@ np.save(x_path, np.stack([*found, served.serve(x)]))
 """
 
 
+@pytest.mark.slow
 def test_saved_and_exported_nets_need_nothing_of_this_package(tmp_path):
     model = compiled(nested())
     fitted(model)
@@ -638,6 +640,7 @@ def test_renorm_is_refused():
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.slow
 def test_mixed_precision_and_xla(jit_compile):
     keras.utils.set_random_seed(0)
     policy = (

@@ -78,6 +78,7 @@ class Seen(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("kind", RAIS_FIRST)
+@pytest.mark.slow
 def test_a_seeded_run_repeats_however_far_up_to_a_block_the_reader_is_ahead(kind, data):
     first = trained(data, kind, 2, 60)
     assert_same(first, trained(data, kind, 2, 60, lambda batches: batches.prefetch(1)))
@@ -344,6 +345,7 @@ def test_uniform_arrays_train_as_weighted_keras_does(data):
     assert loss(model, sample_weight=weights) != pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.slow
 def test_sample_weights_count_in_the_scores(data):
     weights = np.where(np.arange(N) < N // 2, 0.0, 1.0).astype(np.float32)
     model = compiled(tfi.samplers.Proportional(alpha=1.0, epsilon=1e-9), rate=1e-9)

@@ -170,6 +170,7 @@ def test_a_random_half_stays_the_same_half():
 # The comparison -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_numbers_each_time_resumed_or_not(tmp_path):
     first = compared(["strata", "logit adjustment"], out=tmp_path / "one")
     text = (tmp_path / "one" / "comparison.json").read_text()

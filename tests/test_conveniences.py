@@ -145,6 +145,7 @@ def test_checkpoints_of_the_best_are_kept(tmp_path):
         assert len(wanted) == len(model.get_weights())
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on(tmp_path):
     class Killed(Exception):
         pass
@@ -225,6 +226,7 @@ def test_a_trained_net_is_quantized():
 
 
 @pytest.mark.parametrize("way", ["always", "memory"])
+@pytest.mark.slow
 def test_keras_tuner_searches_and_loads_the_best(way, tmp_path):
     keras_tuner = pytest.importorskip("keras_tuner")
 

@@ -149,6 +149,7 @@ def test_the_gradient_of_all_replicas_is_unbiased(strategy, route, weighted, blo
 
 
 @pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.slow
 def test_the_gain_under_a_strategy(strategy, route, blobs):
     """Both replicas measure it, one pipeline decides by it, and both take the same step."""
     with strategy.scope():

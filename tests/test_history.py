@@ -363,6 +363,7 @@ def test_scores_are_the_models_scorers(scorer, blobs):
     np.testing.assert_allclose(leaves[visited, 0], scorer(model, x, y)[visited], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_rank_based_scores_all_examples_anew_when_it_is_due(blobs):
     model = compiled(lambda n: tfi.samplers.RankBased(n, recompute_every=5), rate=1e-9)
     batches = tfi.history_sample(blobs, model.sampler, BATCH, block=1, seed=0)

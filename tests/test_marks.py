@@ -88,6 +88,7 @@ def test_a_dataset_trains_alike_whichever_others_were_made(kind, points):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_one_after_another_they_train_as_each_alone(points):
     """Never beside Gain, and back: the gain belongs to the dataset."""
     model = compiled(tfi.schedules.GainAdapted(0.1))
@@ -168,7 +169,8 @@ def switched(fresh=True, **how) -> tfi.samplers.Switched:
     return tfi.samplers.Switched([tfi.samplers.Uniform(), rais, *rescored], by=switch, **how)
 
 
-@pytest.mark.parametrize("fresh", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.slow
 def test_switched_draws_what_fit_gets(fresh, points):
     model = compiled(tfi.schedules.GainAdapted(0.5), sampler=switched(fresh))
     logs = model.fit(*points, batch_size=b, epochs=20, verbose=0).history
@@ -178,6 +180,7 @@ def test_switched_draws_what_fit_gets(fresh, points):
     assert model.sampler.memory.uncertainty_set.numpy().any()
 
 
+@pytest.mark.slow
 def test_fresh_over_a_sampler_draws_what_fit_gets(points):
     rais = tfi.samplers.RAIS(training_set_size=64)
     model = compiled(sampler=tfi.samplers.Fresh(24, over=rais))
@@ -206,7 +209,8 @@ def test_long_and_short_forms_are_the_same_run(points):
     assert runs[0] == runs[1] and runs[0]["importance"][0] > 0.1
 
 
-@pytest.mark.parametrize("kind", ["fresh", pytest.param("switched", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["fresh", "switched"])
+@pytest.mark.slow
 def test_a_composed_sampler_is_copied_with_its_state(kind, points):
     rate = tfi.schedules.GainAdapted(0.1)
     sampler = tfi.samplers.Fresh(24, over=tfi.samplers.Proportional())

@@ -67,6 +67,7 @@ def are_the_same(one, other):
         np.testing.assert_allclose(values, other["memory"][name], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_both_know_what_either_has_seen(still):
     (one, other), _ = still
     are_the_same(one, other)
@@ -78,6 +79,7 @@ def test_both_know_what_either_has_seen(still):
     assert len(one["indices"]) == one["trained"]
 
 
+@pytest.mark.slow
 def test_one_memory_alone_would_remember_the_same(still):
     (one, _), checkpoint = still
     alone = tfi.samplers.Proportional()
@@ -99,6 +101,7 @@ def test_one_memory_alone_would_remember_the_same(still):
 
 
 @pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "negative control"])
+@pytest.mark.slow
 def test_what_they_draw_is_unbiased(still, weighted):
     """z-test of the weighted mean of random functions of the examples."""
     (one, _), _ = still

@@ -254,9 +254,8 @@ def test_all_that_is_not_in_use_is_timed_anew(points, warmed_up_by):
     assert timed(0, range(2042, 2049)) == [0] + [2] * 5 + [0]
 
 
-@pytest.mark.parametrize(
-    "plan", [pytest.param(1, marks=pytest.mark.slow), 2], ids=["memory", "rescored"]
-)
+@pytest.mark.parametrize("plan", [1, 2], ids=["memory", "rescored"])
+@pytest.mark.slow
 def test_what_memory_is_told_of_what_it_has_drawn(plan, points):
     model = compiled(1e-6)
     train = batches(model, points, forced(switches.Gain(), plan))

@@ -66,6 +66,7 @@ def test_it_trains(strategy, kind):
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["in scope", "before it"])
+@pytest.mark.slow
 def test_each_replica_writes_the_row_of_its_own_batch(strategy, inside):
     model = model_in(strategy, SAMPLERS["proportional"], 0.0, inside)
     model.fit(X, Y, batch_size=b, steps_per_epoch=48, verbose=0)
@@ -101,6 +102,7 @@ def test_the_memory_is_what_one_replica_would_have(strategy, kind):
     )
 
 
+@pytest.mark.slow
 def test_what_trains_is_unbiased(strategy):
     """Each example counts 1/n, by Monte Carlo on the parameters; without weights it does not."""
     count = 24
@@ -176,7 +178,8 @@ def test_the_gain_is_that_of_all_replicas(strategy):
 # Resumed ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first, second", [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("first, second", [(1, 2), (2, 1)])
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_with_another_number_of_replicas(strategy, first, second, tmp_path):
     """With what was remembered; in the midst of a block, behind an odd number of batches."""
     where = {1: None, 2: strategy}

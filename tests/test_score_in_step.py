@@ -104,6 +104,7 @@ def none_usable(model, x, y):
 
 @pytest.mark.parametrize("size", quick([512, 500], 500))
 @pytest.mark.parametrize("score_in", ["pipeline", "step"])
+@pytest.mark.slow
 def test_a_group_whose_scores_are_unusable_is_used_whole(score_in, size, blobs):
     """Every example once; in the step the rest of a group comes behind its first batch."""
     data = tuple(part[:size] for part in blobs)

@@ -194,10 +194,9 @@ def test_examples_of_unknown_shape_are_refused():
 # Several replicas -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("route", quick(["auto-sharded", "from function"], "auto-sharded"))
-@pytest.mark.parametrize(
-    "threshold", [pytest.param("never", marks=pytest.mark.slow), "always"]
-)
+@pytest.mark.parametrize("route", ["auto-sharded", "from function"])
+@pytest.mark.parametrize("threshold", ["never", "always"])
+@pytest.mark.slow
 def test_replicas_learn_the_shares_of_one(strategy, route, threshold):
     """Of the same stream: each tells of its part of the batch, and the mean is of all."""
 

@@ -377,6 +377,7 @@ def test_it_starts_on_where_the_first_pre_samples_say_that_few_examples_matter(r
 
 
 @pytest.mark.parametrize("scoring", [3.0, 0.0], ids=["", "negative control"])
+@pytest.mark.slow
 def test_measuring_scores_few_pre_samples_while_it_does_not_pay(monkeypatch, scoring):
     """The stated share: 5 of the first pre-samples, and 5 from the 64th and the 256th on.
 
@@ -404,6 +405,7 @@ def test_decisions_and_costs_are_checkpointed(blobs, tmp_path):
     np.testing.assert_array_equal(other.meter.state, model.meter.state)
 
 
+@pytest.mark.slow
 def test_sample_weights_are_no_importance(blobs):
     """Uniform batches with weights 5: the moments of the weighted losses, r as without."""
     keras.utils.set_random_seed(0)

@@ -88,6 +88,7 @@ def test_a_step_is_keras_own_on_the_moved_logits_without_weights(points, kind):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_users_weights_stay(points):
     own = np.random.default_rng(1).uniform(0.5, 2, N).astype(np.float32)
     model = compiled(rate=0.0)
@@ -100,6 +101,7 @@ def test_a_users_weights_stay(points):
     assert logs["loss"][-1] == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.slow
 def test_evaluation_and_metrics_are_of_the_data_as_they_are(points):
     metric = keras.metrics.BinaryCrossentropy(from_logits=True, name="nll")
     model = compiled(rate=0.0, weighted_metrics=[metric])
@@ -111,6 +113,7 @@ def test_evaluation_and_metrics_are_of_the_data_as_they_are(points):
     assert model.evaluate(*points, verbose=0, return_dict=True)["loss"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_scores_are_of_the_moved_logits(points):
     """Of three classes, against ‖softmax(z + log a) − onehot‖ by NumPy."""
     x, y = points[0], (np.arange(N) % 10 == 0).astype(np.int32) + (np.arange(N) % 50 == 0)

@@ -222,6 +222,7 @@ def test_a_copy_goes_on_alike(again):
         np.testing.assert_array_equal(sampler.draw(16, 0).indices, other.draw(16, 0).indices)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_made_before_the_strata_were_known_is_taken_up(tmp_path):
     def trained(epochs):
         keras.utils.set_random_seed(0)
@@ -265,6 +266,7 @@ def test_the_shares_are_neymans_of_what_the_steps_saw():
 
 
 @pytest.mark.parametrize("rescored", quick([False, True], True))
+@pytest.mark.slow
 def test_a_switch_draws_by_strata_from_the_first_batch_on(rescored):
     keras.utils.set_random_seed(0)
     strata = tfi.samplers.Stratified()
@@ -358,6 +360,7 @@ def test_before_memory_knows_anything_strata_are_gone_through_pass_by_pass():
     np.testing.assert_allclose(weights, np.where(Y[indices] == 1, 0.1, 1.9), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fit_by_strata_over_memory_resumes_bit_for_bit(tmp_path):
     def made():
         keras.utils.set_random_seed(0)

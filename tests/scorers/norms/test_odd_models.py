@@ -51,6 +51,7 @@ def test_layers_whose_first_axis_is_not_the_batch(around):
     assert_exact(squared(model, x, y), model, x, y, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_traced_call_stays_trainable():
     """Handlers leave nothing behind in a graph that training uses later."""
 
