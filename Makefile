@@ -19,7 +19,7 @@ COMPILE = .venv-lock/bin/uv pip compile setup.cfg --universal --python-version 3
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-slow test-addons test-addons-slow test-minimum test-newest \
-	lint docs docs-serve lock package clean
+	screenshots lint docs docs-serve lock package clean
 
 help:  ## List what can be made.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ test-minimum: .venv-minimum/installed  ## The tests on the oldest versions that 
 
 test-newest: .venv-newest/installed  ## The tests on the newest versions there are, not the pinned.
 	.venv-newest/bin/python $(PYTEST) $(ARGS)
+
+screenshots: .venv/installed  ## Draw the pictures of docs/report.md anew; needs Chromium.
+	.venv/bin/python docs/pictures/report.py
 
 lint: .venv/installed  ## ruff over everything, mypy over the library.
 	.venv/bin/ruff check

@@ -38,11 +38,13 @@ class Run:
         label: name of its curve.
         flags: its flags.
         rows: lines of metrics.jsonl, by step.
+        path: its directory.
     """
 
     label: str
     flags: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
+    path: pathlib.Path | None = None
 
     @property
     def last(self) -> Mapping[str, Any]:
@@ -92,7 +94,7 @@ def read(directory: str | pathlib.Path, label: str | None = None) -> Run:
     if not lines:
         raise ValueError(f"{directory / 'metrics.jsonl'} is empty: the run recorded nothing.")
     label = directory.resolve().parent.name if label is None else label
-    return Run(label, flags, [json.loads(line) for line in lines])
+    return Run(label, flags, [json.loads(line) for line in lines], directory)
 
 
 def spread(values: Sequence[float]) -> Spread:

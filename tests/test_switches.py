@@ -99,6 +99,15 @@ def test_gain_draws_where_the_gain_is_worth_its_cost():
     assert float(switch.speedup) == pytest.approx(4 / 1.7 / 1.5, rel=1e-5)
 
 
+@pytest.mark.parametrize("memory, rescored", [(0.0, 0.0), (3.2, 0.0), (3.2, 12.0), (0.0, 12.0)])
+def test_drawing_by_memory_costs_what_it_is_said_to(memory, rescored):
+    """Of 8 batches at once: uniform 1, memory 1 + m/8, rescored 1 + s/8."""
+    menu = plans.remembered(16, 48, 8)
+    switch = switches.Gain(step_seconds=1.0, scoring_seconds=rescored, memory_seconds=memory)
+    seconds = switch._seconds(setting_of(Told(), menu.plans, menu.group_size))
+    np.testing.assert_allclose(seconds, [1.0, 1 + memory / 8, 1 + rescored / 8])
+
+
 def test_gain_counts_what_the_learning_rate_can_follow():
     model = Told()
     model.largest.assign(1.5)
@@ -145,8 +154,13 @@ def test_auto_takes_the_fastest_of_many_plans():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"step_seconds": 1.0}, "given together.*got 1.0 and None"),
+        ({"step_seconds": 1.0}, "given together.*got 1.0, None and 0.0"),
         ({"step_seconds": 0.0, "scoring_seconds": 1.0}, "must be positive.*got 0.0"),
+        ({"memory_seconds": 1.0}, "or none of them, and all are measured; got None, None and 1.0"),
+        (
+            {"step_seconds": 1.0, "scoring_seconds": 1.0, "memory_seconds": -1.0},
+            "not negative; got 1.0, 1.0 and -1.0",
+        ),
         ({"hysteresis": 0.0}, "hysteresis must be positive; got 0.0"),
     ],
 )

@@ -6,6 +6,7 @@ from tf_importance import (
     gain,
     layers,
     proposals,
+    reporting,
     robust,
     samplers,
     schedules,
@@ -19,6 +20,7 @@ from tf_importance.comparison import compare
 from tf_importance.estimate import estimate_gain
 from tf_importance.mixing import stratified
 from tf_importance.model import ISModel
+from tf_importance.reporting import Recorder, report
 from tf_importance.scorers.norms import per_example_gradient_norms
 from tf_importance.source import history_sample
 from tf_importance.stream import importance_sample
@@ -27,6 +29,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "ISModel",
+    "Recorder",
     "compare",
     "comparison",
     "distributed",
@@ -37,6 +40,8 @@ __all__ = [
     "layers",
     "per_example_gradient_norms",
     "proposals",
+    "report",
+    "reporting",
     "robust",
     "samplers",
     "schedules",

@@ -1,6 +1,7 @@
-"""Will importance sampling help? For those who only want to know.
+"""Will importance sampling help, and how did it go? For those who only want to know.
 
     python -m tf_importance estimate my_module:make
+    python -m tf_importance report runs/main
 
 `make()` in my_module.py gives a compiled Keras model and data, `(model, (x, y))` or
 `(model, dataset)`, a `tf.data.Dataset` of examples.
@@ -40,7 +41,28 @@ def main(arguments: list[str] | None = None) -> None:
         "--batch_sizes", type=_numbers, default=[32, 128], help="sizes to predict for (32,128)"
     )
     estimate.add_argument("--examples", type=int, default=4096, help="to measure on (4096)")
+    report = commands.add_parser("report", help="an HTML page about runs, or a comparison")
+    report.add_argument("folder", nargs="+", help="of runs; several are put side by side")
+    report.add_argument("--out", help="the file (report.html in the folder)")
     given = parser.parse_args(arguments)
+    if given.command == "report":
+        _report(parser, given)
+    else:
+        _estimate(parser, given)
+
+
+def _report(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    from tf_importance.reporting import report
+
+    folder = given.folder[0] if len(given.folder) == 1 else given.folder
+    try:
+        path = report(folder, given.out)
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        parser.error(str(error))
+    sys.stdout.write(f"{path}\n")
+
+
+def _estimate(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     module, _, name = given.function.partition(":")
     if not name:
         parser.error(f"a function is named module:function; got {given.function!r}")

@@ -91,6 +91,10 @@ class Blocks:
         """The next iteration goes on behind what was trained on, whatever was read."""
         self._next = None
 
+    def expect(self, batches: int) -> None:
+        """Told by `fit` how many batches it will train on."""
+        self._sampler.expect(batches)
+
     # In the pipeline ------------------------------------------------------------------------
 
     def _part(self, number: tf.Tensor) -> tuple[Any, Any, dict[str, tf.Tensor]]:

@@ -169,7 +169,7 @@ def estimate_gain(
     chunks = arguments.positive_integer("examples", examples) // _CHUNK
     if isinstance(dataset, tuple):
         dataset = _shuffled(dataset)
-    model, optimizer = _with_scores(model)
+    model, optimizer = with_scores(model)
     spec = element_specs.checked(model, dataset)
     element_specs.build(model, spec, lambda: next(iter(dataset.batch(1)))[0])
     pairs = dataset.map(lambda x, y, *rest: (x, y))
@@ -195,7 +195,7 @@ def _shuffled(data: tuple) -> tf.data.Dataset:
     return made.shuffle(int(made.cardinality()), seed=0, reshuffle_each_iteration=False)
 
 
-def _with_scores(model: Any) -> tuple[ISModel, Any]:
+def with_scores(model: Any) -> tuple[ISModel, Any]:
     """An ISModel around a plain net, compiled with the same loss, itself where it is one; and what
     it is trained by.
     """
@@ -266,7 +266,7 @@ def _measured(
         tf.maximum(mean_square, 0.0), others[0], others[1], others[2], tf.constant(averages[7:])
     )
     tau = (averages[5] ** 0.5) / averages[4] if averages[4] > 0 else 1.0
-    clock = _Clock(model, pairs, bar)
+    clock = Clock(model, pairs, bar)
     steps = {size: clock.step_seconds(size) for size in sizes}
     costs = [clock.scoring_seconds(plan.presample_size) / steps[plan.batch_size] for plan in menu]
     predictions = tuple(_prediction(moments, rates, plan, cost) for plan, cost in zip(menu, costs))
@@ -315,10 +315,14 @@ def _chunk_moments(model, sampling: gain.Sampling):
     return moments
 
 
-class _Clock:
-    """Seconds of passes on this machine: medians of a few runs."""
+class Clock:
+    """Seconds of passes on this machine: medians of a few runs.
 
-    def __init__(self, model, pairs: tf.data.Dataset, bar) -> None:
+    Args:
+        model: an ISModel. pairs: dataset of examples (x, y). bar: moves on by each; None for none.
+    """
+
+    def __init__(self, model, pairs: tf.data.Dataset, bar: Any = None) -> None:
         self._model, self._bar = model, bar
         self._pairs = pairs.repeat()
 
@@ -352,5 +356,6 @@ class _Clock:
             # A value on the host is there when all work is done.
             function(inputs, labels).numpy()
             times.append(time.perf_counter() - start)
-        self._bar.add(1)
+        if self._bar is not None:
+            self._bar.add(1)
         return sorted(times[2:])[_REPEATS // 2]

@@ -109,7 +109,9 @@ def _tell_length(sampler: samplers.Sampler, given: dict[str, Any]) -> None:
         steps = max(int(given["x"].cardinality()), 0)
     epochs_left = given["epochs"] - given["initial_epoch"]
     if steps and epochs_left > 0:
-        sampler.expect(steps * epochs_left * sampler.replicas)
+        # A dataset may draw by a sampler around this one.
+        for one in (sampler, *sampler.datasets):
+            one.expect(steps * epochs_left * sampler.replicas)
 
 
 def _why_off(drawing: marks.Drawing) -> Callable[[], str] | None:

@@ -39,6 +39,7 @@ class Drawing:
         row_size: how many scores a step writes to the sampler's journal, where batches differ in
             size; None for one of each example.
         replicas: that each get a batch which a sampler has planned.
+        plans: what may become of a group of examples, of a pipeline of groups.
         block: steps whose batches a sampler plans at once. seed: of its draws, None for its own.
     """
 
@@ -56,6 +57,7 @@ class Drawing:
     averages_statistics: bool = False
     row_size: int | None = None
     replicas: int = 1
+    plans: tuple = ()
     block: int = 1
     seed: int | None = None
 

@@ -208,6 +208,7 @@ def importance_sample(
             fresh=way(score) if in_step else None,
             unusable=_unusable(setting) if in_step else None,
             averages_statistics=any(plan.draws > 1 for plan in setting.plans),
+            plans=tuple(setting.plans),
         )
         group_of = tf.nest.map_structure(
             lambda leaf: tf.TensorSpec([setting.group_size, *leaf.shape], leaf.dtype), spec[0]

@@ -5,8 +5,8 @@
     python -m trainers.compare … --grid=0.05,0.1,0.2 --best_of_grid
 
 A curve is a flagfile of the trainer that --task names. --out then holds table.md, table.csv,
-comparison.png, and each run in CURVE/SEED. Curves take turns, in the opposite order with every
-other seed, so that a slow minute of the machine does not fall on one of them alone.
+comparison.png, report.html, and each run in CURVE/SEED. Curves take turns, in the opposite order
+with every other seed, so that a slow minute of the machine does not fall on one of them alone.
 
 With --best_of_grid the grid is run with one seed more, whose results are in --out/grid; the
 comparison is then between the curves at the learning rate that was best for each.
@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 from absl import app, flags
 
+import tf_importance as tfi
 from reports import curves
 from trainers import (
     fine_tuning,
@@ -193,7 +194,10 @@ def _report(results: dict[str, list[curves.Run]]) -> None:
     for label, runs in others:
         for name in curves.compared(runs):
             print(curves.verdict(label, runs, baseline, its_runs, name))
-    print(f"\nCurves against seconds of training: {pathlib.Path(_OUT.value, 'comparison.png')}")
+    folders = {label: [run.path for run in runs] for label, runs in results.items()}
+    page = tfi.report(folders, pathlib.Path(_OUT.value, "report.html"))
+    print(f"\nA page about it: {page}")
+    print(f"Curves against seconds of training: {pathlib.Path(_OUT.value, 'comparison.png')}")
 
 
 if __name__ == "__main__":

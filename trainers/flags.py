@@ -128,6 +128,12 @@ def define(values: flags.FlagValues) -> None:
         "Share of the examples that a pass keeps, for --sampling=inclusion; of those whose score "
         "is below the mean, for info_batch.",
     )
+    integer(
+        "shown_examples",
+        12,
+        "Examples drawn most, and least, that the run's report shows; 0 for none.",
+        lower_bound=0,
+    )
     number("time_budget", None, "Seconds of training; evaluations are not counted.")
     text(
         "clock",

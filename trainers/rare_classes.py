@@ -28,7 +28,7 @@ import tensorflow as tf
 from absl import flags
 
 from reports import reliability
-from trainers import calibration, dry_run, nets, program, rare_sampling, recipe, runner
+from trainers import calibration, dry_run, nets, program, rare_sampling, recipe, runner, shown
 from trainers import flags as trainer_flags
 from trainers.datasets import made_up, rare
 from trainers.rare_sampling import METHODS
@@ -139,6 +139,7 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
         "test": functools.partial(evaluation, predict, data.test),
     }
     path = runner.fit(settings, prepared, evaluators)
+    shown.write(settings, path, prepared.model, (subset.x, subset.y))
     logits, test = predict(data.test.x), data.test
     rarest = int(np.argmin(data.prior))
     found = calibration.reliability(logits, test.y, test.weights, rarest)

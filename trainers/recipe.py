@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from absl import flags
 
+import tf_importance as tfi
 from reports import curves
 from trainers import (
     augmentation,
@@ -23,6 +24,7 @@ from trainers import (
     run_directory,
     runner,
     short,
+    shown,
     variance_reduction,
 )
 from trainers import flags as trainer_flags
@@ -81,6 +83,8 @@ def fit(
     }
     watch = also(prepared.model) if also is not None else None
     path = runner.fit(settings, prepared, evaluators, watch)
+    seen = datasets.fixed_subset(data, settings.train_examples)
+    shown.write(settings, path, prepared.model, seen)
     remembered.write_priorities(path / "priorities.npz", prepared.model, data)
     return path, prepared.model
 
@@ -117,7 +121,8 @@ def command(train: Callable[[flags.FlagValues], Trained]) -> Callable[[object], 
         run = curves.read(path, path.parent.name if path.name.isdigit() else path.name)
         curves.draw({run.label: [run]}, path / "curves.png")
         print(f"\n{curves.markdown({run.label: [run]})}")
-        print(f"\nCurves against seconds of training: {path / 'curves.png'}")
+        print(f"\nA page about the run: {tfi.report(path)}")
+        print(f"Curves against seconds of training: {path / 'curves.png'}")
 
     return main
 

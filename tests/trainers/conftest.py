@@ -17,14 +17,15 @@ def data_dir(tmp_path_factory) -> str:
 def parser_of(data_dir, tmp_path):
     """Makes of a trainer's `define` what parses its command line.
 
-    --out and --data_dir are given already.
+    --out and --data_dir are given already; no examples are looked at for a report.
     """
 
     def parser(define):
         def parse(*arguments: str) -> flags.FlagValues:
             values = flags.FlagValues()
             define(values)
-            values(["trainer", f"--data_dir={data_dir}", f"--out={tmp_path / 'run'}", *arguments])
+            given = [f"--data_dir={data_dir}", f"--out={tmp_path / 'run'}", "--shown_examples=0"]
+            values(["trainer", *given, *arguments])
             return values
 
         return parse

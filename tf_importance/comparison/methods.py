@@ -98,8 +98,11 @@ def _switched(task: Task) -> samplers.Sampler:
     """By the costs that are known, for 8 batches at once: a switch that measures reads a clock."""
     memory = samplers.RAIS()
     members = [samplers.Uniform(), memory, samplers.Fresh(3 * task.batch_size, over=memory)]
-    scoring = 8 * max(task.costs.get("memory, scored", 2.0) - 1, 0.0)
-    switch = switches.Gain(step_seconds=1.0, scoring_seconds=scoring)
+    scoring, remembering = (
+        8 * max(task.costs.get(name, by_default) - 1, 0.0)
+        for name, by_default in (("memory, scored", 2.0), ("memory", 1.1))
+    )
+    switch = switches.Gain(step_seconds=1.0, scoring_seconds=scoring, memory_seconds=remembering)
     return samplers.Switched(members, by=switch)
 
 

@@ -13,11 +13,23 @@ from matplotlib import figure
 def draw(
     lengths: Mapping[float, Sequence[float]], others: Sequence[Any], path: str, what: str
 ) -> None:
+    """`drawn`, as an image.
+
+    Args:
+        path: of the image.
+    """
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    drawn(lengths, others, what).savefig(path, dpi=130)
+
+
+def drawn(
+    lengths: Mapping[float, Sequence[float]], others: Sequence[Any], what: str
+) -> figure.Figure:
     """Loss against time: uniform sampling's curve, each method's runs at the budget.
 
     Args:
         lengths: uniform sampling's losses by its time in budgets. others: a `Row` of each method.
-        path: of the image. what: the loss is called.
+        what: the loss is called.
     """
     drawing = figure.Figure(figsize=(7, 4.5), layout="constrained")
     axes = drawing.subplots()
@@ -40,8 +52,8 @@ def draw(
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(list(lengths), [f"{length:g}" for length in lengths])
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("time, in budgets")
     axes.set_ylabel(f"{what}, median and range")
     axes.legend(fontsize="small", ncols=2)
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=130)
+    return drawing

@@ -111,7 +111,23 @@ class Comparison(NamedTuple):
 
     def table(self) -> str:
         """The rows, as text: median (range over the seeds)."""
-        lines = [("", "step", "drawn", "rate", "held-out loss", "train loss", "error", "saves")]
+        lines = self.cells()
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        text = "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+            for line in lines
+        )
+        if any(row.at_edge for row in self.rows):
+            text += (
+                "\n! the best rate is at the edge of those that were tried: give others by rates="
+            )
+        return text
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """What the table says, as texts: a line of names, and one for each method."""
+        lines: list[tuple[str, ...]] = [
+            ("", "step", "drawn", "rate", "held-out loss", "train loss", "error", "saves")
+        ]
         for row in self.rows:
             lines.append(
                 (
@@ -125,16 +141,12 @@ class Comparison(NamedTuple):
                     "" if row.speedup is None else _saved(row),
                 )
             )
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        text = "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
-            for line in lines
-        )
-        if any(row.at_edge for row in self.rows):
-            text += (
-                "\n! the best rate is at the edge of those that were tried: give others by rates="
-            )
-        return text
+        return lines
+
+    @property
+    def what(self) -> str:
+        """What counts is called: "loss", of held-out data, or "training loss"."""
+        return LOSSES[self.settings.get("by", "held_out")][1]
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for `json.dump`."""
@@ -147,6 +159,22 @@ class Comparison(NamedTuple):
             "settings": dict(self.settings),
             "runs": [run._asdict() for run in self.runs],
         }
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> Comparison:
+        """What was saved in a folder."""
+        kept = json.loads(pathlib.Path(folder, "comparison.json").read_text())
+        rows = [
+            {**row, "losses": tuple(row["losses"]), "speedups": tuple(row["speedups"])}
+            for row in kept["rows"]
+        ]
+        return cls(
+            tuple(Row(**row) for row in rows),
+            {float(length): of for length, of in kept["uniform_losses"].items()},
+            kept["costs"],
+            kept["settings"],
+            tuple(Run(**run) for run in kept["runs"]),
+        )
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write comparison.json and comparison.txt, and comparison.png where matplotlib is."""
@@ -167,8 +195,7 @@ class Comparison(NamedTuple):
         """
         from tf_importance.comparison import plot
 
-        _, what = LOSSES[self.settings.get("by", "held_out")]
-        plot.draw(self.lengths, self.rows[1:], str(path), what)
+        plot.draw(self.lengths, self.rows[1:], str(path), self.what)
 
 
 def summarized(

@@ -207,7 +207,7 @@ class Sampler(tf.Module, metaclass=_Unmirrored):
         self._gather: Gather | None = None
         self._restore: Callable[[], None] | None = None
         self._model: Callable[[], Any] = lambda: None
-        # Objects with `rewind()`, that read what is planned.
+        # Objects with `rewind()` and `expect()`, that read what is planned.
         self.datasets: weakref.WeakSet = weakref.WeakSet()
         # Of a function: what a tf.Module holds as a dict becomes part of checkpoints.
         self._compiled = {

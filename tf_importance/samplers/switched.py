@@ -60,7 +60,12 @@ class Kept(tf.Module):
 
 
 class Decisions(tf.Module):
-    """The states of a switched sampler; they are checkpointed with its switch."""
+    """The states of a switched sampler; they are checkpointed with its switch.
+
+    Attributes:
+        end: variable, number of the batch with which the training ends; the largest there is
+            where nobody knows.
+    """
 
     def __init__(self) -> None:
         super().__init__(name="decisions")
@@ -68,6 +73,7 @@ class Decisions(tf.Module):
         first = Decision(zero, zero, tf.constant(_UNIFORM), tf.constant(1.0), tf.constant(False))
         self.decision = Kept(first, "decision")
         self.trial = Kept(trial.resting(), "trial")
+        self.end = tf.Variable(tf.int64.max, trainable=False, name="end")
 
 
 class Switched(Over):
@@ -77,7 +83,8 @@ class Switched(Over):
         sampler = Switched([Uniform(), rais, Fresh(96, over=rais)], by=tfi.switches.Gain())
 
     * Uniform batches are passes over the data, each example once, with weights 1.
-    * Memory draws b examples. When it learns, is tried out and rests: `tfi.switches.trial`; strata,
+    * Memory draws b examples. When it learns, is tried out and rests: `tfi.switches.trial`; not
+      where its trial would cost more than a twentieth of the steps that `fit` has left. Strata,
       which need not learn to be of use, are tried out from the first batch on. The
       seconds of a uniform step are those without remembering: what remembering takes is a cost
       of memory. Some of the b examples are those next in a pass, k = b c/(1 + c) of them (rounded,
@@ -118,6 +125,10 @@ class Switched(Over):
 
     def why_off(self) -> str:
         return "no plan to draw was ever worth its cost"
+
+    def expect(self, batches: int) -> None:
+        super().expect(batches)
+        self.decisions.end.assign(min(int(self.steps) + batches, tf.int64.max))
 
     def row_size(self, batch_size: int) -> int:
         return max(self.sizes(batch_size))
@@ -222,7 +233,13 @@ class Switched(Over):
         state, uniform = kept.read(), tf.equal(switch.plan, _UNIFORM)
         reached = setting.gains(tf.constant(_MEMORY))[_MEMORY]
         largest = setting.largest_gain_of_memory()
-        promising = switch.worth_a_trial(setting, _MEMORY, largest)
+        promising = switch.worth_a_trial(setting, _MEMORY, largest) & trial.is_affordable(
+            switch.extra_cost(setting, _MEMORY),
+            self.decisions.end - before.batches,
+            memory.term,
+            setting.batch_size,
+            setting.group_size,
+        )
         at_once = tf.equal(before.batches, 0) & memory.knows_at_start
         learned, granted = trial.on_uniform(
             state, before.position, memory.term, promising, memory.informed(), at_once

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -64,13 +64,15 @@ class Gain(Switch):
         step_seconds: of a uniform step. Only the ratio to `scoring_seconds` counts.
         scoring_seconds: of scoring a group (a pre-sample; of 12b with "auto"; 8 pre-samples of
             `history_sample`), as far as steps have to wait for it.
+        memory_seconds: of drawing 8 batches of `history_sample` by memory and remembering what
+            their steps see, likewise.
         hysteresis: h > 0; another plan must be faster by 1 + h to take over.
     Attributes:
         plan: variable, index of the plan in force.
         gain: variable, its predicted gain ratio r.
         speedup: variable, predicted speed of that plan over uniform batches of b.
     Raises:
-        ValueError: only one of the seconds is given, or a value is out of range.
+        ValueError: only one of the first two seconds is given, or a value is out of range.
     """
 
     def __init__(
@@ -78,10 +80,11 @@ class Gain(Switch):
         *,
         step_seconds: float | None = None,
         scoring_seconds: float | None = None,
+        memory_seconds: float = 0.0,
         hysteresis: float = 0.1,
     ) -> None:
         super().__init__(name="gain_switch")
-        self._by_hand = _by_hand(step_seconds, scoring_seconds)
+        self._by_hand = _by_hand(step_seconds, scoring_seconds, memory_seconds)
         if not hysteresis > 0:
             raise ValueError(f"hysteresis must be positive; got {hysteresis}.")
         self._hysteresis = hysteresis
@@ -240,6 +243,11 @@ class Gain(Switch):
         near = ratio * seconds[0] > _NEAR * seconds[plan]
         return near & (ratio > 1 + self._hysteresis)
 
+    def extra_cost(self, setting: Setting, plan: int) -> tf.Tensor:
+        """What a step of a plan costs more than a uniform one, in uniform ones; 0 at least."""
+        seconds = self._seconds(setting)
+        return tf.maximum(seconds[plan] / seconds[0] - 1, 0.0)
+
     def interrupted(self) -> None:
         if self.costs is not None:
             self.costs.interrupted()
@@ -255,14 +263,12 @@ class Gain(Switch):
         if self._by_hand is None:
             assert self.costs is not None, "open comes first"
             return self.costs.seconds()
-        step, scoring = self._by_hand
-        return tf.constant(
-            [
-                step + (scoring / plan.batches(setting.group_size) if plan.rescored else 0.0)
-                for plan in setting.plans
-            ],
-            tf.float32,
-        )
+        given = self._by_hand
+        seconds = []
+        for plan in setting.plans:
+            of_group = given.scoring if plan.rescored else given.memory if plan.remembered else 0.0
+            seconds.append(given.step + of_group / plan.batches(setting.group_size))
+        return tf.constant(seconds, tf.float32)
 
     def _best(self, speeds: tf.Tensor, uniform: tf.Tensor, current: tf.Tensor) -> tf.Tensor:
         """The fastest plan, or the current one while it is nearly that and no slower than b.
@@ -295,21 +301,29 @@ class Gain(Switch):
         return tf.where(starting, at_start, tf.where(refreshing, other, best))
 
 
-def _by_hand(step: float | None, scoring: float | None) -> tuple[float, float] | None:
+class _Seconds(NamedTuple):
+    """As a user gave them: of a uniform step, of scoring a group, of drawing one by memory."""
+
+    step: float
+    scoring: float
+    memory: float
+
+
+def _by_hand(step: float | None, scoring: float | None, memory: float) -> _Seconds | None:
     """Costs as a user gave them, None if they are to be measured."""
-    if step is None and scoring is None:
+    if step is None and scoring is None and not memory:
         return None
     if step is None or scoring is None:
         raise ValueError(
-            "step_seconds and scoring_seconds must be given together, or neither, and both are "
-            f"measured; got {step} and {scoring}."
+            "step_seconds and scoring_seconds must be given together, memory_seconds with them, or "
+            f"none of them, and all are measured; got {step}, {scoring} and {memory}."
         )
-    if not (step > 0 and scoring >= 0):
+    if not (step > 0 and scoring >= 0 and memory >= 0):
         raise ValueError(
-            "step_seconds must be positive and scoring_seconds not negative; got "
-            f"{step} and {scoring}."
+            "step_seconds must be positive, scoring_seconds and memory_seconds not negative; got "
+            f"{step}, {scoring} and {memory}."
         )
-    return step, scoring
+    return _Seconds(step, scoring, memory)
 
 
 def _to_time_anew(plans: Sequence[Plan]) -> list[list[int]]:

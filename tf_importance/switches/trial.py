@@ -18,6 +18,8 @@ import tensorflow as tf
 # A stretch is an eighth of a term, and so many steps at least.
 _STRETCH_STEPS = 150
 _LEAST_STRETCHES, _MOST_STRETCHES = 2, 6
+# What a trial may cost, of the steps that are left.
+_SHARE = 0.05
 # What the gain has to rise by in a stretch for the next one.
 _RISING = 1.05
 
@@ -58,6 +60,19 @@ def stretch(term: int, batch_size: int, group_size: int) -> int:
     return -(-max(term // 8, _STRETCH_STEPS * batch_size) // group_size)
 
 
+def is_affordable(
+    extra_cost: tf.Tensor, left: tf.Tensor, term: int, batch_size: int, group_size: int
+) -> tf.Tensor:
+    """Whether a trial costs no more than a twentieth of the steps in which it may pay.
+
+    Args:
+        extra_cost: of a step that memory draws beyond a uniform one, in uniform ones.
+        left: steps until the training ends.
+    """
+    steps = _LEAST_STRETCHES * stretch(term, batch_size, group_size) * group_size / batch_size
+    return extra_cost * steps <= _SHARE * tf.cast(left, tf.float32)
+
+
 def on_uniform(
     trial: Trial,
     position: tf.Tensor,
@@ -70,7 +85,7 @@ def on_uniform(
 
     Args:
         position: uniform examples until now. term: visits that memory needs.
-        promising: whether a perfect memory would nearly pay.
+        promising: whether a perfect memory would nearly pay, and a trial costs little.
         informed: whether memory has something to draw by.
         at_once: whether it is to be tried out now, without having learned.
     Returns:
