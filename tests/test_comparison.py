@@ -199,6 +199,18 @@ def test_the_same_numbers_each_time_resumed_or_not(tmp_path):
         compared(["strata"], budget=20, out=tmp_path / "one")
 
 
+def test_a_folder_is_gone_on_with_by_fewer_methods_and_not_by_other_costs(tmp_path):
+    settings = dict.fromkeys(("seeds", "methods", "rates", "by", "budget"))
+    first = tfi.comparison._Kept(tmp_path, settings)
+    first.start({"uniform": 1.0, "memory": 1.5, "inclusion": 1.1})
+    first.add(training.Run("uniform", 1.0, 0, 1.0, *[0.5] * 5, 4, 4.0, None))
+    tfi.comparison._Kept(tmp_path, settings).start({"uniform": 1.0, "memory": 1.5})
+    again = tfi.comparison._Kept(tmp_path, settings)
+    assert again.costs == {"uniform": 1.0, "memory": 1.5, "inclusion": 1.1} and len(again.runs) == 1
+    with pytest.raises(ValueError, match="runs by other costs; leave costs out"):
+        again.start({"uniform": 1.0, "memory": 1.6})
+
+
 @pytest.mark.slow
 def test_a_sampler_of_ones_own_and_a_dataset_of_examples():
     data = tf.data.Dataset.from_tensor_slices((X, Y))

@@ -184,6 +184,32 @@ def test_a_trial_is_worth_it_near_uniform_speed(points):
     assert not found(1, 1.09) and found(1, 1.11)
 
 
+@pytest.mark.parametrize(
+    "extra, left, affordable", [(0.0, 0, True), (0.5, 1_519, False), (0.5, 1_520, True)]
+)
+def test_a_trial_is_cheap_beside_what_is_left(extra, left, affordable):
+    """Two stretches of 19 groups of 8 batches: 304 steps; a tenth of what is left."""
+    found = trial.is_affordable(tf.constant(extra), tf.constant(left, tf.int64), 4_800, 32, 256)
+    assert bool(found) == affordable
+
+
+@pytest.mark.parametrize("compiled_with_it", [True, False])
+def test_fit_says_when_the_training_ends(points, compiled_with_it):
+    """To the sampler that draws, whichever the model is compiled with."""
+    switch = switches.Gain(step_seconds=1.0, scoring_seconds=1.0, memory_seconds=8e9)
+    switch.worth_a_trial = lambda setting, plan, ratio: tf.constant(True)
+    model = compiled(1e-6)
+    train = batches(model, points, switch, None)
+    if compiled_with_it:
+        drawing = next(iter(model.sampler.datasets))._sampler
+        model.compile("sgd", model.loss, sampler=drawing)
+    model.fit(train, steps_per_epoch=8, epochs=3, verbose=0)
+    assert int(switch.decisions.end) == 24
+    model.fit(train, steps_per_epoch=8, initial_epoch=3, epochs=5, verbose=0)
+    assert int(switch.decisions.end) == 24 + 16
+    assert not bool(switch.decisions.trial.learning), "a trial costs more than that"
+
+
 def assert_resumed_alike(whole, switch, saved, made, steps: int) -> None:
     """From the checkpoint, so many steps more lead to what the whole run has led to."""
     resumed, its_switch, train = made()

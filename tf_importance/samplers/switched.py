@@ -84,7 +84,7 @@ class Switched(Over):
 
     * Uniform batches are passes over the data, each example once, with weights 1.
     * Memory draws b examples. When it learns, is tried out and rests: `tfi.switches.trial`; not
-      where its trial would cost more than a twentieth of the steps that `fit` has left. Strata,
+      where its trial would cost more than a tenth of the steps that `fit` has left. Strata,
       which need not learn to be of use, are tried out from the first batch on. The
       seconds of a uniform step are those without remembering: what remembering takes is a cost
       of memory. Some of the b examples are those next in a pass, k = b c/(1 + c) of them (rounded,

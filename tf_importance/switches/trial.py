@@ -19,7 +19,7 @@ import tensorflow as tf
 _STRETCH_STEPS = 150
 _LEAST_STRETCHES, _MOST_STRETCHES = 2, 6
 # What a trial may cost, of the steps that are left.
-_SHARE = 0.05
+_SHARE = 0.1
 # What the gain has to rise by in a stretch for the next one.
 _RISING = 1.05
 
@@ -63,7 +63,7 @@ def stretch(term: int, batch_size: int, group_size: int) -> int:
 def is_affordable(
     extra_cost: tf.Tensor, left: tf.Tensor, term: int, batch_size: int, group_size: int
 ) -> tf.Tensor:
-    """Whether a trial costs no more than a twentieth of the steps in which it may pay.
+    """Whether a trial costs no more than a tenth of the steps in which it may pay.
 
     Args:
         extra_cost: of a step that memory draws beyond a uniform one, in uniform ones.
