@@ -6,6 +6,7 @@ and data, in a comment that readers do not see: `<!-- setup`, code, `-->`. What 
 such as a server, is replaced: `<!-- run with memory:// for redis://host -->`.
 """
 
+import json
 import logging
 import pathlib
 import re
@@ -18,7 +19,7 @@ from tests.cases import quick
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TEXTS = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in PAGES}
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 # Where the checkout lies on the web: README's links have to lead somewhere from an index, too.
 ON_THE_WEB = "https://github.com/tf-importance/tf-importance/blob/main/"
 
@@ -34,7 +35,26 @@ NOT_OURS = re.compile(
     r"|^Callback method `\w+` is slow compared to the batch time"
     r"|__array__ implementation doesn't accept a copy keyword.*/keras/src/backend/tensorflow/"
     r"|__init__ got an unexpected keyword argument '___pyct_anno'.*/gast/"
+    # What these two do is theirs.
+    r"|\(.*/(?:tensorflow_datasets|keras_tuner)/"
 )
+
+
+def page_of(notebook: pathlib.Path) -> str:
+    """A notebook as a page: its text, and its code as code."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    parts = ("".join(cell["source"]) for cell in cells)
+    fenced = (
+        f"```python\n{part}\n```" if cell["cell_type"] == "code" else part
+        for cell, part in zip(cells, parts)
+    )
+    return "\n\n".join(fenced) + "\n"
+
+
+TEXTS = {
+    **{str(page.relative_to(ROOT)): page.read_text("utf-8") for page in PAGES},
+    **{str(page.relative_to(ROOT)): page_of(page) for page in NOTEBOOKS},
+}
 
 
 def program(text: str) -> str:
@@ -64,7 +84,11 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, caplog, capsys):
         runpy.run_path(str(path))
     warned = [f"{one.category.__name__}: {one.message} ({one.filename})" for one in caught]
     assert [text for text in warned if not NOT_OURS.search(text)] == []
-    logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    logged = [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and "/tensorflow_datasets/" not in record.pathname
+    ]
     assert [text for text in logged if not NOT_OURS.search(text)] == []
     if page == "README.md":
         assert (tmp_path / "saved_model" / "saved_model.pb").exists()
@@ -105,6 +129,17 @@ def test_its_links_lead_somewhere(page):
 
 def test_readme_links_by_address():
     assert not re.findall(r"\]\(([^)#:]+)\)", TEXTS["README.md"])
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_shows_what_it_printed(notebook):
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    assert len(NOTEBOOKS) >= 2
+    for cell in cells:
+        prints = cell["cell_type"] == "code" and "print(" in "".join(cell["source"])
+        outputs = "".join(text for out in cell.get("outputs", ()) for text in out.get("text", ()))
+        assert bool(outputs) == prints or "def told" in "".join(cell["source"])
+        assert "/tmp" not in outputs and "/home" not in outputs and "Traceback" not in outputs
 
 
 # Negative controls.
