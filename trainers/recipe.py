@@ -26,6 +26,7 @@ from trainers import (
     short,
     shown,
     variance_reduction,
+    void,
 )
 from trainers import flags as trainer_flags
 from trainers.budget import Budget
@@ -71,6 +72,7 @@ def fit(
     Returns:
         The run's directory and the fitted model. Under --dry_run nothing is fitted.
     """
+    void.refuse(settings)
     examples = datasets.shuffled(data, settings.seed)
     examples = examples.apply(augmentation.augmented(settings.augment, settings.seed))
     prepared = (prepare or _prepared)(settings, net, data, examples)

@@ -224,6 +224,20 @@ def test_steps_between_snapshots_are_epochs():
             ["--variance_reduction=svrg"],
             "svrg draws uniformly.*upper_bound",
         ),
+        ("image_classification", ["--alpha=0.5"], "--alpha does nothing with --sampling=upper"),
+        (
+            "image_classification",
+            ["--sampling=rais", "--tau_threshold=always"],
+            "--tau_threshold does nothing with --sampling=rais; leave it out, or give "
+            "--sampling=gradient_norm or loss or upper_bound",
+        ),
+        (
+            "image_classification",
+            ["--switch=gain", "--tau_threshold=2"],
+            "--tau_threshold does nothing with --switch=gain",
+        ),
+        ("image_classification", ["--gain_ceiling=2"], "does nothing without --follow_gain"),
+        ("image_classification", ["--large_batch=64"], "does nothing without --variance_reduction"),
         ("fine_tuning", ["--weights=lost.keras"], "--weights=lost.keras is no file"),
         ("sequence_classification", ["--dataset=digits"], r"shape \(8, 8, 1\), no sequences"),
     ],
