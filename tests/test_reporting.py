@@ -287,6 +287,21 @@ def test_a_second_fit_goes_on_with_the_lines_and_a_new_training_begins_anew(tmp_
     assert [row["step"] for row in rows_of(tmp_path)] == [3]
 
 
+def test_looking_often_is_quiet(tmp_path, caplog):
+    x, y = data(300)
+    x, y = {"image": x, "number": x[:, 0]}, y
+    inputs = {"image": keras.Input((8, 8)), "number": keras.Input((8,))}
+    joined = L.Concatenate()([L.Flatten()(inputs["image"]), inputs["number"]])
+    model = compiled(tfi.ISModel(keras.Model(inputs, L.Dense(3)(joined))))
+    stream = tf.data.Dataset.from_tensor_slices((x, y)).repeat()
+    drawn = stream.apply(tfi.importance_sample(model, 16, 32, tau_threshold="always"))
+    recorder = tfi.Recorder(tmp_path, (x, y), every=1)
+    model.fit(drawn, steps_per_epoch=2, epochs=7, verbose=0, shuffle=None, callbacks=[recorder])
+    assert [one.getMessage() for one in caplog.records if "retracing" in one.getMessage()] == []
+    told = json.loads((tmp_path / runs.EXAMPLES).read_text())
+    assert told["seconds"]["scoring"] > 0 and "image" in told["most"][0]
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="every must be a positive integer; got 0"):
         tfi.Recorder("run", every=0)

@@ -348,8 +348,9 @@ class Clock:
         )
 
     def _median(self, work: Callable, size: int) -> float:
-        function = tf.function(work, autograph=False)
         inputs, labels = next(iter(self._pairs.batch(size)))
+        # A graph of it, of which TensorFlow does not warn that it is traced for each size.
+        function = tf.function(work, autograph=False).get_concrete_function(inputs, labels)
         times = []
         for _ in range(_REPEATS + 2):
             start = time.perf_counter()

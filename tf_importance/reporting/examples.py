@@ -123,8 +123,10 @@ def _remembered(model: keras.Model, size: int) -> np.ndarray | None:
 
 
 def _by_scores(model: ISModel, x: Any, y: Any) -> np.ndarray:
-    score = tf.function(lambda x, y: model.scorer(model, x, y), autograph=False)
     batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(_CHUNK)
+    scorer = tf.function(lambda x, y: model.scorer(model, x, y), autograph=False)
+    # A graph of it, of which TensorFlow does not warn that it is traced by each call of this.
+    score = scorer.get_concrete_function(*batches.element_spec)
     scores = np.concatenate([np.asarray(score(*batch), np.float64) for batch in batches])
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nanmean(scores) / scores

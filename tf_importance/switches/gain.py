@@ -115,7 +115,7 @@ class Gain(Switch):
             )
         self._opened_for = key
         if self._weigher is None:
-            weigher = tf.function(lambda: self._weigh(setting), autograph=False)
+            weigher = graphs.traced_once(lambda: self._weigh(setting))
             # Of a function: what a tf.Module holds becomes part of checkpoints.
             self._weigher = lambda: weigher
         if self._by_hand is None and self.costs is None:
