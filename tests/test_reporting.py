@@ -311,6 +311,19 @@ def test_wrong_arguments():
         tfi.report(["a", "b"])
 
 
+def test_rows_of_a_table_and_texts_are_shown_as_text(tmp_path):
+    x, y = data()
+    model = compiled(net())
+    recorder = tfi.Recorder(tmp_path, (x, y), show=lambda one: f"<row {one[0, 0]:.2f}>")
+    model.fit(x, y, verbose=0, callbacks=[recorder])
+    shown = page_of(tfi.report(tmp_path))
+    assert "img" not in shown.tags and shown.tags.count("blockquote") == 24
+    assert shown.words.count("<row ") == 24
+    flat = compiled(keras.Sequential([keras.Input((4,)), L.Dense(3)]))
+    flat.fit(x[:, 0, :4], y, verbose=0, callbacks=[tfi.Recorder(tmp_path / "a", (x[:, 0, :4], y))])
+    assert page_of(tfi.report(tmp_path / "a")).tags.count("blockquote") == 24
+
+
 # The page -------------------------------------------------------------------------------------
 
 
