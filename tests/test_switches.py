@@ -1,6 +1,8 @@
 """What switches decide, by moments and costs that are given, and what they measure."""
 
+import copy
 import gc
+import pickle
 import warnings
 
 import keras
@@ -534,3 +536,11 @@ def test_auto_scores_each_pre_sample_when_its_turn_has_come(blobs):
     )
     model.fit(train, steps_per_epoch=4, verbose=0)
     assert len(seen) >= 4 and len(set(seen[:4])) == 4
+
+
+@pytest.mark.parametrize(
+    "switch", [switches.Gain(step_seconds=1.0, scoring_seconds=2.0), switches.Tau(2.0)], ids=repr
+)
+def test_a_copy_is_as_it_was_made(switch):
+    for other in (copy.deepcopy(switch), pickle.loads(pickle.dumps(switch))):
+        assert repr(other) == repr(switch) and other is not switch

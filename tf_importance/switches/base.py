@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -189,6 +190,10 @@ def _of_presamples(moments: gain.Moments, plan: Plan) -> gain.Moments:
     return moments._replace(square=moments.remembered) if plan.remembered else moments
 
 
+def _pair(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return args, kwargs
+
+
 class Switch(tf.Module):
     """Decides for each pre-sample what becomes of it. `open` comes first, once.
 
@@ -201,7 +206,8 @@ class Switch(tf.Module):
     def __new__(cls, *args, **kwargs):
         """Note what it is made of, for those who print it."""
         made = super().__new__(cls)
-        object.__setattr__(made, "_made_of", lambda: (args, kwargs))
+        # Of a function, which a tf.Module does not look into; and one that can be pickled.
+        object.__setattr__(made, "_made_of", functools.partial(_pair, args, kwargs))
         return made
 
     def __repr__(self) -> str:
