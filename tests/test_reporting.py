@@ -273,6 +273,17 @@ def test_a_training_is_recorded_and_shown(tmp_path, kind):
     assert shown.tags.count("img") == 24 and "<a>" in shown.words
 
 
+def test_a_line_that_a_killed_process_left_half_is_none(tmp_path):
+    x, y = data()
+    model = compiled(net())
+    model.fit(x, y, batch_size=32, epochs=1, verbose=0, callbacks=[tfi.Recorder(tmp_path)])
+    with (tmp_path / runs.METRICS).open("a") as file:
+        file.write('{"epoch": 2, "st')
+    assert len(runs.read(tmp_path)[0].rows) == 1
+    model.fit(x, y, batch_size=32, epochs=1, verbose=0, callbacks=[tfi.Recorder(tmp_path)])
+    assert [row["step"] for row in rows_of(tmp_path)] == [3, 6]
+
+
 def test_a_second_fit_goes_on_with_the_lines_and_a_new_training_begins_anew(tmp_path):
     x, y = data()
     model = compiled(net())

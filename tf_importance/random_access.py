@@ -13,6 +13,7 @@ import tensorflow as tf
 from tf_importance import graphs
 from tf_importance.arguments import named
 
+_READ_AT_ONCE = 1024
 _EXPLANATION = (
     "source must be (x, y) or (x, y, sample_weight), each an array or a nest of arrays of the same "
     "length; or have random "
@@ -103,6 +104,25 @@ def without_lists(nest: Any) -> Any:
         return nest  # Of numbers: an array.
     parts = [without_lists(part) for part in nest]
     return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
+
+
+def read(dataset: tf.data.Dataset, name: str) -> Any:
+    """All examples of a dataset, nests of arrays.
+
+    Args:
+        name: of the argument, for the error.
+    Raises:
+        ValueError: there are none.
+    """
+    pieces = list(dataset.batch(_READ_AT_ONCE).as_numpy_iterator())
+    if not pieces:
+        raise ValueError(f"{name} has no examples; give a dataset that has some.")
+    return tf.nest.map_structure(lambda *each: np.concatenate(each), *pieces)
+
+
+def rows(nest: Any, indices: np.ndarray | slice) -> Any:
+    """The same of some examples."""
+    return tf.nest.map_structure(lambda part: part[indices], nest)
 
 
 def _random_access(source: Any) -> tuple[int, Callable]:

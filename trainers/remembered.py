@@ -11,6 +11,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_importance as tfi
+from tf_importance import random_access
 from trainers import augmentation, datasets
 
 _SHOWN = 40
@@ -117,8 +118,7 @@ def batches(
 
 def in_memory(data: datasets.Data) -> Arrays:
     """All training examples as arrays."""
-    parts = list(data.train.batch(1024).as_numpy_iterator())
-    return Arrays(*(np.concatenate(part) for part in zip(*parts)))
+    return Arrays(*random_access.read(data.train, "data"))
 
 
 def write_priorities(path: pathlib.Path, model: tfi.ISModel, data: datasets.Data) -> None:

@@ -38,7 +38,6 @@ class RunDirectory:
 
     def __init__(self, path: str | pathlib.Path, flags: Mapping[str, Any]) -> None:
         self.path = pathlib.Path(path)
-        self._metrics = self.path / "metrics.jsonl"
         description = self.path / _DESCRIPTION
         if description.exists():
             _refuse_other_flags(self.path, json.loads(description.read_text())["flags"], flags)
@@ -51,18 +50,11 @@ class RunDirectory:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        tfi.reporting.runs.append(self.path, row)
 
     def keep_until(self, step: int) -> None:
         """Drop the lines after a step, written by a process that got no further checkpoint."""
-        if not self._metrics.exists():
-            return
-        lines = self._metrics.read_text().splitlines(keepends=True)
-        # A process that was killed while it wrote leaves a line without its end.
-        whole = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        self._metrics.write_text("".join(kept))
+        tfi.reporting.runs.keep_until(self.path, step)
 
 
 def _refuse_other_flags(

@@ -22,6 +22,6 @@ def write(settings: flags.FlagValues, path: pathlib.Path, model: keras.Model, tr
     """
     wanted = settings.shown_examples > 0 and isinstance(model, tfi.ISModel)
     # A run that was complete before is left as it is.
-    if wanted and not (path / "examples.json").exists():
+    if wanted and not (path / tfi.reporting.runs.EXAMPLES).exists():
         count, limit = settings.shown_examples, _LOOKED_AT
         tfi.reporting.write_examples(path, model, train, count=count, limit=limit)

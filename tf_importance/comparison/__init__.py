@@ -241,11 +241,7 @@ def _examples(data: Any, name: str) -> tuple[Any, Any]:
         spec = data.element_spec
         if not isinstance(spec, tuple) or len(spec) != 2:
             raise TypeError(f"{name} must be a dataset of examples (x, y); got {spec}.")
-        pieces = list(data.batch(1024).as_numpy_iterator())
-        if not pieces:
-            raise ValueError(f"{name} has no examples; give a dataset that has some.")
-        joined = tf.nest.map_structure(lambda *each: np.concatenate(each), *pieces)
-        return joined[0], joined[1]
+        return random_access.read(data, name)
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(
             f"{name} must be (x, y), nests of arrays, or a tf.data.Dataset of examples (x, y); "
@@ -261,7 +257,7 @@ def _parts(
     order = np.random.default_rng(0).permutation(size)
     if validation_data is None:
         count = round(_HELD_OUT * size)
-        held_out, order = _rows((x, y), order[:count]), order[count:]
+        held_out, order = random_access.rows((x, y), order[:count]), order[count:]
     else:
         held_out = _examples(validation_data, "validation_data")
     others = len(tf.nest.flatten(held_out)[0])
@@ -270,7 +266,7 @@ def _parts(
             f"two held-out examples are needed at least, to choose rates by one; got {others}."
         )
     half = np.random.default_rng(1).permutation(others)
-    train_x, train_y = _rows((x, y), order)
+    train_x, train_y = random_access.rows((x, y), order)
     units = _units(net, train_x)
     loss, _ = compat.compiled_loss(net)
     head = classes.head_of(loss, train_y, units)
@@ -282,9 +278,9 @@ def _parts(
             task = task._replace(head=head, labels=labels, prior=prior)
     return Parts(
         task,
-        chosen=_rows(held_out, half[: others // 2]),
-        reported=_rows(held_out, half[others // 2 :]),
-        seen=_rows((train_x, train_y), np.arange(min(len(order), _SEEN))),
+        chosen=random_access.rows(held_out, half[: others // 2]),
+        reported=random_access.rows(held_out, half[others // 2 :]),
+        seen=random_access.rows((train_x, train_y), np.arange(min(len(order), _SEEN))),
     )
 
 
@@ -294,10 +290,6 @@ def _units(net: keras.Model, x: Any) -> int | None:
     if tf.nest.is_nested(outputs) or outputs.shape.rank != 2:
         return None
     return outputs.shape[-1]
-
-
-def _rows(nest: Any, indices: np.ndarray) -> Any:
-    return tf.nest.map_structure(lambda part: part[indices], nest)
 
 
 def _told_rate(net: keras.Model) -> Any:

@@ -18,14 +18,15 @@ _CHUNK = 256
 _SMALLEST_IMAGE = 8
 _LONGEST_TEXT, _MOST_NUMBERS = 160, 8
 _BINS = 40
+# Examples that are looked at.
+LIMIT = 10_000
 
 
 def described(
     model: keras.Model,
-    data: Any,
+    examples: tuple[Any, Any],
     *,
     count: int = 12,
-    limit: int = 10_000,
     show: Callable[[Any], Any] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
@@ -36,14 +37,14 @@ def described(
 
     Args:
         model: compiled; an ISModel, or a plain one, whose scores are `upper_bound`'s.
-        data: (x, y), nests of arrays; or a `tf.data.Dataset` of examples (x, y).
-        count: of examples shown of each kind. limit: of examples looked at, the first ones.
+        examples: (x, y), as `taken`. count: of those shown of each kind.
         show: makes of an example's input an image [h, w] or [h, w, c], or a text.
         class_names: by number.
     Returns:
         What `json` can write.
     """
-    x, y, size = _taken(data, limit)
+    x, y = examples
+    size = len(tf.nest.flatten(x)[0])
     scored, _ = estimate.with_scores(model)
     weights = _remembered(model, size)
     by = "memory" if weights is not None else "scores"
@@ -58,7 +59,7 @@ def described(
         "histogram": _histogram(weights[known]),
     }
     for name, places in (("most", order[:count]), ("least", order[::-1][:count])):
-        inputs, labels = (_rows(part, places) for part in (x, y))
+        inputs, labels = random_access.rows(examples, places)
         outputs = scored(tf.nest.map_structure(tf.constant, inputs), training=False)
         told[name] = [
             {
@@ -86,40 +87,37 @@ def summarize(told: Mapping[str, Any], step: int) -> None:
             tf.summary.image(f"drawn {name}", tf.stack(pixels), step=step, max_outputs=len(pixels))
 
 
-def _taken(data: Any, limit: int) -> tuple[Any, Any, int]:
+def taken(data: Any, limit: int) -> tuple[Any, Any]:
+    """The first examples as (x, y), nests of arrays.
+
+    Args:
+        data: the same, or a `tf.data.Dataset` of examples (x, y).
+    Raises:
+        TypeError: data is something else. ValueError: it has no examples.
+    """
     if isinstance(data, tf.data.Dataset):
         spec = data.element_spec
         if not isinstance(spec, tuple) or len(spec) < 2:
             raise TypeError(f"examples must be a dataset of single examples (x, y); got {spec}.")
-        pieces = list(data.take(limit).batch(_CHUNK).as_numpy_iterator())
-        if not pieces:
-            raise ValueError("examples has none; give a dataset that has some.")
-        x, y = (
-            tf.nest.map_structure(lambda *each: np.concatenate(each), *[one[i] for one in pieces])
-            for i in range(2)
-        )
-    elif isinstance(data, tuple) and len(data) == 2:
-        parts = random_access.without_lists(data)
-        x, y = tf.nest.map_structure(lambda part: np.asarray(part)[:limit], parts)
-    else:
-        raise TypeError(
-            "examples must be (x, y), nests of arrays, or a tf.data.Dataset of examples (x, y); "
-            f"got {arguments.named(data)}."
-        )
-    return x, y, len(tf.nest.flatten(x)[0])
+        x, y, *_ = random_access.read(data.take(limit), "examples")
+        return x, y
+    if isinstance(data, tuple) and len(data) == 2:
+        x, y = tf.nest.map_structure(np.asarray, random_access.without_lists(data))
+        return random_access.rows((x, y), slice(limit))
+    raise TypeError(
+        "examples must be (x, y), nests of arrays, or a tf.data.Dataset of examples (x, y); got "
+        f"{arguments.named(data)}."
+    )
 
 
 def _remembered(model: keras.Model, size: int) -> np.ndarray | None:
     """[n] by the memory that the model is trained by, where it is of these examples."""
     sampler = model.sampler if isinstance(model, ISModel) else None
-    if sampler is None or sampler.num_examples != size:
+    if sampler is None or sampler.num_examples != size or not sampler.tells_weights:
         return None
-    try:
-        if not bool(sampler.informed()):
-            return None
-        return np.asarray(sampler.weights_of(tf.range(size, dtype=tf.int64)), np.float64)
-    except NotImplementedError:
+    if not bool(sampler.informed()):
         return None
+    return np.asarray(sampler.weights_of(tf.range(size, dtype=tf.int64)), np.float64)
 
 
 def _by_scores(model: ISModel, x: Any, y: Any) -> np.ndarray:
@@ -150,10 +148,6 @@ def _histogram(weights: np.ndarray) -> dict[str, list]:
     return {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in counts]}
 
 
-def _rows(nest: Any, places: np.ndarray) -> Any:
-    return tf.nest.map_structure(lambda part: part[places], nest)
-
-
 def _nth(nest: Any, place: int) -> Any:
     return tf.nest.map_structure(lambda part: np.asarray(part[place]), nest)
 
@@ -169,9 +163,8 @@ def _class(value: Any, names: Sequence[str] | None) -> str:
     number = value.reshape(()).item()
     if isinstance(number, bytes):
         return number.decode("utf-8", "replace")
-    whole = isinstance(number, (bool, int)) and names is not None and 0 <= number < len(names)
-    if whole and names is not None:
-        return str(names[int(number)])
+    if names is not None and isinstance(number, int) and 0 <= number < len(names):
+        return str(names[number])
     return f"{number:.3g}" if isinstance(number, float) else str(number)
 
 

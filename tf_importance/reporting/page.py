@@ -18,6 +18,9 @@ _ACCURACIES = ("val_accuracy", "val_sparse_categorical_accuracy", "accuracy")
 # Of an ISModel's steps, and what they are called on the page.
 _OF_SAMPLING = {"Gain of a step": "gain", "τ": "tau", "Share of drawn batches": "importance"}
 
+# What `examples.described` says, and the seconds.
+Told = Mapping[str, Any]
+
 
 class Picture(NamedTuple):
     """A plot with its title."""
@@ -45,18 +48,21 @@ class Shown(NamedTuple):
 def of_runs(title: str, curves: Mapping[str, Sequence[Run]]) -> str:
     """The page of some runs, as HTML."""
     colors = pictures.colors_of(list(curves))
+    # Of each curve what the first run says of examples that says something.
+    kept = {label: [run.examples for run in of if run.examples] for label, of in curves.items()}
+    told = {label: found[0] for label, found in kept.items() if found}
     sections = [
         _losses(curves, colors),
         _sampling(curves, colors),
-        _weights(curves, colors),
-        _seconds(curves),
+        _weights(told, colors),
+        _seconds(told),
     ]
     return _rendered(
         title=title,
         verdict=runs.verdict(curves),
         rows=[_row(label, of) for label, of in curves.items()],
         sections=[section for section in sections if section.pictures],
-        examples=[shown for label, of in curves.items() for shown in _examples(label, of)],
+        examples=[shown for label, of in told.items() for shown in _examples(label, of)],
         settings={label: of[0].settings for label, of in curves.items() if of[0].settings},
     )
 
@@ -121,43 +127,33 @@ def _sampling(curves: Mapping[str, Sequence[Run]], colors: Mapping[str, str]) ->
     return Section("Importance sampling over time", note, found)
 
 
-def _weights(curves: Mapping[str, Sequence[Run]], colors: Mapping[str, str]) -> Section:
-    kept = {label: one.examples for label, of in curves.items() if (one := _telling(of))}
+def _weights(told: Mapping[str, Told], colors: Mapping[str, str]) -> Section:
     found = []
-    for label, told in kept.items():
-        histogram = told["histogram"]
+    for label, of in told.items():
+        histogram = of["histogram"]
         svg = pictures.histogram(
             histogram["edges"], histogram["counts"], colors[label], "importance weight"
         )
-        size = told["effective_sample_size"]
+        size = of["effective_sample_size"]
         of_all = "" if size is None else f", effective sample size {size:.0%}"
-        found.append(Picture(f"{label}: {told['examples']:,} examples{of_all}", svg))
+        found.append(Picture(f"{label}: {of['examples']:,} examples{of_all}", svg))
     note = "The weights that examples would be drawn with at the end. A small one is drawn often."
     return Section("Weights", note, found)
 
 
-def _seconds(curves: Mapping[str, Sequence[Run]]) -> Section:
-    kept = {label: one.examples for label, of in curves.items() if (one := _telling(of))}
-    seconds = {label: told["seconds"] for label, told in kept.items() if told.get("seconds")}
+def _seconds(told: Mapping[str, Told]) -> Section:
+    seconds = {label: of["seconds"] for label, of in told.items() if of["seconds"]}
     found = [Picture("Seconds", pictures.shares(seconds))] if seconds else []
     note = "Passes and scoring are timed at the end, and counted as often as they were made."
     return Section("What the time was spent on", note, found)
 
 
-def _telling(of: Sequence[Run]) -> Any:
-    """The first run that says something of examples."""
-    return next((run for run in of if run.examples is not None), None)
-
-
-def _examples(label: str, of: Sequence[Run]) -> list[Shown]:
-    run = _telling(of)
-    if run is None or run.examples is None:
-        return []
+def _examples(label: str, of: Told) -> list[Shown]:
     by = {"memory": "by what is remembered of them", "scores": "by their scores at the end"}
     shown = []
     for name, title in (("most", "Drawn most"), ("least", "Drawn least")):
-        parts = [{**one, "told": _weight(one["weight"])} for one in run.examples[name]]
-        note = f"{by[run.examples['by']]}, of {run.examples['examples']:,}. Label, then prediction."
+        parts = [{**one, "told": _weight(one["weight"])} for one in of[name]]
+        note = f"{by[of['by']]}, of {of['examples']:,}. Label, then prediction."
         shown.append(Shown(f"{title}: {label}", note[0].upper() + note[1:], parts))
     return shown
 

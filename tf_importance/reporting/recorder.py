@@ -7,7 +7,7 @@ import pathlib
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -56,10 +56,10 @@ class Recorder(keras.callbacks.Callback):
         super().__init__()
         self._folder, self._examples = pathlib.Path(folder), examples
         self._every = None if every is None else arguments.positive_integer("every", every)
-        self._options = {"show": show, "class_names": class_names}
-        self._rows: list[dict[str, Any]] | None = None
+        self._options: dict[str, Any] = {"show": show, "class_names": class_names}
+        self._writer: Any = None
         self._since: float | None = None
-        self._seconds = 0.0
+        self._seconds, self._ended = 0.0, False
 
     # Seconds --------------------------------------------------------------------------------
 
@@ -83,13 +83,10 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None) -> None:
         # By now whoever resumes a training has restored the optimizer.
-        if self._rows is None:
+        if self._writer is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / runs.METRICS
-            lines = path.read_text().splitlines() if path.exists() else []
-            rows = [json.loads(line) for line in lines]
-            self._rows = [row for row in rows if row["step"] <= self._step]
-            self._seconds = self._rows[-1]["seconds"] if self._rows else 0.0
+            before = runs.keep_until(self._folder, self._step)
+            self._seconds = before[-1]["seconds"] if before else 0.0
             self._writer = tf.summary.create_file_writer(str(self._folder / "tensorboard"))
 
     @property
@@ -97,13 +94,11 @@ class Recorder(keras.callbacks.Callback):
         return int(tf.convert_to_tensor(self.model.optimizer.iterations))
 
     def on_epoch_end(self, epoch, logs=None) -> None:
-        assert self._rows is not None, "an epoch has begun"
         self._stop()
         numbers = {name: float(value) for name, value in (logs or {}).items()}
         row = {"epoch": epoch + 1, "step": self._step, "seconds": self._seconds, **numbers}
-        self._rows.append(row)
-        lines = "".join(json.dumps(one) + "\n" for one in self._rows)
-        (self._folder / runs.METRICS).write_text(lines)
+        self._ended = True
+        runs.append(self._folder, row)
         with self._writer.as_default(step=row["step"]):
             for name, value in numbers.items():
                 tf.summary.scalar(name, value)
@@ -113,21 +108,26 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None) -> None:
         self._stop()
-        if self._rows and self._examples is not None:
+        if self._ended and self._examples is not None:
             write_examples(self._folder, self.model, self._examples, **self._options)
 
     def _look(self) -> None:
         if self._examples is not None:
-            told = _described(self.model, self._examples, **self._options)
-            if told is None:
+            found = _looked_at(self.model, self._examples, **self._options)
+            if found is None:
                 self._examples = None
                 return
             with self._writer.as_default():
-                drawn.summarize(told, self._step)
+                drawn.summarize(found.told, self._step)
 
 
 def write_examples(
-    folder: str | pathlib.Path, model: keras.Model, examples: Any, **options: Any
+    folder: str | pathlib.Path,
+    model: keras.Model,
+    examples: Any,
+    *,
+    limit: int = drawn.LIMIT,
+    **options: Any,
 ) -> None:
     """Write what a report says of examples into a run's folder: examples.json, and TensorBoard's.
 
@@ -135,30 +135,42 @@ def write_examples(
 
     Args:
         folder: has metrics.jsonl. model: trained. examples, options: as of `Recorder`; `count` of
-            those shown of each kind, `limit` of those looked at.
+            those shown of each kind. limit: of those looked at, the first ones.
     """
     folder = pathlib.Path(folder)
-    told = _described(model, examples, **options)
-    if told is None:
+    found = _looked_at(model, examples, limit, **options)
+    if found is None:
         return
     (run,) = runs.read(folder)
     step, seconds = run.rows[-1]["step"], run.rows[-1]["seconds"]
-    told["seconds"] = _seconds_of(model, examples, seconds, run.share, step)
-    (folder / runs.EXAMPLES).write_text(json.dumps(told) + "\n")
+    spent = _seconds_of(model, found.examples, seconds, run.share, step)
+    text = json.dumps({**found.told, "seconds": spent})
+    (folder / runs.EXAMPLES).write_text(text + "\n")
     with tf.summary.create_file_writer(str(folder / "tensorboard")).as_default():
-        drawn.summarize(told, step)
+        drawn.summarize(found.told, step)
 
 
-def _described(model: keras.Model, examples: Any, **options: Any) -> dict[str, Any] | None:
+class _Seen(NamedTuple):
+    """Examples, (x, y), and what there is to say of them."""
+
+    examples: tuple[Any, Any]
+    told: dict[str, Any]
+
+
+def _looked_at(
+    model: keras.Model, examples: Any, limit: int = drawn.LIMIT, **options: Any
+) -> _Seen | None:
+    """None, and a warning, where they cannot be scored."""
     try:
-        return drawn.described(model, examples, **options)
+        arrays = drawn.taken(examples, limit)
+        return _Seen(arrays, drawn.described(model, arrays, **options))
     except (TypeError, ValueError) as error:
         warnings.warn(f"the report will show no examples: {error}", stacklevel=3)
         return None
 
 
 def _seconds_of(
-    model: keras.Model, examples: Any, seconds: float, share: float | None, steps: int
+    model: keras.Model, examples: tuple, seconds: float, share: float | None, steps: int
 ) -> dict[str, float] | None:
     """What the seconds of a training were spent on, about.
 
@@ -170,15 +182,13 @@ def _seconds_of(
     Returns:
         None for a model that draws nothing.
     """
-    drawing, _ = model.datasets.expected if isinstance(model, ISModel) else (None, False)
-    if drawing is None or steps == 0:
+    if not isinstance(model, ISModel) or steps == 0:
+        return None
+    drawing, _ = model.datasets.expected
+    if drawing is None:
         return None
     batch_size, presample_size, draws = _sizes(drawing)
-    pairs = examples
-    if not isinstance(examples, tf.data.Dataset):
-        pairs = tf.data.Dataset.from_tensor_slices(examples)
-    scored, _ = estimate.with_scores(model)
-    clock = estimate.Clock(scored, pairs.map(lambda x, y, *rest: (x, y)))
+    clock = estimate.Clock(model, tf.data.Dataset.from_tensor_slices(examples))
     training = min(seconds, steps * clock.step_seconds(batch_size))
     scoring = 0.0
     if presample_size:

@@ -58,6 +58,27 @@ class Run(NamedTuple):
         return drawn / steps if steps else None
 
 
+def append(folder: pathlib.Path, row: Mapping[str, Any]) -> None:
+    """Add a line to metrics.jsonl."""
+    with (folder / METRICS).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def keep_until(folder: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """Drop the lines after a step, of a process that got no further; those that are left."""
+    kept = [line for line in _whole(folder) if json.loads(line)["step"] <= step]
+    if (folder / METRICS).exists():
+        (folder / METRICS).write_text("".join(kept))
+    return [json.loads(line) for line in kept]
+
+
+def _whole(folder: pathlib.Path) -> list[str]:
+    """Lines: a process that was killed while it wrote leaves one without its end, which is none."""
+    path = folder / METRICS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
 def read(folder: str | pathlib.Path) -> list[Run]:
     """The runs in a folder, and in those within.
 
@@ -68,7 +89,7 @@ def read(folder: str | pathlib.Path) -> list[Run]:
     """
     top = pathlib.Path(folder)
     found = sorted(top.rglob(METRICS))
-    runs = [_read(path.parent, top) for path in found if path.read_text().strip()]
+    runs = [_read(path.parent, top) for path in found if _whole(path.parent)]
     if not runs:
         raise FileNotFoundError(
             f"{top} holds no {METRICS} with a line in it, which trainers and tfi.Recorder write; "
@@ -85,11 +106,10 @@ def _read(folder: pathlib.Path, top: pathlib.Path) -> Run:
     described = folder / "run.json"
     settings = json.loads(described.read_text())["flags"] if described.exists() else {}
     kept = folder / EXAMPLES
-    lines = (folder / METRICS).read_text().splitlines()
     return Run(
         label,
         folder,
-        tuple(json.loads(line) for line in lines),
+        tuple(map(json.loads, _whole(folder))),
         settings,
         json.loads(kept.read_text()) if kept.exists() else None,
     )

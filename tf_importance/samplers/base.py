@@ -263,6 +263,11 @@ class Sampler(tf.Module, metaclass=_Unmirrored):
         """
         raise NotImplementedError
 
+    @property
+    def tells_weights(self) -> bool:
+        """Whether it has `weights_of`."""
+        return type(self).weights_of is not Sampler.weights_of
+
     def proposal(self) -> Proposal:
         """By what it draws now; of a memory that can draw within strata, others have none."""
         raise NotImplementedError

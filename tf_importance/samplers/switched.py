@@ -319,7 +319,7 @@ def _members(samplers: Sequence[Sampler]) -> tuple[Sampler, Fresh | None]:
             f"{kinds or 'nothing'}."
         )
     memory = samplers[1]
-    if type(memory).weights_of is Sampler.weights_of:
+    if not memory.tells_weights:
         raise ValueError(
             "a switch needs a memory that tells the probability of any example, "
             f"tfi.samplers.RAIS or Stratified; got {type(memory).__name__}."
