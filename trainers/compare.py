@@ -195,9 +195,10 @@ def _report(results: dict[str, list[curves.Run]]) -> None:
         for name in curves.compared(runs):
             print(curves.verdict(label, runs, baseline, its_runs, name))
     folders = {label: [run.path for run in runs] for label, runs in results.items()}
-    page = tfi.report(folders, pathlib.Path(_OUT.value, "report.html"))
-    print(f"\nA page about it: {page}")
-    print(f"Curves against seconds of training: {pathlib.Path(_OUT.value, 'comparison.png')}")
+    out = pathlib.Path(_OUT.value)
+    page = tfi.report(folders, out / "report.html", title=out.name)
+    print(f"\nA page about it, for a browser: {page}")
+    print(f"Curves against seconds of training: {out / 'comparison.png'}")
 
 
 if __name__ == "__main__":

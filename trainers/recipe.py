@@ -123,7 +123,7 @@ def command(train: Callable[[flags.FlagValues], Trained]) -> Callable[[object], 
         run = curves.read(path, path.parent.name if path.name.isdigit() else path.name)
         curves.draw({run.label: [run]}, path / "curves.png")
         print(f"\n{curves.markdown({run.label: [run]})}")
-        print(f"\nA page about the run: {tfi.report(path)}")
+        print(f"\nA page about the run, for a browser: {tfi.report(path)}")
         print(f"Curves against seconds of training: {path / 'curves.png'}")
 
     return main
