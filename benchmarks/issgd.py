@@ -184,7 +184,7 @@ def _scoring(count: int) -> tuple[float, float]:
         blob, fence = store.parameters().blob, store.take_over()
         names = [f"worker {number}" for number in range(count)]
         with processes("worker", url, names):
-            while len(store.reports()) < count:
+            while len(_workers(store)) < count:
                 time.sleep(0.2)
             _publish_for(store, blob, fence, 2.0)
             start, before = time.perf_counter(), _scored(store)
@@ -209,7 +209,12 @@ def _publish_for(store, blob: bytes, fence: int, seconds: float) -> list[float]:
 
 
 def _scored(store) -> float:
-    return sum(report["scored"] for report in store.reports().values())
+    return sum(report["scored"] for report in _workers(store))
+
+
+def _workers(store) -> list[dict[str, float]]:
+    """The reports of workers; a master writes one as well."""
+    return [report for report in store.reports().values() if "scored" in report]
 
 
 # (b) ------------------------------------------------------------------------------------------
