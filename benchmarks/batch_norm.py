@@ -9,8 +9,7 @@ linearly to 0:
     ordinary   drawn, each batch by its own statistics, as Keras does
     adapted    drawn, by the pre-sample's statistics, with the gradient of the batch's weighted ones
 
-and, by --ways=memory,memory_control, drawn by RAIS and uniformly, both normalized by a short
-average over batches.
+and, by --ways=memory, drawn by RAIS and normalized by a short average over batches.
 
 By train loss in inference and test error, medians and ranges over the seeds: after N steps, and,
 for drawn ones, after N/(1 + c), c the seconds of a forward pass of B over those of a uniform step.
@@ -205,13 +204,6 @@ class Way(NamedTuple):
     sampler: Callable[[], tfi.samplers.Sampler] | None = None
 
 
-def averaged_uniform() -> tfi.samplers.Sampler:
-    """Uniform batches, normalized by what a memory's are."""
-    sampler = tfi.samplers.Uniform()
-    sampler.averages_statistics = True
-    return sampler
-
-
 WAYS = {
     "uniform": Way(L.BatchNormalization, False, False),
     "control": Way(L.BatchNormalization, True, True, runs.equal_scores),
@@ -219,7 +211,6 @@ WAYS = {
     "ordinary": Way(L.BatchNormalization, False, True),
     "adapted": Way(L.BatchNormalization, True, True),
     "memory": Way(L.BatchNormalization, True, True, sampler=tfi.samplers.RAIS),
-    "memory_control": Way(L.BatchNormalization, True, True, sampler=averaged_uniform),
 }
 _BY_DEFAULT = tuple(WAYS)[:5]
 

@@ -15,11 +15,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 
@@ -30,6 +28,7 @@ from absl import app, flags
 
 import tf_importance as tfi
 from benchmarks import command, measure, staleness
+from benchmarks.stores import data, model, server
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("parts", ["a", "b", "c", "d"], "What to measure.")
@@ -52,30 +51,6 @@ flags.DEFINE_string("as_process", None, "worker or writer.")
 flags.DEFINE_string("store", None, "Of those processes.")
 flags.DEFINE_string("name", "", "Of those processes.")
 
-_PIXELS = 784
-
-
-@contextlib.contextmanager
-def server() -> Iterator[str]:
-    """A redis-server; its URL."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    with tempfile.TemporaryDirectory() as directory:
-        options = ["--port", str(port), "--save", "", "--dir", directory]
-        process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
-        client = redis.Redis(port=port)
-        try:
-            for _ in range(500):
-                with contextlib.suppress(redis.exceptions.ConnectionError):
-                    client.ping()
-                    break
-                time.sleep(0.01)
-            yield f"redis://127.0.0.1:{port}/0"
-        finally:
-            process.kill()
-            process.wait()
-
 
 @contextlib.contextmanager
 def processes(kind: str, url: str, names: list[str]) -> Iterator[None]:
@@ -92,22 +67,6 @@ def processes(kind: str, url: str, names: list[str]) -> Iterator[None]:
         for process in started:
             process.kill()
             process.wait()
-
-
-def model(units: list[str]) -> tfi.ISModel:
-    """A perceptron, on images of MNIST's size."""
-    layers = [keras.layers.Dense(int(width), activation="relu") for width in units]
-    net = keras.Sequential([keras.Input((_PIXELS,)), *layers, keras.layers.Dense(10)])
-    made = tfi.ISModel(net)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    made.compile(keras.optimizers.SGD(1e-3), loss)
-    return made
-
-
-def data(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise: of the time that anything takes, nothing depends on values."""
-    rng = np.random.default_rng(0)
-    return rng.random((n, _PIXELS), np.float32), rng.integers(10, size=n).astype(np.int32)
 
 
 def as_worker() -> None:

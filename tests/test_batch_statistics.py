@@ -137,18 +137,21 @@ def test_statistics_of_steps_before_stay_near_the_batchs_own():
 
 
 def test_averages_are_those_of_all_batches_together():
-    """Sums of w, w x and w (x − mean)² over the batches, older ones by powers of the decay."""
+    """Sums of w, w x and w (x − mean)² over the batches, older ones decayed; at first by more."""
     rng = np.random.default_rng(0)
     layer, averages = L.BatchNormalization(), batch_statistics.Averages()
     layer.build((None, 3))
-    batches = [(rng.normal(2, 3, size=(4, 3)), rng.uniform(0.1, 3, 4)) for _ in range(5)]
+    count = 400
+    batches = [(rng.normal(2, 3, size=(4, 3)), rng.uniform(0.1, 3, 4)) for _ in range(count)]
     for x, weights in batches:
         rows = normalization.rows(layer, tf.constant(x), tf.constant(weights))
         own = normalization.own_statistics(layer, rows)
         found = averages.taken_up(layer, own, tf.constant(weights.mean()))
     x = np.concatenate([x for x, _ in batches])
-    decays = batch_statistics._DECAY ** np.arange(4, -1, -1)
-    weights = np.concatenate([decay * w for decay, (_, w) in zip(decays, batches)])[:, None]
+    decays = np.minimum(0.97, np.arange(1, count) / (np.arange(1, count) + 10))
+    shares = np.append(np.cumprod(decays[::-1])[::-1], 1)
+    assert shares[0] < 1e-9 and np.isclose(decays[0], 1 / 11) and decays[-1] == 0.97
+    weights = np.concatenate([share * w for share, (_, w) in zip(shares, batches)])[:, None]
     mean = (weights * x).sum(0) / weights.sum()
     variance = (weights * (x - mean) ** 2).sum(0) / weights.sum()
     np.testing.assert_allclose(found.mean, mean, rtol=1e-5)
@@ -397,6 +400,42 @@ def test_what_is_never_drawn_from_is_plain_keras():
         model.fit(data, steps_per_epoch=8, verbose=0, shuffle=None)
         found.append(model.net.get_weights())
     for a, b in zip(*found):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+WITHOUT_DRAWS = {
+    "RAIS": tfi.samplers.RAIS,
+    "switched": lambda: tfi.samplers.Switched(
+        [tfi.samplers.Uniform(), tfi.samplers.RAIS()],
+        by=tfi.switches.Gain(step_seconds=1.0, scoring_seconds=10.0, memory_seconds=10.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", quick(WITHOUT_DRAWS, "RAIS"))
+def test_the_first_pass_of_a_memory_is_plain_keras(way):
+    """An average over batches is no match for a net that has just begun."""
+    keras.utils.set_random_seed(0)
+    model = compiled(nested(), rate=0.3)
+    model.compile(keras.optimizers.SGD(0.3), LOSS, sampler=WITHOUT_DRAWS[way]())
+    plain = keras.models.clone_model(model.net)
+    plain.set_weights(model.net.get_weights())
+    plain.compile(keras.optimizers.SGD(0.3), LOSS)
+    seen = []
+    call = model.compute_loss
+
+    def noted(x=None, y=None, *rest, **named):
+        tf.py_function(lambda *pair: seen.append(pair), [x, y], [])
+        return call(x, y, *rest, **named)
+
+    model.compute_loss = noted
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "nothing was drawn")
+        model.fit(X[:128], Y[:128], batch_size=16, steps_per_epoch=8, verbose=0, shuffle=True)
+    assert len(seen) == 8
+    for x, y in seen:
+        plain.train_on_batch(x, y)
+    for a, b in zip(model.net.get_weights(), plain.get_weights()):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 

@@ -32,8 +32,9 @@ import tensorflow as tf
 from tf_importance import graphs, normalization
 from tf_importance.normalization import Statistics
 
-# a of the short average: it is over some 30 batches.
-_DECAY = 0.97
+# a of the short average: it is over some 30 batches, and over the latest tenth of those that there
+# were where that is less: at first a net moves fast.
+_DECAY, _TENTH = 0.97, 10.0
 # How far statistics of steps before may be from the batch's own, in its standard deviations: limits
 # of batch renormalization (Ioffe 2017) on √(v/σ_w²), and on |m − μ_w|/σ_w.
 _LARGEST_RATIO, _LARGEST_DISTANCE = 3.0, 5.0
@@ -286,9 +287,9 @@ class Given(NamedTuple):
 class Averages(tf.Module):
     """Of each layer, importance-weighted statistics over the latest batches together.
 
-    A batch counts by its weights, those before it less by the decay a with each step, so that no
-    correction is needed at the start. State of training and not of the net: checkpoints have it,
-    files of weights do not.
+    A batch counts by its weights, those before batch t less by a decay min(a, (t − 1)/(t + 9)) with
+    each step, so that no correction is needed at the start. State of training and not of the net:
+    checkpoints have it, files of weights do not.
     """
 
     def __init__(self) -> None:
@@ -298,10 +299,12 @@ class Averages(tf.Module):
     def taken_up(self, layer: keras.layers.Layer, own: Statistics, weight: tf.Tensor) -> Statistics:
         """Take up a batch's, of mean weight `weight`, and tell those of all."""
         state, channels = self._of(layer), own.mean.shape[0]
-        mean, variance, total = tf.split(tf.cast(state, own.mean.dtype), [channels, channels, 1])
-        kept, weight = _DECAY * total[0], tf.maximum(weight, _LEAST_WEIGHT)
+        mean, variance, rest = tf.split(tf.cast(state, own.mean.dtype), [channels, channels, 2])
+        total, before = tf.unstack(rest)
+        decay = tf.minimum(tf.cast(_DECAY, before.dtype), before / (before + _TENTH))
+        kept, weight = decay * total, tf.maximum(weight, _LEAST_WEIGHT)
         new = normalization.pooled(Statistics(mean, variance), kept, own, weight)
-        packed = tf.concat([*new, [kept + weight]], axis=0)
+        packed = tf.concat([*new, [kept + weight, before + 1]], axis=0)
         state.assign(tf.cast(packed, tf.float32))
         return new
 
@@ -310,7 +313,7 @@ class Averages(tf.Module):
         number = known.index(id(layer)) if id(layer) in known else len(known)
         if number == len(known):
             with tf.init_scope():
-                zeros = tf.zeros([2 * math.prod(layer.moving_mean.shape) + 1])
+                zeros = tf.zeros([2 * math.prod(layer.moving_mean.shape) + 2])
                 state = tf.Variable(
                     zeros,
                     trainable=False,
@@ -330,7 +333,9 @@ class Training(_Way):
         given: the pre-sample's, None where there is none.
         averages: of the latest batches.
         by_average: whether they are what is normalized by where there is no pre-sample; else the
-            batch's own weighted statistics. In noisy places they always are, of drawn batches.
+            batch's own weighted statistics. In noisy places they always are, of drawn batches. A
+            batch of weights 1 is uniform, and normalized by its own, as Keras does: a net that has
+            just begun moves too fast for an average.
     """
 
     def __init__(
@@ -342,6 +347,7 @@ class Training(_Way):
     ) -> None:
         super().__init__()
         self._weights, self._averages, self._by_average = weights, averages, by_average
+        self._is_uniform = tf.reduce_all(weights == 1)
         self._there = None if given is None else given.there
         self._of_the_step = given is None or given.of_the_step
         self._given = {} if given is None else given.unpacked()
@@ -353,16 +359,16 @@ class Training(_Way):
         batch = normalization.rows(layer, inputs, self._weights, mask)
         own = normalization.own_statistics(layer, batch)
         given = self._given_to(layer, number, own)
+        by_itself = value, moved = self._by_itself(layer, own)
         if self._by_average:
-            value, moved = self._averaged(layer, own, given)
-        else:
-            value, moved = self._by_itself(layer, own)
-            if (layer, number) in self._noisy:
-                averaged = self._averaged(layer, own, None)
-                value, moved = map(self._chosen, averaged, (value, moved))
+            averaged = self._averaged(layer, own, given)
+            value, moved = (_either(self._is_uniform, *two) for two in zip(by_itself, averaged))
+        elif (layer, number) in self._noisy:
+            averaged = self._averaged(layer, own, None)
+            value, moved = (_either(self._there, *two) for two in zip(averaged, by_itself))
         if given is not None:
-            value = self._chosen(given, value)
-            moved = self._chosen(normalization.moved(layer, given), moved)
+            value = _either(self._there, given, value)
+            moved = _either(self._there, normalization.moved(layer, given), moved)
         normalization.set_moving(layer, moved)
         return normalization.normalized(layer, batch, own, value)
 
@@ -387,15 +393,18 @@ class Training(_Way):
         weights = tf.cast(self._weights, own.mean.dtype)
         mean_weight, newest = tf.reduce_mean(normalization.truncated(weights)), own
         if given is not None:
-            newest = self._chosen(given, own)
+            newest = _either(self._there, given, own)
             mean_weight = tf.where(self._there, tf.ones_like(mean_weight), mean_weight)
         value = _limited(layer, self._averages.taken_up(layer, newest, mean_weight), own)
         return value, normalization.moved(layer, value)
 
-    def _chosen(self, given: Statistics, other: Statistics) -> Statistics:
-        if tf.get_static_value(self._there):
-            return given
-        return Statistics(*(tf.where(self._there, a, b) for a, b in zip(given, other)))
+
+def _either(condition: tf.Tensor | None, one: Statistics, other: Statistics) -> Statistics:
+    """One if a condition holds, else the other."""
+    known = None if condition is None else tf.get_static_value(condition)
+    if known is not None:
+        return one if known else other
+    return Statistics(*(tf.where(condition, a, b) for a, b in zip(one, other)))
 
 
 def _limited(layer: keras.layers.Layer, old: Statistics, own: Statistics) -> Statistics:
