@@ -136,22 +136,42 @@ def test_statistics_of_steps_before_stay_near_the_batchs_own():
     assert outputs[0] > 5 * outputs[1] and outputs[1] < 3 * 3.5
 
 
+def test_they_may_be_off_by_two_standard_errors_of_so_few_examples():
+    rng = np.random.default_rng(0)
+    layer = L.BatchNormalization(epsilon=0.0)
+    layer.build((None, 2))
+    x, weights = rng.normal(2, 3, size=(8, 2)), rng.uniform(0.1, 3, 8)
+    own = normalization.own_statistics(
+        layer, normalization.rows(layer, tf.constant(x), tf.constant(weights))
+    )
+    error = 2 / np.sqrt(weights.sum() ** 2 / (weights**2).sum())
+    scale = np.sqrt(own.variance)
+    for side in (-1, 1):
+        far = Statistics(own.mean + side * 10 * scale, own.variance * 100.0**side)
+        found = batch_statistics._limited_to_errors(layer, far, own, tf.constant(weights))
+        np.testing.assert_allclose(found.mean, own.mean + side * error * scale, rtol=1e-6)
+        ratio = (1 + error / np.sqrt(2)) ** (2 * side)
+        np.testing.assert_allclose(found.variance, own.variance * ratio, rtol=1e-6)
+    near = Statistics(own.mean + error * scale / 2, own.variance * (1 + error / 2))
+    for a, b in zip(
+        batch_statistics._limited_to_errors(layer, near, own, tf.constant(weights)), near
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def test_averages_are_those_of_all_batches_together():
-    """Sums of w, w x and w (x − mean)² over the batches, older ones decayed; at first by more."""
+    """Sums of w, w x and w (x − mean)² over the batches, older ones by powers of the decay."""
     rng = np.random.default_rng(0)
     layer, averages = L.BatchNormalization(), batch_statistics.Averages()
     layer.build((None, 3))
-    count = 400
-    batches = [(rng.normal(2, 3, size=(4, 3)), rng.uniform(0.1, 3, 4)) for _ in range(count)]
+    batches = [(rng.normal(2, 3, size=(4, 3)), rng.uniform(0.1, 3, 4)) for _ in range(5)]
     for x, weights in batches:
         rows = normalization.rows(layer, tf.constant(x), tf.constant(weights))
         own = normalization.own_statistics(layer, rows)
         found = averages.taken_up(layer, own, tf.constant(weights.mean()))
     x = np.concatenate([x for x, _ in batches])
-    decays = np.minimum(0.97, np.arange(1, count) / (np.arange(1, count) + 10))
-    shares = np.append(np.cumprod(decays[::-1])[::-1], 1)
-    assert shares[0] < 1e-9 and np.isclose(decays[0], 1 / 11) and decays[-1] == 0.97
-    weights = np.concatenate([share * w for share, (_, w) in zip(shares, batches)])[:, None]
+    decays = batch_statistics._DECAY ** np.arange(4, -1, -1)
+    weights = np.concatenate([decay * w for decay, (_, w) in zip(decays, batches)])[:, None]
     mean = (weights * x).sum(0) / weights.sum()
     variance = (weights * (x - mean) ** 2).sum(0) / weights.sum()
     np.testing.assert_allclose(found.mean, mean, rtol=1e-5)
@@ -515,9 +535,7 @@ def test_moving_statistics_are_the_datas(way):
         assert off < 0.2 and np.all((scale > 0.7) & (scale < 1.4))
 
 
-@pytest.mark.parametrize(
-    "score_in", ["step", pytest.param("pipeline", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("score_in", ["step", pytest.param("pipeline", marks=pytest.mark.slow)])
 def test_behind_dropout_statistics_are_those_of_training(score_in):
     """A pass in inference would tell half of the variance, and each layer would double it."""
     x, y = hard_cluster()

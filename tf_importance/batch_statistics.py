@@ -32,12 +32,13 @@ import tensorflow as tf
 from tf_importance import graphs, normalization
 from tf_importance.normalization import Statistics
 
-# a of the short average: it is over some 30 batches, and over the latest tenth of those that there
-# were where that is less: at first a net moves fast.
-_DECAY, _TENTH = 0.97, 10.0
-# How far statistics of steps before may be from the batch's own, in its standard deviations: limits
-# of batch renormalization (Ioffe 2017) on √(v/σ_w²), and on |m − μ_w|/σ_w.
+# a of the short average: it is over some 30 batches.
+_DECAY = 0.97
+# How far statistics may be from the batch's own, in its standard deviations. Those of the step
+# before: limits of batch renormalization (Ioffe 2017) on √(v/σ_w²), and on |m − μ_w|/σ_w.
 _LARGEST_RATIO, _LARGEST_DISTANCE = 3.0, 5.0
+# Those of an average: so many standard errors of the batch's own.
+_ERRORS = 2.0
 # What a batch of weights 0 counts in it, so that the first one is not divided by nothing.
 _LEAST_WEIGHT = 1e-6
 
@@ -287,9 +288,9 @@ class Given(NamedTuple):
 class Averages(tf.Module):
     """Of each layer, importance-weighted statistics over the latest batches together.
 
-    A batch counts by its weights, those before batch t less by a decay min(a, (t − 1)/(t + 9)) with
-    each step, so that no correction is needed at the start. State of training and not of the net:
-    checkpoints have it, files of weights do not.
+    A batch counts by its weights, those before it less by the decay a with each step, so that no
+    correction is needed at the start. State of training and not of the net: checkpoints have it,
+    files of weights do not.
     """
 
     def __init__(self) -> None:
@@ -299,12 +300,10 @@ class Averages(tf.Module):
     def taken_up(self, layer: keras.layers.Layer, own: Statistics, weight: tf.Tensor) -> Statistics:
         """Take up a batch's, of mean weight `weight`, and tell those of all."""
         state, channels = self._of(layer), own.mean.shape[0]
-        mean, variance, rest = tf.split(tf.cast(state, own.mean.dtype), [channels, channels, 2])
-        total, before = tf.unstack(rest)
-        decay = tf.minimum(tf.cast(_DECAY, before.dtype), before / (before + _TENTH))
-        kept, weight = decay * total, tf.maximum(weight, _LEAST_WEIGHT)
+        mean, variance, total = tf.split(tf.cast(state, own.mean.dtype), [channels, channels, 1])
+        kept, weight = _DECAY * total[0], tf.maximum(weight, _LEAST_WEIGHT)
         new = normalization.pooled(Statistics(mean, variance), kept, own, weight)
-        packed = tf.concat([*new, [kept + weight, before + 1]], axis=0)
+        packed = tf.concat([*new, [kept + weight]], axis=0)
         state.assign(tf.cast(packed, tf.float32))
         return new
 
@@ -313,7 +312,7 @@ class Averages(tf.Module):
         number = known.index(id(layer)) if id(layer) in known else len(known)
         if number == len(known):
             with tf.init_scope():
-                zeros = tf.zeros([2 * math.prod(layer.moving_mean.shape) + 2])
+                zeros = tf.zeros([2 * math.prod(layer.moving_mean.shape) + 1])
                 state = tf.Variable(
                     zeros,
                     trainable=False,
@@ -379,7 +378,9 @@ class Training(_Way):
         dtype = own.mean.dtype
         one, *sums = normalization.summed(layer, tf.ones([]), *given)
         given = Statistics(*(tf.cast(part / one, dtype) for part in sums))
-        return given if self._of_the_step else _limited(layer, given, own)
+        if self._of_the_step:
+            return given
+        return _limited(layer, given, own, _LARGEST_RATIO, _LARGEST_DISTANCE)
 
     def _by_itself(self, layer, own: Statistics) -> tuple[Statistics, Statistics]:
         """What to normalize by, and the moving averages then: the batch's own."""
@@ -395,7 +396,8 @@ class Training(_Way):
         if given is not None:
             newest = _either(self._there, given, own)
             mean_weight = tf.where(self._there, tf.ones_like(mean_weight), mean_weight)
-        value = _limited(layer, self._averages.taken_up(layer, newest, mean_weight), own)
+        latest = self._averages.taken_up(layer, newest, mean_weight)
+        value = _limited_to_errors(layer, latest, own, weights)
         return value, normalization.moved(layer, value)
 
 
@@ -407,13 +409,29 @@ def _either(condition: tf.Tensor | None, one: Statistics, other: Statistics) -> 
     return Statistics(*(tf.where(condition, a, b) for a, b in zip(one, other)))
 
 
-def _limited(layer: keras.layers.Layer, old: Statistics, own: Statistics) -> Statistics:
-    """Statistics of steps before, no further from the batch's own than what may have changed."""
+def _limited_to_errors(
+    layer: keras.layers.Layer, old: Statistics, own: Statistics, weights: tf.Tensor
+) -> Statistics:
+    """Those of an average, no further from the batch's own than so few examples may be off.
+
+    A net that moves fast is elsewhere by now, and one layer's error is the next one's input. Of
+    N = (Σ w)²/Σ w² normal examples the mean has a standard error of σ/√N, and σ one of σ/√(2N).
+    """
+    weights = tf.cast(weights, own.mean.dtype)
+    effective = tf.math.divide_no_nan(tf.reduce_sum(weights) ** 2, tf.reduce_sum(weights**2))
+    error = _ERRORS * tf.math.rsqrt(tf.maximum(effective, 1.0))
+    return _limited(layer, old, own, 1 + error / math.sqrt(2), error)
+
+
+def _limited(
+    layer: keras.layers.Layer, old: Statistics, own: Statistics, ratio: Any, distance: Any
+) -> Statistics:
+    """Statistics with √v from 1/ratio to ratio of the batch's own, and m a distance in it away."""
     variance = own.variance + layer.epsilon
-    away = _LARGEST_DISTANCE * tf.sqrt(variance)
+    away, largest = distance * tf.sqrt(variance), ratio**2
     return Statistics(
         tf.clip_by_value(old.mean, own.mean - away, own.mean + away),
         tf.clip_by_value(
-            old.variance, variance / _LARGEST_RATIO**2 - layer.epsilon, variance * _LARGEST_RATIO**2
+            old.variance, variance / largest - layer.epsilon, variance * largest - layer.epsilon
         ),
     )
