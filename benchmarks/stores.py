@@ -18,26 +18,49 @@ import tf_importance as tfi
 _PIXELS = 784
 
 
+class Server:
+    """A redis-server, within a context.
+
+    Attributes:
+        port: where it answers, also after it was started anew.
+    """
+
+    def __init__(self) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
+        options = ["--port", str(self.port), "--save", "", "--dir", self._directory.name]
+        self._process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+        client = redis.Redis(port=self.port)
+        for _ in range(500):
+            with contextlib.suppress(redis.exceptions.ConnectionError):
+                client.ping()
+                break
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """As kill -9 does."""
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Server:
+        self._directory = tempfile.TemporaryDirectory()
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.kill()
+        self._directory.cleanup()
+
+
 @contextlib.contextmanager
 def server() -> Iterator[str]:
     """A redis-server; its URL."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    with tempfile.TemporaryDirectory() as directory:
-        options = ["--port", str(port), "--save", "", "--dir", directory]
-        process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
-        client = redis.Redis(port=port)
-        try:
-            for _ in range(500):
-                with contextlib.suppress(redis.exceptions.ConnectionError):
-                    client.ping()
-                    break
-                time.sleep(0.01)
-            yield f"redis://127.0.0.1:{port}/0"
-        finally:
-            process.kill()
-            process.wait()
+    with Server() as one:
+        yield f"redis://127.0.0.1:{one.port}/0"
 
 
 def model(units: list[str], features: int = _PIXELS) -> tfi.ISModel:
