@@ -17,6 +17,30 @@ from absl import flags, logging
 
 from trainers import augmentation, datasets, nets, sampling, variance_reduction
 
+# What `--help` shows together, in this order; what a program adds comes before them.
+GROUPS = {
+    "Data and net": ("dataset", "data_dir", "augment", "net", "weights", "train_examples"),
+    "How examples are drawn": (
+        *("sampling", "batch_size", "presample_size", "draws_per_presample", "resampling"),
+        *("switch", "tau_threshold"),
+    ),
+    "Of some ways of drawing": (
+        *("alpha", "beta", "selection_pressure", "recompute_every", "kept"),
+    ),
+    "In place of drawing": (
+        *("variance_reduction", "epochs_per_batch_gradient", "large_batch", "growth_rate"),
+    ),
+    "Optimizer and learning rate": (
+        *("optimizer", "learning_rate", "momentum", "weight_decay", "clip_norm", "schedule"),
+        *("step_schedule", "follow_gain", "gain_ceiling"),
+    ),
+    "How long, and what is measured": (
+        *("time_budget", "clock", "steps", "evaluations", "seed", "repeatable", "jit"),
+    ),
+    "What is left": ("out", "shown_examples"),
+    "How it runs": ("dry_run", "short", "verbose", "list_configs"),
+}
+
 _OUT = "out"
 _DRY_RUN, _SHORT, _VERBOSE = "dry_run", "short", "verbose"
 _LIST_CONFIGS = "list_configs"

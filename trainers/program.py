@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 
 import tf_importance as tfi
+from trainers import help
 
+_HELP = {"--help", "-help", "-h", "-?"}
 _INTERRUPTED = 128 + signal.SIGINT
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 # What arguments, files and stores are refused by.
@@ -33,6 +35,9 @@ def run(main: Callable[[Sequence[str]], None], resumed_by: Sequence[str] = ()) -
     # The import of TensorFlow, trainers.startup, let Ctrl-C end the process.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if _HELP & {*sys.argv[1:]}:
+        print(help.text(flags.FLAGS, sys.argv[0], sys.modules["__main__"].__doc__ or ""))
+        return
     if "--list_configs" in sys.argv:
         print("\n".join(configs_of(_name())))
         return

@@ -19,6 +19,7 @@ from trainers import (
     compare,
     datasets,
     fine_tuning,
+    help,
     image_classification,
     issgd,
     sequence_classification,
@@ -27,6 +28,7 @@ from trainers import (
 )
 from trainers import flags as trainer_flags
 from trainers import variance_reduction as reduction
+from trainers.flags import GROUPS
 
 TASKS = {
     "fine_tuning": fine_tuning.train,
@@ -249,9 +251,28 @@ def test_wrong_flags_are_refused_with_the_remedy(settings_of, task, arguments, m
 
 def test_help_teaches():
     command = [sys.executable, "-m", "trainers.fine_tuning", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "Katharopoulos" in shown or "K&F" in shown
-    assert "--dry_run" in shown.replace("--[no]", "--") and "--clip_norm" in shown
+    titles = [line for line in shown.splitlines() if line in {f"{title}:" for title in GROUPS}]
+    assert titles == [f"{title}:" for title in GROUPS]
+    assert "--[no]dry_run: Print the flags" in shown
+    assert "--batch_size: b, examples in a step. Default: 32. (a positive integer)" in shown
+
+
+def test_help_has_each_flag_once():
+    values = flags.FlagValues()
+    trainer_flags.define(values)
+    flags.DEFINE_integer("added", 3, "Of the program.", flag_values=values)
+    shared = values.get_flags_for_module(trainer_flags.__name__)
+    for flag in [*shared, values["added"]]:
+        values.register_key_flag_for_module("program", flag)
+    shown = help.text(values, "program", "What it does.")
+    assert shown.startswith(
+        "What it does.\n\nOf this program:\n  --added: Of the program. Default: 3."
+    )
+    found = re.findall(r"^  --(?:\[no\])?(\w+):", shown, flags=re.MULTILINE)
+    assert sorted(found) == sorted(["added", *(flag.name for flag in shared)])
+    assert {*found} - {"added"} == {name for names in GROUPS.values() for name in names}
 
 
 def test_a_flag_that_does_not_exist_is_refused(settings_of, tmp_path):
