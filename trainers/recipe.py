@@ -71,6 +71,8 @@ def fit(
         prepare: compiles the model and batches the examples; by default as --sampling says.
     Returns:
         The run's directory and the fitted model. Under --dry_run nothing is fitted.
+    Raises:
+        ValueError: a flag does nothing, or the disk has no room for the run.
     """
     void.refuse(settings)
     examples = datasets.shuffled(data, settings.seed)
@@ -79,6 +81,9 @@ def fit(
     if settings.dry_run:
         dry_run.report(settings, prepared)
         return nowhere(settings), prepared.model
+    told = run_directory.space(nowhere(settings), net)
+    if settings is flags.FLAGS:  # A comparison has many runs.
+        print(told, flush=True)
     evaluators = {
         "train": Evaluator(net, datasets.fixed_subset(data, settings.train_examples)),
         "test": Evaluator(net, data.test),

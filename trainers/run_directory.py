@@ -17,6 +17,32 @@ import tensorflow as tf
 import tf_importance as tfi
 
 _DESCRIPTION = "run.json"
+# What a run leaves of a net: saved_model and net.keras, and two checkpoints while the newer one is
+# written, each with two numbers of the optimizer's for each of the net's at most; and the rest.
+_COPIES, _REST = 2 + 2 * 3, 2 * 2**20
+
+
+def space(out: str | pathlib.Path, net: keras.Model) -> str:
+    """What a run takes of the disk that it is on, in words.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    size = _REST + _COPIES * sum(weight.nbytes for weight in net.get_weights())
+    there = pathlib.Path(out).absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise ValueError(
+            f"a run takes up to {_mega(size)}, and at --out={out} there are {_mega(free)} left; "
+            "give an --out with more room."
+        )
+    return f"A run takes up to {_mega(size)} there; {_mega(free)} are free."
+
+
+def _mega(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
 def remove(path: str | pathlib.Path) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
+import types
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
 
-from trainers import image_classification, remembered, sampling
+from trainers import image_classification, remembered, run_directory, sampling
 from trainers.evaluation import Evaluator
 
 needs_addons = pytest.mark.skipif(
@@ -225,3 +228,17 @@ def test_the_digits_configs_start(settings_of, sampling_name):
     config = f"configs/image_classification/digits_{sampling_name}.cfg"
     path, _ = image_classification.train(settings_of(f"--flagfile={config}", "--steps=2"))
     assert _rows(path)[-1]["step"] == 2
+
+
+def test_a_run_that_does_not_fit_the_disk_is_refused_before_it_begins(monkeypatch, tmp_path):
+    net = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000, use_bias=False)])
+    for free, room in ((35e6, True), (33e6, False)):
+        usage = types.SimpleNamespace(free=int(free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        out = tmp_path / "not" / "there"
+        if room:
+            said = run_directory.space(out, net)
+            assert said == "A run takes up to 34 MB there; 35 MB are free."
+        else:
+            with pytest.raises(ValueError, match="takes up to 34 MB, and at .* there are 33 MB"):
+                run_directory.space(out, net)
