@@ -28,7 +28,7 @@ from absl import app, flags
 
 import tf_importance as tfi
 from benchmarks import command, measure, staleness
-from benchmarks.stores import data, model, server
+from benchmarks.stores import begun, data, model, server
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("parts", ["a", "b", "c", "d"], "What to measure.")
@@ -135,11 +135,7 @@ def _scoring(count: int) -> tuple[float, float]:
     """Scores per second, and the median age of scores in seconds."""
     with server() as url:
         store = tfi.stores.open_store(url, role="master")
-        made, source = model(FLAGS.worker_units), data(FLAGS.examples)
-        sampler = tfi.distributed.Master(FLAGS.examples, made, store)
-        tfi.history_sample(source, sampler)
-        sampler.begin()
-        sampler.exchange.stop()
+        begun(model(FLAGS.worker_units), data(FLAGS.examples), store).exchange.stop()
         blob, fence = store.parameters().blob, store.take_over()
         names = [f"worker {number}" for number in range(count)]
         with processes("worker", url, names):
@@ -285,11 +281,8 @@ def deaths() -> dict:
         for _ in range(FLAGS.deaths):
             with server() as url:
                 store, n = tfi.stores.open_store(url), 4_096
-                made, source = model(FLAGS.units), data(n)
-                sampler = tfi.distributed.Master(n, made, store)
-                tfi.history_sample(source, sampler)
-                sampler.begin()
-                sampler.exchange.stop()
+                source = data(n)
+                begun(model(FLAGS.units), source, store).exchange.stop()
                 worker = tfi.distributed.Worker(
                     model(FLAGS.units),
                     source,

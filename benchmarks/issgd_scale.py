@@ -26,7 +26,7 @@ from absl import app, flags
 import tf_importance as tfi
 from benchmarks import command, measure
 from benchmarks.store_use import Constants, Expected, Line, Scale, Use, expected, through
-from benchmarks.stores import data, model, server
+from benchmarks.stores import begun, data, model, publish, server
 from reports import figures
 
 FLAGS = flags.FLAGS
@@ -80,7 +80,7 @@ def of_calls(client: redis.Redis, call: Callable[[], object], repeats: int) -> U
     for _ in range(repeats):
         call()
     last = used(client)
-    return (1 / repeats) * (last + -1.0 * idle + -1.0 * (idle + -1.0 * first))
+    return (1 / repeats) * (last - idle - (idle - first))
 
 
 def line(client: redis.Redis, call: Callable[[int], object], sizes: list[int]) -> Line:
@@ -117,9 +117,7 @@ def constants() -> Constants:
             single = line(client, lambda count: _singles(store, count), [512, 128])
             single_pull = line(client, _Peer(store), [512, 128])
     # What a pull of single scores was measured with has written them before.
-    single_pull = Line(
-        single_pull.of_call + -1.0 * single.of_call, single_pull.of_one + -1.0 * single.of_one
-    )
+    single_pull = Line(*(both - written for both, written in zip(single_pull, single)))
     return Constants(
         *(idle, through(of_shard), report, pull, publication, through(read), single, single_pull)
     )
@@ -186,14 +184,10 @@ def checked(known: Constants) -> dict:
     n, clients = FLAGS.checked_examples, 2
     with server() as url:
         client = redis.Redis.from_url(url)
-        made, source = model(FLAGS.checked_units, _FEATURES), data(n, _FEATURES)
-        store = tfi.stores.open_store(url, role="master")
+        source, store = data(n, _FEATURES), tfi.stores.open_store(url, role="master")
         scorer = tfi.scorers.loss
-        master = tfi.distributed.Master(
-            n, made, store, scorer=scorer, pull_seconds=FLAGS.pull_seconds
-        )
-        tfi.history_sample(source, master)
-        master.begin()
+        of_master = {"scorer": scorer, "pull_seconds": FLAGS.pull_seconds}
+        master = begun(model(FLAGS.checked_units, _FEATURES), source, store, **of_master)
         workers = [
             tfi.distributed.Worker(
                 model(FLAGS.checked_units, _FEATURES),
@@ -205,23 +199,22 @@ def checked(known: Constants) -> dict:
             for number in range(clients)
         ]
         with tfi.distributed.working(*workers):
-            begun = time.perf_counter()
+            beginning = time.perf_counter()
             while sum(worker.scored for worker in workers) < n / 10:
-                if time.perf_counter() - begun > _PATIENCE_SECONDS:
+                if time.perf_counter() - beginning > _PATIENCE_SECONDS:
                     raise RuntimeError("the workers scored too little.")
                 time.sleep(0.1)
             first, scored = used(client), sum(worker.scored for worker in workers)
             start, ages, version = time.perf_counter(), [], int(master.version)
             while time.perf_counter() - start < FLAGS.seconds:
                 time.sleep(FLAGS.publish_seconds)
-                master._snapshot()
-                master.exchange.wake()
+                publish(master)
                 found = master.mirror.known()
                 known_ages = store.now() - found.times[found.versions > 0]
-                ages.append((time.perf_counter() - begun, float(np.median(known_ages))))
-            seconds, length = time.perf_counter() - start, time.perf_counter() - begun
+                ages.append((time.perf_counter() - beginning, float(np.median(known_ages))))
+            seconds, length = time.perf_counter() - start, time.perf_counter() - beginning
             rate = (sum(worker.scored for worker in workers) - scored) / seconds
-            real = (1 / seconds) * (used(client) + -1.0 * first)
+            real = (1 / seconds) * (used(client) - first)
             times = max(int(master.version) - version, 1)
         master.end()
         size, blob = store.layout.shard_size, store.parameters().blob

@@ -23,7 +23,8 @@ from absl import app, flags
 
 import tf_importance as tfi
 from benchmarks import command, measure
-from benchmarks.stores import Server, data, model
+from benchmarks.redis_server import RedisServer
+from benchmarks.stores import begun, data, model, publish
 from reports import figures
 
 FLAGS = flags.FLAGS
@@ -103,7 +104,7 @@ class Running(NamedTuple):
     """
 
     line: Line
-    servers: list[Server]
+    servers: list[RedisServer]
     master: tfi.distributed.Master
 
     def client(self, number: int = 0) -> redis.Redis:
@@ -114,16 +115,12 @@ class Running(NamedTuple):
 @contextlib.contextmanager
 def running() -> Iterator[Running]:
     """A master that publishes each tenth of a second, and a worker."""
-    with Server() as first, Server() as second:
+    with contextlib.closing(RedisServer()) as first, contextlib.closing(RedisServer()) as second:
         line = Line(first.port)
         url = f"redis://127.0.0.1:{line.port}/0"
-        made, source = model(_UNITS, _FEATURES), data(FLAGS.examples, _FEATURES)
-        store = tfi.stores.open_store(url, role="master")
-        master = tfi.distributed.Master(
-            FLAGS.examples, made, store, scorer=tfi.scorers.loss, pull_seconds=_PULL_SECONDS
-        )
-        tfi.history_sample(source, master)
-        master.begin()
+        source, store = data(FLAGS.examples, _FEATURES), tfi.stores.open_store(url, role="master")
+        of_master = {"scorer": tfi.scorers.loss, "pull_seconds": _PULL_SECONDS}
+        master = begun(model(_UNITS, _FEATURES), source, store, **of_master)
         worker = tfi.distributed.Worker(
             model(_UNITS, _FEATURES),
             source,
@@ -146,10 +143,8 @@ def running() -> Iterator[Running]:
 
 
 def _publish(master: tfi.distributed.Master, ended: threading.Event) -> None:
-    """As a training does between its steps."""
     while not ended.wait(_PULL_SECONDS):
-        master._snapshot()
-        master.exchange.wake()
+        publish(master)
 
 
 def fresh_after(run: Running) -> float:

@@ -28,6 +28,9 @@ class Use(NamedTuple):
     def __add__(self, other: Use) -> Use:  # type: ignore[override]
         return Use(*(a + b for a, b in zip(self, other)))
 
+    def __sub__(self, other: Use) -> Use:
+        return self + -1.0 * other
+
     def __rmul__(self, factor: float) -> Use:  # type: ignore[override]
         return Use(*(factor * part for part in self))
 
@@ -45,8 +48,8 @@ class Line(NamedTuple):
 def through(found: dict[int, Use]) -> Line:
     """The line through two points."""
     (size, use), (other, of_other) = found.items()
-    of_one = (1 / (size - other)) * (use + -1.0 * of_other)
-    return Line(use + -size * of_one, of_one)
+    of_one = (1 / (size - other)) * (use - of_other)
+    return Line(use - size * of_one, of_one)
 
 
 class Constants(NamedTuple):

@@ -3,64 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 
 import keras
 import numpy as np
-import redis
 
 import tf_importance as tfi
+from benchmarks.redis_server import RedisServer
 
 _PIXELS = 784
-
-
-class Server:
-    """A redis-server, within a context.
-
-    Attributes:
-        port: where it answers, also after it was started anew.
-    """
-
-    def __init__(self) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
-
-    def start(self) -> None:
-        """Start it, empty, and wait until it answers."""
-        options = ["--port", str(self.port), "--save", "", "--dir", self._directory.name]
-        self._process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
-        client = redis.Redis(port=self.port)
-        for _ in range(500):
-            with contextlib.suppress(redis.exceptions.ConnectionError):
-                client.ping()
-                break
-            time.sleep(0.01)
-
-    def kill(self) -> None:
-        """As kill -9 does."""
-        self._process.kill()
-        self._process.wait()
-
-    def __enter__(self) -> Server:
-        self._directory = tempfile.TemporaryDirectory()
-        self.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.kill()
-        self._directory.cleanup()
 
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
     """A redis-server; its URL."""
-    with Server() as one:
-        yield f"redis://127.0.0.1:{one.port}/0"
+    with contextlib.closing(RedisServer()) as one:
+        yield one.url
 
 
 def model(units: list[str], features: int = _PIXELS) -> tfi.ISModel:
@@ -77,3 +35,19 @@ def data(n: int, features: int = _PIXELS) -> tuple[np.ndarray, np.ndarray]:
     """Noise: of the time that anything takes, nothing depends on values."""
     rng = np.random.default_rng(0)
     return rng.random((n, features), np.float32), rng.integers(10, size=n).astype(np.int32)
+
+
+def begun(
+    made: tfi.ISModel, source: tuple[np.ndarray, np.ndarray], store: tfi.stores.Store, **options
+) -> tfi.distributed.Master:
+    """A master of a model on data, whose run stands in the store; options as it has them."""
+    master = tfi.distributed.Master(len(source[1]), made, store, **options)
+    tfi.history_sample(source, master)
+    master.begin()
+    return master
+
+
+def publish(master: tfi.distributed.Master) -> None:
+    """Let its exchange send the parameters as they are, as a training does between its steps."""
+    master._snapshot()
+    master.exchange.wake()
