@@ -167,6 +167,46 @@ def test_a_random_half_stays_the_same_half():
     assert seen == again and len(seen) == N // 2
 
 
+# The same batches ---------------------------------------------------------------------------
+
+
+def of_a_switch(seed):
+    """Indices of a switched sampler's batches while it draws nothing."""
+    model = tfi.ISModel(build())
+    sampler = methods.OURS["switched"].sampler(task())
+    rate = tfi.schedules.GainAdapted(0.1)
+    model.compile(keras.optimizers.SGD(rate), LOSS, sampler=sampler)
+    drawn = tfi.history_sample((X, Y), sampler, B, model=model, seed=seed).repeat().take(40)
+    # Rows are as long as a pre-sample; a uniform batch is in front.
+    return [drawing["index"].numpy()[:B].tolist() for _, _, drawing in drawn]
+
+
+@pytest.mark.filterwarnings("ignore:batches of Switched are read")
+def test_uniform_batches_are_those_of_a_switch_that_draws_nothing():
+    """In passes that batches do not divide, each of them in an order of its own."""
+    batches = [batch.numpy().tolist() for batch in methods.passes(np.arange(N), B, 7).take(40)]
+    assert batches == of_a_switch(7)
+    assert batches != of_a_switch(8)
+    for first in range(0, 30, 15):
+        assert sorted(sum(batches[first : first + 15], [])) == list(range(N))
+    odd = [batch.numpy().tolist() for batch in methods.passes(np.arange(10, 47), 5, 0).take(37)]
+    assert all(sorted(sum(odd, [])[p : p + 37]) == list(range(10, 47)) for p in range(0, 185, 37))
+
+
+def test_a_switch_that_draws_nothing_is_the_same_run():
+    """At a rate at which any difference would grow."""
+    parts = training.Parts(task(), (X[:50], Y[:50]), (X[50:90], Y[50:90]), (X, Y))
+    costs = {"uniform": 1.0, "memory": 100.0, "memory, scored": 200.0}
+    every = {"uniform": methods.UNIFORM, **methods.OURS}
+    one, other, another = (
+        training.run(build, parts, every, (name, 1.0, seed, 30.0), 300, costs, None)
+        for name, seed in (("uniform", 0), ("switched", 0), ("uniform", 1))
+    )
+    assert other.drawn == 0
+    np.testing.assert_allclose(other[4:8], one[4:8], rtol=1e-4)
+    assert abs(another.train_loss / one.train_loss - 1) > 1e-2
+
+
 # The comparison -----------------------------------------------------------------------------
 
 
@@ -381,6 +421,11 @@ def test_without_a_scale_nothing_is_said_of_time():
     )
     assert "Nothing can be said of time" in found.verdict and not found.pays
     json.dumps(found.to_json())
+    same = result.summarized(
+        runs + runs_of("a", [0.1] * 3), chosen, {}, {"seeds": [0, 1, 2]}, ["a"]
+    )
+    assert same.rows[1].speedups == (1.0, 1.0, 1.0)
+    assert same.verdict == "Stop here: not worth it. The best, a, saves 0% (0 to 0%)."
 
 
 def test_the_training_loss_may_count_instead():

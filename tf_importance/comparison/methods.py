@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_importance import samplers, scorers, switches
 from tf_importance.comparison.classes import Head
+from tf_importance.samplers.base import passing
 
 # A class is rare that has less than a third of an equal share.
 _RARE = 1 / 3
@@ -210,9 +211,18 @@ def needs_classes(name: str) -> bool:
 
 
 def passes(numbers: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
-    """Endless batches of indices, pass after pass, each in a new order."""
-    each = tf.data.Dataset.from_tensor_slices(numbers).shuffle(len(numbers), seed=seed)
-    return each.repeat().batch(batch_size, drop_remainder=True)
+    """Endless batches of indices, pass after pass, each in a new order.
+
+    The very batches that a switched sampler's uniform steps have with this seed: while it draws
+    nothing it is the same run, and a difference between two runs is one of methods.
+    """
+    numbers, size = tf.constant(numbers), len(numbers)
+    seeds = tf.fill([2], tf.constant(seed, tf.int64))
+
+    def batch(number: tf.Tensor) -> tf.Tensor:
+        return tf.gather(numbers, passing(number * batch_size, batch_size, size, seeds).indices)
+
+    return tf.data.Dataset.counter().map(batch)
 
 
 def _with_shares(task: Task, wanted: np.ndarray, seed: int) -> tf.data.Dataset:

@@ -30,7 +30,8 @@ class Row(NamedTuple):
         drawn: share of the steps on drawn batches; None of plain Keras.
         losses: of each seed, what counts: of held-out data, or of training examples.
         speedups: of each seed, the time that uniform sampling needs for its loss, in budgets.
-        speedup: their median; None where uniform sampling's loss does not fall with time.
+        speedup: their median; None where uniform sampling's loss does not fall with time, and the
+            runs are not its own to the last digit.
     """
 
     method: str
@@ -223,10 +224,13 @@ def summarized(
     for method in dict.fromkeys(name for name, _ in chosen):
         factor, at_edge = chosen[method, 1.0]
         its = [r for r in final if (r.method, r.length, r.factor) == (method, 1.0, factor)]
-        speedups = (
-            () if of_time is None else tuple(of_time.time_to(getattr(run, counts)) for run in its)
-        )
+        counted = tuple(getattr(run, counts) for run in its)
         losses = [run.loss for run in its]
+        if of_time is not None:
+            speedups = tuple(of_time.time_to(loss) for loss in counted)
+        else:
+            # Where a loss says nothing of time, the same runs still take the same.
+            speedups = (1.0,) * len(its) if list(counted) == lengths[1.0] else ()
         rows.append(
             Row(
                 method=method,
@@ -241,7 +245,7 @@ def summarized(
                 error=_median([run.error for run in its]),
                 average_precision=_median([run.average_precision for run in its]),
                 drawn=_median([run.drawn for run in its]),
-                losses=tuple(getattr(run, counts) for run in its),
+                losses=counted,
                 speedups=speedups,
                 speedup=statistics.median(speedups) if speedups else None,
             )
