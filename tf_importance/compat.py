@@ -6,7 +6,7 @@ Everything in the library that depends on the version of Keras stands here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -222,19 +222,26 @@ def make_train_function_direct(model: keras.Model) -> None:
     """Spare a model's train function what it spends between steps, where a step is the same.
 
     Keras 3 hands the logs of every step over as an Optional that Python then asks and opens:
-    0.1 to 0.2 ms a step. Where a step is one batch of a tf.data iterator on one replica, the
-    compiled step can return them directly; that pays for the logs that an ISModel adds.
+    0.1 to 0.2 ms a step. Where a step is one batch of an iterator, in one process, the compiled
+    step can return them directly; that pays for the logs that an ISModel adds. Of several
+    replicas, whose logs Keras averages one by one, they are averaged all at once.
 
     Args:
         model: a compiled model with the train function that Keras made.
     """
     strategy = model.distribute_strategy
-    several = model.steps_per_execution > 1 or strategy.num_replicas_in_sync > 1
-    if not KERAS_3 or model.run_eagerly or several:
+    if not KERAS_3 or model.run_eagerly or model.steps_per_execution > 1:
         return
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return
+    replicas = strategy.num_replicas_in_sync
+    kind = tf.data.Iterator if replicas == 1 else tf.distribute.DistributedIterator
     generic = model.train_function
     on_data = tf.function(
-        model.train_step, autograph=False, reduce_retracing=True, jit_compile=model.jit_compile
+        model.train_step if replicas == 1 else _on_replicas(model.train_step, strategy),
+        autograph=False,
+        reduce_retracing=True,
+        jit_compile=model.jit_compile,
     )
     step_on_data = model._autoconvert_optionals(on_data)
 
@@ -243,9 +250,46 @@ def make_train_function_direct(model: keras.Model) -> None:
         return step_on_data(iterator.get_next())
 
     def function(iterator):
-        return (step if isinstance(iterator, tf.data.Iterator) else generic)(iterator)
+        return (step if isinstance(iterator, kind) else generic)(iterator)
 
     model.train_function = function
+
+
+def _on_replicas(step: Callable, strategy: tf.distribute.Strategy) -> Callable:
+    """A step on the batches of all replicas; its logs are means over them, as Keras has them."""
+
+    def joined(data):
+        logs: list[dict] = []
+
+        def on_one(data):
+            logs.append(step(data))
+            return _by_kind(tf.nest.flatten(logs[-1]))
+
+        means = tf.nest.map_structure(
+            lambda part: tf.reduce_mean(strategy.experimental_local_results(part), axis=0),
+            strategy.run(on_one, args=(data,)),
+        )
+        return tf.nest.pack_sequence_as(logs[-1], _apart(tf.nest.flatten(logs[-1]), *means))
+
+    return joined
+
+
+def _by_kind(values: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """The float32 scalars among values as one vector, and the others."""
+    scalars = [value for value in values if _is_scalar(value)]
+    others = [value for value in values if not _is_scalar(value)]
+    return tf.stack(scalars) if scalars else tf.zeros([0]), others
+
+
+def _apart(like: list[tf.Tensor], scalars: tf.Tensor, others: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The values that `_by_kind` has put together, in the order of others of their kinds."""
+    count = sum(map(_is_scalar, like))
+    left, right = iter(tf.unstack(scalars, num=count)), iter(others)
+    return [next(left if _is_scalar(value) else right) for value in like]
+
+
+def _is_scalar(value: Any) -> bool:
+    return tf.is_tensor(value) and value.shape.rank == 0 and value.dtype == tf.float32
 
 
 def steps_per_execution(model: keras.Model) -> int:
