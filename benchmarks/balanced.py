@@ -3,10 +3,10 @@
 Each task is a net on data, compared by `tfi.compare`: uniform sampling, each method, and what it is
 to leave a random half out, every one at its own best learning rate, decayed linearly to 0, at equal
 cost (what a step of each costs is measured once). Runs are of 20 passes and more over 5,000
-examples at most, 2,000 where a net has convolutions. A method's speedup is the time that uniform
-sampling would need for the training loss that the method ends with, over the method's time; read
-off uniform sampling's own runs of half and twice the budget. With --by=held_out it is that of the
-loss on other examples.
+examples at most, 2,000 where a net has convolutions or reads words. A method's speedup is the time
+that uniform sampling would need for the training loss that the method ends with, over the method's
+time; read off uniform sampling's own runs of half and twice the budget. With --by=held_out it is
+that of the loss on other examples.
 
 The first six tasks are friendly, there is noise to reduce; the others are hostile, with little or
 none. Runs are kept in --out/TASK as they are made, and a command that is interrupted goes on there;
@@ -61,7 +61,7 @@ flags.DEFINE_boolean("report", False, "Run nothing; report on what is there.")
 flags.DEFINE_string("out", "runs/benchmarks/balanced", "Where runs and results go.")
 
 _EXAMPLES = 5_000
-# Of images that a net with convolutions trains on: all tasks together take less than three hours.
+# For nets with convolutions, and over words: all tasks together take less than three hours.
 _FEWER = 2_000
 _PASSES = 20
 L = keras.layers
@@ -97,7 +97,7 @@ def duplicated(data: Data) -> Data:
 def reviews() -> Data:
     """Texts of 40 words, made up: two opinions, told by a few words of 2,000, some of them rare."""
     rng = np.random.default_rng(0)
-    count, words, length = _EXAMPLES + 1_000, 2_000, 40
+    count, words, length = _FEWER + 1_000, 2_000, 40
     y = rng.integers(2, size=count)
     x = np.minimum(rng.zipf(1.3, size=(count, length)), words - 201)
     told = rng.integers(1, 4, size=count)
@@ -108,7 +108,7 @@ def reviews() -> Data:
         rows = np.flatnonzero(told > place)
         x[rows, where[rows]] = own[rows]
     x, y = x.astype(np.int32), y.astype(np.int32)
-    return Data(x[:_EXAMPLES], y[:_EXAMPLES], x[_EXAMPLES:], y[_EXAMPLES:])
+    return Data(x[:_FEWER], y[:_FEWER], x[_FEWER:], y[_FEWER:])
 
 
 def cifar10() -> Data:

@@ -222,3 +222,40 @@ def test_a_dataset_for_another_number_of_replicas_is_refused(strategy):
     model = model_in(strategy, lambda: sampler)
     with pytest.raises(ValueError, match="drawn for 1 replicas.*trains on 2"):
         model.fit(data, verbose=0)
+
+
+# Logs ---------------------------------------------------------------------------------------
+
+
+def test_logs_are_those_of_keras_own_train_function(strategy, monkeypatch):
+    """Means over the replicas, averaged at once: also where some are vectors, or whole numbers."""
+
+    class Seen(keras.metrics.Sum):
+        """Counts calls, in whole numbers."""
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            return super().update_state(tf.ones([], tf.int32))
+
+    def logs(direct):
+        keras.utils.set_random_seed(2)
+        if not direct:
+            monkeypatch.setattr(tfi.compat, "make_train_function_direct", lambda model: None)
+        with strategy.scope():
+            net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+            model = tfi.ISModel(net)
+            metrics = [keras.metrics.F1Score(), "accuracy", Seen(dtype="int32", name="calls")]
+            loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+            model.compile("sgd", loss, metrics=metrics)
+        kept = []
+        at_end = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: kept.append(logs))
+        one_hot = np.eye(3, dtype=np.float32)[Y]
+        model.fit(X, one_hot, batch_size=b, shuffle=False, verbose=0, callbacks=[at_end])
+        return kept
+
+    direct, generic = logs(True), logs(False)
+    assert len(direct) == len(generic) == N // b
+    for one, other in zip(direct, generic):
+        assert set(one) == set(other) and {"f1_score", "calls", "tau", "ess"} <= set(one)
+        for name, value in other.items():
+            np.testing.assert_allclose(np.asarray(one[name]), np.asarray(value), rtol=1e-4)
+    assert len({float(one["tau"]) for one in direct}) > 2

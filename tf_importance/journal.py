@@ -80,11 +80,13 @@ class Journal(tf.Module):
         if size is None:
             size = tf.shape(scores, tf.int64)[0]
         kept, width = self.batches(size), size + _HEAD
-        row = tf.concat([tf.stack([_lap(number, kept), *moments]), scores], axis=0)
-        places = number % kept * width + tf.range(width, dtype=tf.int64)
-        self.rows.scatter_update(tf.IndexedSlices(row, places))
-        # Of several replicas each writes the row of its own batch.
-        self.trained.assign(tf.maximum(number + 1, self.trained))
+        row = tf.concat([tf.stack(moments), scores], axis=0)
+        with tf.device(self.rows.device):
+            row = tf.concat([_lap(number, kept)[tf.newaxis], row], axis=0)
+            places = number % kept * width + tf.range(width, dtype=tf.int64)
+            self.rows.scatter_update(tf.IndexedSlices(row, places))
+            # Of several replicas each writes the row of its own batch.
+            self.trained.assign(tf.maximum(number + 1, self.trained))
 
     # The pipeline -------------------------------------------------------------------------
 
