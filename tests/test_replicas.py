@@ -247,9 +247,9 @@ def test_logs_are_those_of_keras_own_train_function(strategy, monkeypatch):
             loss = keras.losses.CategoricalCrossentropy(from_logits=True)
             model.compile("sgd", loss, metrics=metrics)
         kept = []
-        at_end = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: kept.append(logs))
+        keep = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: kept.append(logs))
         one_hot = np.eye(3, dtype=np.float32)[Y]
-        model.fit(X, one_hot, batch_size=b, shuffle=False, verbose=0, callbacks=[at_end])
+        model.fit(X, one_hot, batch_size=b, shuffle=False, verbose=0, callbacks=[keep])
         return kept
 
     direct, generic = logs(True), logs(False)
