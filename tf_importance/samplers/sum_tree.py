@@ -97,23 +97,38 @@ class SumTree(tf.Module):
         """
         node = tf.zeros_like(points, tf.int64)
         probabilities = tf.ones_like(points)
-        # TensorFlow's cumsum, matvec and batched gather take several times as long.
-        first = FANOUT * tf.range(tf.size(points), dtype=tf.int64)
         for level in reversed(self.levels):
-            leaves = tf.reshape(tf.cast(tf.gather(level, node), tf.float64), [-1, self.columns])
-            children = tf.reshape(tf.linalg.matmul(leaves, mixing[:, tf.newaxis]), [-1, FANOUT])
-            ends = tf.linalg.matmul(children, _RUNNING_SUMS)
-            whole = ends[:, -1]
+            children, ends, row = self._mixed(level, node, mixing)
+            of_point = tf.gather(ends, row)
+            whole = of_point[:, -1]
             # Rounding must not lift a point over the last child of positive probability.
             target = tf.minimum(points * whole, whole * (1 - 2.0**-45))
-            child = tf.searchsorted(ends, target[:, tf.newaxis], side="right", out_type=tf.int64)
+            child = tf.searchsorted(of_point, target[:, tf.newaxis], side="right", out_type=tf.int64)
             child = tf.minimum(child[:, 0], FANOUT - 1)
-            share = tf.gather(tf.reshape(children, [-1]), first + child)
-            start = tf.gather(tf.reshape(ends, [-1]), first + child) - share
+            # TensorFlow's batched gather takes several times as long.
+            place = row * FANOUT + child
+            share = tf.gather(tf.reshape(children, [-1]), place)
+            start = tf.gather(tf.reshape(ends, [-1]), place) - share
             points = tf.clip_by_value(tf.math.divide_no_nan(target - start, share), 0.0, 1.0)
             probabilities *= tf.math.divide_no_nan(share, whole)
             node = node * FANOUT + child
         return Drawn(node, probabilities)
+
+    def _mixed(
+        self, level: tf.Variable, node: tf.Tensor, mixing: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The children of nodes [b] mixed, their running sums, and in which row a node's are.
+
+        Of all rows, where these are fewer than the nodes.
+        """
+        if level.shape[0] <= (node.shape[0] or 0):
+            rows, row = tf.convert_to_tensor(level), node
+        else:
+            rows, row = tf.gather(level, node), tf.range(tf.size(node, tf.int64))
+        leaves = tf.reshape(tf.cast(rows, tf.float64), [-1, self.columns])
+        # TensorFlow's cumsum and matvec take several times as long.
+        children = tf.reshape(tf.linalg.matmul(leaves, mixing[:, tf.newaxis]), [-1, FANOUT])
+        return children, tf.linalg.matmul(children, _RUNNING_SUMS), row
 
     def draw_mixed(self, points: tf.Tensor, mixing: tf.Tensor, uniform: float) -> Drawn:
         """As `draw`, by p_i mixed with a share of 1/n.
