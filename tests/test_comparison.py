@@ -54,9 +54,15 @@ def test_uniform_samplings_own_medians_are_worth_their_time():
 def test_where_time_is_of_no_use_there_is_no_scale():
     assert scale.of_uniform({0.5: [0.3], 1.0: [0.3], 2.0: [0.299]}) is None
     assert scale.of_uniform({0.5: [0.3], 1.0: [math.inf], 2.0: [0.4]}) is None
-    # It overfits from 1 on: what comes later is as good as that.
-    of_time = scale.of_uniform({0.5: [0.4], 1.0: [0.2], 2.0: [0.3]})
-    assert of_time.time_to(0.2) <= 2 and of_time.time_to(0.4) == pytest.approx(0.5)
+    assert scale.of_uniform({0.5: [0.3], 1.0: [0.4], 2.0: [0.3]}) is None
+
+
+@pytest.mark.parametrize("later", [0.3, 0.2])
+def test_a_longer_run_that_is_no_better_makes_no_time_longer(later):
+    """It overfits from 1 on: of a lower loss the runs before that tell, along their own line."""
+    of_time = scale.of_uniform({0.5: [0.4], 1.0: [0.2], 2.0: [later]})
+    found = [of_time.time_to(loss) for loss in (0.4, 0.2, 0.1)]
+    assert found == pytest.approx([0.5, 1.0, 2.0])
 
 
 # Classes ------------------------------------------------------------------------------------

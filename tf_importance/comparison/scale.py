@@ -44,10 +44,14 @@ def of_uniform(losses: Mapping[float, Sequence[float]]) -> Scale | None:
     Args:
         losses: by time in budgets, of each run.
     """
-    times = sorted(losses)
-    medians = [float(np.median(losses[time])) for time in times]
-    # A longer run that ended higher, as one that overfits, is as good as a shorter one.
-    falling = np.minimum.accumulate(medians)
-    if len(times) < 2 or not (0 < falling[-1] < (1 - _FALLS) * falling[0] < math.inf):
+    points: list[tuple[float, float]] = []
+    for time, found in sorted(losses.items()):
+        loss = float(np.median(found))
+        # A longer run that ended no lower, as one that overfits, says nothing of how long a lower
+        # loss takes.
+        if not points or loss < points[-1][1]:
+            points.append((time, loss))
+    times, falling = (np.array(part) for part in zip(*points))
+    if len(points) < 2 or not (0 < falling[-1] < (1 - _FALLS) * falling[0] < math.inf):
         return None
     return Scale(tuple(np.log(times).tolist()), tuple(np.log(falling).tolist()))
