@@ -60,6 +60,25 @@ def test_columns_are_mixed_at_the_draw():
     )
 
 
+@pytest.mark.parametrize("size", [33, 1025, 10_000])
+def test_few_draws_at_once_are_those_of_many(size):
+    """Many mix whole levels, where these have fewer rows than there are draws; few their own."""
+    rng = np.random.default_rng(size)
+    tree = tree_of(rng.gamma(0.5, 1.0, [size, 2]))
+    mixing, where = tf.constant([1.0, 0.25], tf.float64), points(640)
+    many = tree.draw(where, mixing)
+    for few in (1, 20):
+        parts = [tree.draw(part, mixing) for part in tf.split(where, len(where) // few)[:32]]
+        of_few = tf.concat([part.indices for part in parts], axis=0)
+        np.testing.assert_array_equal(of_few, many.indices[: len(of_few)])
+        np.testing.assert_allclose(
+            tf.concat([part.probabilities for part in parts], axis=0),
+            many.probabilities[: len(of_few)],
+            rtol=1e-9,
+        )
+    assert len(np.unique(many.indices)) > min(size, 640) / 4
+
+
 def test_updates_equal_a_tree_made_anew():
     rng = np.random.default_rng(0)
     leaves = rng.random([5000, 2]).astype(np.float32)
