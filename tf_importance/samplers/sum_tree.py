@@ -103,7 +103,8 @@ class SumTree(tf.Module):
             whole = of_point[:, -1]
             # Rounding must not lift a point over the last child of positive probability.
             target = tf.minimum(points * whole, whole * (1 - 2.0**-45))
-            child = tf.searchsorted(of_point, target[:, tf.newaxis], side="right", out_type=tf.int64)
+            wanted = target[:, tf.newaxis]
+            child = tf.searchsorted(of_point, wanted, side="right", out_type=tf.int64)
             child = tf.minimum(child[:, 0], FANOUT - 1)
             # TensorFlow's batched gather takes several times as long.
             place = row * FANOUT + child
