@@ -206,14 +206,10 @@ class Groups:
             left: [k] which pre-samples of the group these are.
         """
         size = tf.gather(self._sizes(), before.plan)
-        parts = fresh.whole(before.group, size)
-        left = left[: tf.shape(parts.importance)[0]]
-
-        def rest(part: tf.Tensor) -> tf.Tensor:
-            behind = tf.boolean_mask(part, left)[:, self._setting.batch_size :]
-            return tf.reshape(behind, [-1, *fresh.sizes(behind)[2:]])
-
-        return tf.nest.map_structure(rest, parts)
+        count = tf.shape(before.group.importance)[0] // size
+        first = tf.cast(tf.where(left[:count]), tf.int32) * size
+        places = tf.reshape(first + tf.range(self._setting.batch_size, size), [-1])
+        return tf.nest.map_structure(lambda part: tf.gather(part, places), before.group)
 
     def _sizes(self) -> list[int]:
         """Of what the steps get under each plan."""
