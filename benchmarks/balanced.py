@@ -179,7 +179,7 @@ def compared(name: str, task: Task, out: pathlib.Path) -> tfi.comparison.Compari
     return tfi.compare(
         build,
         (data.x, data.y),
-        FLAGS.methods,
+        _reported(out / name) if FLAGS.report else FLAGS.methods,
         batch_size=task.batch_size,
         budget=4 if FLAGS.short else budget,
         seeds=FLAGS.seeds,
@@ -189,6 +189,12 @@ def compared(name: str, task: Task, out: pathlib.Path) -> tfi.comparison.Compari
         out=out / name,
         by=FLAGS.by,
     )
+
+
+def _reported(folder: pathlib.Path) -> list[str]:
+    """The methods that have been run."""
+    rows = tfi.comparison.Comparison.load(folder).rows
+    return [row.method for row in rows if row.method != "uniform"]
 
 
 # Results ----------------------------------------------------------------------------------
@@ -214,8 +220,10 @@ def geometric_means(tasks: dict[str, dict]) -> dict[str, float]:
 def markdown(tasks: dict[str, dict]) -> str:
     """Speedups: median (range); train loss and error; the best rates."""
     rows = []
+    # Not all have been run on each task.
+    methods = dict.fromkeys(method for task in tasks.values() for method in task["methods"])
     for name, task in tasks.items():
-        cells = {"task": name if task["friendly"] else f"*{name}*"}
+        cells = {"task": name if task["friendly"] else f"*{name}*", **dict.fromkeys(methods, "")}
         for method, row in task["methods"].items():
             speedups = row["speedups"]
             told = "-"
