@@ -98,8 +98,11 @@ class SumTree(tf.Module):
         node = tf.zeros_like(points, tf.int64)
         probabilities = tf.ones_like(points)
         for level in reversed(self.levels):
-            children, ends, row = self._mixed(level, node, mixing)
-            of_point = tf.gather(ends, row)
+            # All rows of a level once, where they are fewer than the draws; else each draw's own.
+            has_all = level.shape[0] <= (points.shape[0] or 0)
+            children, ends = self._mixed(level if has_all else tf.gather(level, node), mixing)
+            row = node if has_all else tf.range(tf.size(node, tf.int64))
+            of_point = tf.gather(ends, row) if has_all else ends
             whole = of_point[:, -1]
             # Rounding must not lift a point over the last child of positive probability.
             target = tf.minimum(points * whole, whole * (1 - 2.0**-45))
@@ -115,21 +118,12 @@ class SumTree(tf.Module):
             node = node * FANOUT + child
         return Drawn(node, probabilities)
 
-    def _mixed(
-        self, level: tf.Variable, node: tf.Tensor, mixing: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The children of nodes [b] mixed, their running sums, and in which row a node's are.
-
-        Of all rows, where these are fewer than the nodes.
-        """
-        if level.shape[0] <= (node.shape[0] or 0):
-            rows, row = tf.convert_to_tensor(level), node
-        else:
-            rows, row = tf.gather(level, node), tf.range(tf.size(node, tf.int64))
+    def _mixed(self, rows, mixing: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The children in rows of a level mixed, and their running sums: [m, FANOUT] each."""
         leaves = tf.reshape(tf.cast(rows, tf.float64), [-1, self.columns])
         # TensorFlow's cumsum and matvec take several times as long.
         children = tf.reshape(tf.linalg.matmul(leaves, mixing[:, tf.newaxis]), [-1, FANOUT])
-        return children, tf.linalg.matmul(children, _RUNNING_SUMS), row
+        return children, tf.linalg.matmul(children, _RUNNING_SUMS)
 
     def draw_mixed(self, points: tf.Tensor, mixing: tf.Tensor, uniform: float) -> Drawn:
         """As `draw`, by p_i mixed with a share of 1/n.
