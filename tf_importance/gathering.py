@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tf_importance.draws import Draws
 from tf_importance.marks import Drawing
-from tf_importance.processes import part_of, replica_number
+from tf_importance.processes import meet, part_of, replica_number
 
 
 class Gathering:
@@ -56,6 +56,7 @@ class Gathering:
         seed, *states = self._told([int(sampler.seed), *state.values()])
         for name, values in zip(state, states):
             if len(set(values)) > 1:
+                meet(self._strategy)
                 raise ValueError(
                     f"the samplers of the processes differ: the {name} of each replica is "
                     f"{values}. Give all processes the same data, sizes and seed, and restore all "

@@ -7,10 +7,14 @@ is done with the model's own `train_step` and the usual callbacks.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+
+# One that stops at another step than the others is not waited for, for ever.
+_PATIENCE = tf.distribute.experimental.CommunicationOptions(timeout_seconds=600)
 
 
 def are_several(strategy: tf.distribute.Strategy) -> bool:
@@ -61,6 +65,21 @@ def replicas_here(strategy: tf.distribute.Strategy) -> int:
     if are_several(strategy):
         return len(strategy.extended.worker_devices)
     return strategy.num_replicas_in_sync
+
+
+def meet(strategy: tf.distribute.Strategy) -> None:
+    """Until all processes are here: one that ended sooner would take from the others what they
+    are still reading of the last sum."""
+
+    @tf.function(autograph=False)
+    def meeting():
+        return strategy.run(
+            lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.zeros([1]), _PATIENCE)
+        )
+
+    # Those that the first to leave takes this sum from have all they need.
+    with contextlib.suppress(tf.errors.OpError):
+        meeting()
 
 
 def own_batches(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset):
@@ -123,6 +142,7 @@ def fit(
                 break
     finally:
         gathering.end()
+    meet(strategy)
     callbacks.on_train_end(logs)
     return model.history
 
