@@ -77,7 +77,7 @@ def meet(strategy: tf.distribute.Strategy) -> None:
             lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.zeros([1]), _PATIENCE)
         )
 
-    # Those that the first to leave takes this sum from have all they need.
+    # Whoever loses this sum because another has left has all that it came for.
     with contextlib.suppress(tf.errors.OpError):
         meeting()
 
