@@ -66,7 +66,7 @@ def test_keras_trains_on_it_with_and_without_scores(scored):
     "kwargs, error, message",
     [
         ({"datasets": [dataset(FEW, 1.0)]}, ValueError, "two or more"),
-        ({"datasets": [dataset(FEW, 1.0), FEW]}, TypeError, "of tf.data; got"),
+        ({"datasets": [dataset(FEW, 1.0), FEW]}, TypeError, "a tf.data.Dataset; got"),
         ({"datasets": [dataset(FEW, 1.0), dataset(MANY[:, :1], 0.0)]}, ValueError, "alike"),
         ({"datasets": [tf.data.Dataset.range(3)] * 2}, ValueError, r"\(x, y\)"),
         ({"datasets": [dataset(FEW, 1.0), dataset(MANY, 0.0).take(0)]}, ValueError, "1 has no"),

@@ -606,7 +606,7 @@ def test_what_does_not_fit_is_refused(points):
     other = compiled(sampler=tfi.samplers.Proportional(N))
     with pytest.raises(ValueError, match="remembered by the model's scorer.*got tfi.scorers.loss"):
         batches(model, points, scorer=tfi.scorers.loss)
-    with pytest.raises(ValueError, match="RAIS or Stratified; got Proportional"):
+    with pytest.raises(ValueError, match="as RAIS.. and Stratified.. do; got Proportional"):
         batches(other, points)
     model.compile(keras.optimizers.SGD(0.1), LOSS, sampler=model.sampler)
     with pytest.warns(UserWarning, match="follows the gain"):

@@ -132,6 +132,36 @@ def test_without_runs_it_says_what_is_needed(tmp_path):
         tfi.report(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ([], r"got \[\]"),
+        ({}, r"got \{\}"),
+        ([1, 2], r"got \[1, 2\]"),
+        (3, "got 3"),
+        (b"a", "got b'a'"),
+    ],
+    ids=str,
+)
+def test_what_is_no_run(given, said):
+    with pytest.raises(TypeError, match=f"run must be a folder of runs.*{said}"):
+        tfi.report(given)
+
+
+@pytest.mark.parametrize("line", ["not JSON", '{"seconds": 1}', "[1, 2]", "3"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    folder = tmp_path / "a"
+    written(folder, [2.0, 1.0])
+    with (folder / runs.METRICS).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=f"line 3 of .*a/{runs.METRICS} is no JSON object.*remove"):
+        tfi.report(folder)
+    (folder / "run.json").write_text("{")
+    (folder / runs.METRICS).write_text('{"step": 1, "seconds": 1.0}\n')
+    with pytest.raises(ValueError, match=r"run.json is no JSON .*; remove it, or give"):
+        tfi.report(folder)
+
+
 # Examples ---------------------------------------------------------------------------------------
 
 
@@ -318,7 +348,7 @@ def test_wrong_arguments():
         tfi.Recorder("run", every=0)
     with pytest.raises(TypeError, match="folder of runs, several.*got 3"):
         tfi.report(3, "out.html")
-    with pytest.raises(ValueError, match="out must be given"):
+    with pytest.raises(ValueError, match="out must name the file"):
         tfi.report(["a", "b"])
 
 

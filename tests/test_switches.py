@@ -161,7 +161,7 @@ def test_auto_takes_the_fastest_of_many_plans():
         ({"memory_seconds": 1.0}, "or none of them, and all are measured; got None, None and 1.0"),
         (
             {"step_seconds": 1.0, "scoring_seconds": 1.0, "memory_seconds": -1.0},
-            "not negative; got 1.0, 1.0 and -1.0",
+            "memory_seconds must be not negative; got -1.0",
         ),
         ({"hysteresis": 0.0}, "hysteresis must be positive; got 0.0"),
     ],

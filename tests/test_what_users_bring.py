@@ -710,7 +710,7 @@ def test_weights_that_are_not_one_for_each_output_are_refused():
     spec = (X, Y, np.ones((N, 3), "float32"))
     with pytest.raises(ValueError, match="have more axes than the losses"):
         model.fit(drawn(model, *spec), verbose=0)
-    with pytest.raises(ValueError, match="strata go with one sample weight for each example"):
+    with pytest.raises(ValueError, match="one for each example beside strata"):
         drawn(model, *spec, strata=lambda x, y: y)
 
 

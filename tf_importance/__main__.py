@@ -10,12 +10,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import inspect
 import os
 import sys
-
-# What TensorFlow says when it starts is not asked for.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,12 +34,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     estimate.add_argument("function", help="module:function, which gives (model, data)")
     estimate.add_argument(
-        "--after", type=_numbers, default=[300, 3000], help="steps to train a copy (300,3000)"
+        "--after", type=_counts, default=[300, 3000], help="steps to train a copy (300,3000)"
     )
     estimate.add_argument(
-        "--batch_sizes", type=_numbers, default=[32, 128], help="sizes to predict for (32,128)"
+        "--batch_sizes", type=_counts, default=[32, 128], help="sizes to predict for (32,128)"
     )
-    estimate.add_argument("--examples", type=int, default=4096, help="to measure on (4096)")
+    estimate.add_argument("--examples", type=_count, default=4096, help="to measure on (4096)")
     report = commands.add_parser("report", help="an HTML page about runs, or a comparison")
     report.add_argument("folder", nargs="+", help="of runs; several are put side by side")
     report.add_argument("--out", help="the file (report.html in the folder)")
@@ -55,34 +54,75 @@ def _report(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     from tf_importance.reporting import report
 
     folder = given.folder[0] if len(given.folder) == 1 else given.folder
+    if given.out is None and len(given.folder) > 1:
+        parser.error("several folders go into one page; say where, --out report.html")
     try:
         path = report(folder, given.out)
-    except (FileNotFoundError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError) as error:
         parser.error(str(error))
     sys.stdout.write(f"{path}\n")
 
 
 def _estimate(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    module, _, name = given.function.partition(":")
-    if not name:
-        parser.error(f"a function is named module:function; got {given.function!r}")
-    sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        parser.error(f"there is no {given.function}: {error}")
+    made = _made(parser, given.function)
     # Not before: to say what a command does needs no TensorFlow.
     from tf_importance.estimate import estimate_gain
 
+    options = {"batch_sizes": given.batch_sizes, "examples": given.examples, "after": given.after}
+    try:
+        found = estimate_gain(*made, **options)
+    except (TypeError, ValueError) as error:
+        # What is wrong with the model or the data, in a line.
+        parser.error(f"{given.function}: {error}")
+    sys.stdout.write(f"\n{found}\n")
+
+
+def _made(parser: argparse.ArgumentParser, name: str) -> tuple:
+    """(model, data) of a function module:function."""
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        parser.error(f"a function is named module:function; got {name!r}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        parser.error(f"there is no {name}: {error}")
+    function = getattr(loaded, attribute, None)
+    if function is None:
+        close = difflib.get_close_matches(attribute, vars(loaded), 1)
+        meant = f"; did you mean {module}:{close[0]}?" if close else ""
+        parser.error(f"there is no {name}: module {module} has no {attribute!r}{meant}")
+    if not callable(function):
+        parser.error(f"{name} must be a function; it is a {type(function).__name__}")
+    needed = [
+        one.name
+        for one in inspect.signature(function).parameters.values()
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    if needed:
+        parser.error(
+            f"{name} is called without arguments, and needs {', '.join(needed)}; "
+            "write a function that gives them"
+        )
     made = function()
     if not isinstance(made, tuple) or len(made) != 2:
-        parser.error(f"{given.function} must give (model, data); got {type(made).__name__}")
-    options = {"batch_sizes": given.batch_sizes, "examples": given.examples, "after": given.after}
-    sys.stdout.write(f"\n{estimate_gain(*made, **options)}\n")
+        parser.error(
+            f"{name} must return (model, data), a compiled model and (x, y) or a dataset; got "
+            f"{type(made).__name__}"
+        )
+    return made
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part]
+def _count(text: str) -> int:
+    """A positive whole number."""
+    if not text.strip().isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number; got {text!r}")
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    """Some, with commas."""
+    return [_count(part) for part in text.split(",") if part.strip()]
 
 
 if __name__ == "__main__":

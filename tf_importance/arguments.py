@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 import operator
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 _LONGEST = 80
@@ -23,6 +24,35 @@ def positive_integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or number < 1:
         raise ValueError(f"{name} must be a positive integer; got {named(value)}.")
     return number
+
+
+def positive_integers(name: str, values: Any) -> list[int]:
+    """Some positive integers: a sequence of them.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ValueError(
+            f"{name} must be a list of positive integers, such as [300]; got {named(values)}."
+        )
+    return [positive_integer(f"each of {name}", value) for value in values]
+
+
+def number(name: str, value: Any, wanted: str, fits: Callable[[float], bool]) -> float:
+    """A real number of any type that fits.
+
+    Args:
+        wanted: what does, in words: "positive and finite". fits: whether a number does.
+    Raises:
+        ValueError: it is none, or one that does not.
+    """
+    known = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if known or (hasattr(value, "numpy") and value.shape == ()):
+        found = float(value)
+        if fits(found):
+            return found
+    raise ValueError(f"{name} must be {wanted}; got {named(value)}.")
 
 
 def one_of(name: str, value: Any, known: Collection[Any]) -> Any:

@@ -16,8 +16,8 @@ def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
     """The dataset's element_spec, as (x, y) or (x, y, sample_weight) without a batch axis."""
     if not isinstance(dataset, tf.data.Dataset):
         raise TypeError(
-            f"importance_sample applies to a tf.data.Dataset; got {named(dataset)}. Arrays make "
-            "one: tf.data.Dataset.from_tensor_slices((x, y))."
+            f"importance_sample applies to a tf.data.Dataset; got {named(dataset)}. Make one of "
+            "arrays: tf.data.Dataset.from_tensor_slices((x, y))."
         )
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) not in (2, 3):
@@ -41,7 +41,7 @@ def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
     refuse_strings(spec[1])
     if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(spec[2:])):
         raise ValueError(f"sample weights must be numbers; got {spec[2]}.")
-    if _looks_batched(model.net, spec[0], leaves):
+    if is_batched(model, spec):
         raise ValueError(
             "the dataset must not be batched, since importance_sample batches it itself; got "
             f"element_spec {spec}. Leave out .batch(), or undo it by .unbatch(). If it is not, and "
@@ -65,12 +65,15 @@ def weighs_elements(spec: tuple) -> bool:
     return len(spec) == 3 and (tf.nest.is_nested(spec[2]) or spec[2].shape not in ([], [1]))
 
 
-def _looks_batched(net: keras.Model, inputs, leaves: list[tf.TensorSpec]) -> bool:
+def is_batched(model: keras.Model, spec: Any) -> bool:
     """Whether inputs have the net's own rank, or every part a leading axis of unknown size."""
-    parts = tf.nest.flatten(inputs)
+    leaves = tf.nest.flatten(spec)
+    parts = tf.nest.flatten(spec[0] if isinstance(spec, tuple) and spec else spec)
+    if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
+        return False
     # A net that is not functional, or not built, has no symbolic inputs.
     try:
-        expected = tf.nest.flatten(net.inputs or [])
+        expected = tf.nest.flatten(model.net.inputs or [])
     except (AttributeError, ValueError):
         expected = []
     if expected and len(expected) == len(parts):

@@ -33,6 +33,7 @@ from tf_importance import (
     samplers,
     source,
 )
+from tf_importance.arguments import named
 from tf_importance.scorers import forward
 
 _SOURCES = (
@@ -177,8 +178,8 @@ def _refuse_applied(x: Any) -> None:
     if len(parts) != 3 or told != (draws.split(wanted)[1] is not None):
         raise ValueError(
             "a map behind the draw has dropped the weights, or what comes with them, without which "
-            "drawn batches train on another loss: hand the third part on as it is, "
-            f"lambda x, y, drawn: (change(x), y, drawn). The draw has {wanted}, and fit got {spec}."
+            f"drawn batches train on another loss. The draw has {wanted}, and fit got {spec}. "
+            "Leave the third part as it is: lambda x, y, drawn: (change(x), y, drawn)."
         )
     drawing = marks.found(drawn)
     in_groups = draws.is_drawn(wanted) or (drawing is not None and drawing.fresh is not None)
@@ -323,7 +324,7 @@ def by_sampler(sampler: samplers.Sampler, given: dict[str, Any]) -> dict[str, An
             return given
         raise TypeError(
             f"the model is compiled with a {type(sampler).__name__}, which needs to know the "
-            f"examples by number, and got a tf.data.Dataset of {x.element_spec}: {_SOURCES}."
+            f"examples by number; got a tf.data.Dataset of {x.element_spec}: {_SOURCES}."
         )
     if not given.get("shuffle", True):
         raise ValueError(
@@ -410,7 +411,7 @@ def _conversion(x: Any) -> str | None:
 def _refuse(given: dict[str, Any], name: str) -> None:
     if given[name] is not None and not (np.isscalar(given[name]) and not given[name]):
         raise ValueError(
-            f"{name} goes with arrays x and y only; got {name} of {type(given[name])}."
+            f"{name} goes with arrays x and y only; got {named(given[name])}. Leave it out."
         )
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_importance import batch_statistics, compat, graphs, proposals
-from tf_importance.arguments import named, one_of
+from tf_importance import batch_statistics, compat, graphs, proposals, scorers
+from tf_importance.arguments import meant, named, one_of
 from tf_importance.scorers import base, forward
 
 
@@ -256,17 +256,24 @@ def check_loss(model: keras.Model, loss: Any) -> None:
         )
 
 
+def check_scorer(scorer: Any, name: str = "scorer") -> None:
+    """Raises: TypeError: it is no function of (model, x, y)."""
+    if callable(scorer) and not isinstance(scorer, type):
+        return
+    close = meant(scorer, scorers.BY_NAME).replace("'", "") if isinstance(scorer, str) else ""
+    raise TypeError(
+        f"{name} must be a callable (model, x, y) -> [B], such as tfi.scorers.loss; got "
+        f"{named(scorer)}.{close.replace('mean ', 'mean tfi.scorers.')}"
+    )
+
+
 def check(score: Any, jit_compile: bool | str) -> None:
     """Refuse what `compiled` cannot take.
 
     Raises:
         TypeError: score is not callable. ValueError: jit_compile is out of range.
     """
-    if not callable(score):
-        raise TypeError(
-            "scorer must be a callable (model, x, y) -> [B], such as tfi.scorers.loss; got "
-            f"{named(score)}."
-        )
+    check_scorer(score)
     one_of("jit_compile", jit_compile, (True, False, "auto"))
 
 
@@ -311,7 +318,7 @@ def compiled(score: Score, spec: tuple, presample_size: int, jit_compile: bool |
     except Exception as error:  # A user's code may raise anything.
         raise ValueError(
             f"scorer {named(score.scorer)} and the compiled loss {named(model.objective.loss)} "
-            "cannot be computed for each example of the dataset, as they must be: inputs "
+            "cannot be computed for each example of the dataset, as they must be; got inputs "
             f"{spec[0]}, labels {spec[1]}: {error}"
         ) from error
     if graphs.assigns(function.get_concrete_function(*batched, importance)):

@@ -52,8 +52,17 @@ def of_all(strata: Callable | None, gather: Callable, size: int) -> np.ndarray:
     for first in range(0, size, _AT_ONCE):
         inputs, labels, *_ = gather(tf.range(first, min(first + _AT_ONCE, size), dtype=tf.int64))
         parts.append(_labels(labels) if of_one is None else of_one(inputs, labels).numpy())
-    found = np.concatenate(parts)
-    return whole_numbers(found) if found.ndim == 1 else _rarest(found)
+    return of_labels(np.concatenate(parts))
+
+
+def of_labels(labels: np.ndarray) -> np.ndarray:
+    """[n] int64 of labels [n], [n, 1], or [n, c] of 0 and 1, of which the rarest counts.
+
+    Raises:
+        TypeError, ValueError: they are no whole numbers.
+    """
+    alone = labels.ndim == 1 or labels.shape[1:] == (1,)
+    return whole_numbers(labels) if alone else _rarest(labels)
 
 
 def number_of(strata: Callable, spec: tuple) -> Callable:
@@ -96,8 +105,7 @@ def _labels(labels: Any) -> np.ndarray:
     """[B] or [B, c] of the labels of some examples."""
     if tf.nest.is_nested(labels):
         raise ValueError(f"{_REMEDY}; the labels are of several parts. Give strata a function.")
-    array = labels.numpy()
-    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    return labels.numpy()
 
 
 def _rarest(labels: np.ndarray) -> np.ndarray:

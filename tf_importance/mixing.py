@@ -53,10 +53,12 @@ def stratified(
         TypeError: something is no dataset. ValueError: they are not alike or empty, or numbers do
             not fit.
     """
+    if isinstance(datasets, tf.data.Dataset) or not isinstance(datasets, Sequence):
+        raise TypeError(f"datasets must be a list of tf.data.Dataset; got {named(datasets)}.")
     datasets = list(datasets)
     for one in datasets:
         if not isinstance(one, tf.data.Dataset):
-            raise TypeError(f"datasets must be of tf.data; got {named(one)}.")
+            raise TypeError(f"each of datasets must be a tf.data.Dataset; got {named(one)}.")
     specs = [one.element_spec for one in datasets]
     if len(datasets) < 2 or any(spec != specs[0] for spec in specs):
         raise ValueError(f"datasets must be two or more with elements alike; got {specs}.")
@@ -76,7 +78,7 @@ def stratified(
     else:
         chosen = _positive("shares", shares, len(datasets))
         if abs(chosen.sum() - 1) > 1e-6:
-            raise ValueError(f"shares must sum to 1; got {list(shares)}.")
+            raise ValueError(f"shares must sum to 1; got {named(shares)}.")
 
     def weighted(one: tf.data.Dataset, weight: float) -> tf.data.Dataset:
         def example(x, y, own=1.0):
@@ -191,9 +193,12 @@ def _told(example: tuple, drawn: tuple) -> tuple:
 
 
 def _positive(name: str, values: Sequence[float], count: int) -> np.ndarray:
-    numbers = np.asarray(values, np.float64)
+    try:
+        numbers = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.zeros(0)
     if numbers.shape != (count,) or not (np.isfinite(numbers) & (numbers > 0)).all():
         raise ValueError(
-            f"{name} must be {count} positive numbers, one for each dataset; got {list(values)}."
+            f"{name} must be {count} positive numbers, one for each dataset; got {named(values)}."
         )
     return numbers

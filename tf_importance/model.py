@@ -17,6 +17,7 @@ from tf_importance import (
     datasets,
     draws,
     fitting,
+    fresh,
     gain,
     layers,
     losses,
@@ -27,7 +28,7 @@ from tf_importance import (
     scorers,
 )
 from tf_importance import step as steps
-from tf_importance.arguments import named
+from tf_importance.arguments import named, number
 from tf_importance.meter import Meter
 from tf_importance.samplers import state
 from tf_importance.scorers import forward
@@ -133,13 +134,8 @@ class ISModel(keras.Model):
     ) -> None:
         if not isinstance(net, keras.Model) or isinstance(net, ISModel):
             raise TypeError(f"net must be a keras.Model and not an ISModel; got {named(net)}.")
-        if not callable(scorer):
-            raise TypeError(
-                "scorer must be a callable (model, x, y) -> [B], such as tfi.scorers.loss; got "
-                f"{named(scorer)}."
-            )
-        if not 0 <= tau_decay < 1:
-            raise ValueError(f"tau_decay must be in [0, 1); got {tau_decay}.")
+        fresh.check_scorer(scorer)
+        tau_decay = number("tau_decay", tau_decay, "in [0, 1)", lambda decay: 0 <= decay < 1)
         kwargs.setdefault("name", f"importance_{net.name}")
         # Not the global policy: the net keeps its own, and its loss scaling.
         kwargs.setdefault("dtype", net.dtype_policy)

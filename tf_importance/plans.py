@@ -157,7 +157,8 @@ def _check_pairs(batch_size: int) -> None:
     if batch_size < 2:
         raise ValueError(
             "a Gain switch tells noise from the mean gradient by pairs of examples, and needs "
-            f"batches of 2 at least; got {batch_size}."
+            f"batches of 2 at least; got {batch_size}. "
+            "Give a larger batch_size, or another switch."
         )
 
 

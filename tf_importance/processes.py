@@ -110,7 +110,8 @@ def fit(
     """
     if not steps_per_epoch:
         raise ValueError(
-            "fit in several processes needs steps_per_epoch: all have to stop at the same step."
+            "steps_per_epoch must be given in several processes, which all stop at the same step; "
+            "got None."
         )
     strategy = model.distribute_strategy
     gathering = gathering or _Nothing()

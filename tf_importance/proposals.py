@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_importance.arguments import meant, named
+from tf_importance.arguments import meant, named, number
 
 
 class Draw(NamedTuple):
@@ -130,9 +130,7 @@ def checked_smoothing(value: float | None, default: float) -> float:
     """
     if value is None:
         return default
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"smoothing must be finite and not negative; got {named(value)}.")
-    return float(value)
+    return number("smoothing", value, "finite and not negative", lambda c: 0 <= c < math.inf)
 
 
 def resampling_of(value: str | Resampling) -> Resampling:

@@ -14,6 +14,7 @@ from tf_importance import graphs
 from tf_importance.arguments import named
 
 _READ_AT_ONCE = 1024
+_SHOWN = 8
 _EXPLANATION = (
     "source must be (x, y) or (x, y, sample_weight), each an array or a nest of arrays of the same "
     "length; or have random "
@@ -48,18 +49,18 @@ def _arrays(source: tuple) -> tuple[int, Callable]:
     dense = tf.nest.map_structure(array, without_lists(source))
     tensors = tf.nest.map_structure(tf.convert_to_tensor, dense)
     if len(source) == 3:
-        weights = source[2]
         if not isinstance(tensors[2], tf.Tensor) or tensors[2].shape.rank != 1:
             raise ValueError(
                 "sample weights must be one number for each example, shape [n]; got "
-                f"{_shortened(weights)}."
+                f"{named(source[2])}."
             )
         tensors = (*tensors[:2], tf.cast(tensors[2], tf.float32))
     flat = tf.nest.flatten(tensors)
     lengths = {tensor.shape[0] if tensor.shape.rank else None for tensor in flat}
     if len(lengths) != 1 or None in lengths or 0 in lengths:
-        shapes = [tuple(tensor.shape) for tensor in flat]
-        raise ValueError(f"{_EXPLANATION}; got arrays of shapes {shapes}.")
+        shapes = [tuple(tensor.shape) for tensor in flat[:_SHOWN]]
+        more = f" and {len(flat) - _SHOWN} more" if len(flat) > _SHOWN else ""
+        raise ValueError(f"{_EXPLANATION}; got arrays of shapes {shapes}{more}.")
 
     def gather(indices):
         return tf.nest.map_structure(lambda tensor: tf.gather(tensor, indices), tensors)
@@ -175,9 +176,4 @@ def _pair(example: Any) -> tuple[Any, Any]:
         return example["image"], example["label"]
     if isinstance(example, (tuple, list)) and len(example) == 2:
         return example[0], example[1]
-    raise ValueError(f"{_EXPLANATION}; got an example {_shortened(example)}.")
-
-
-def _shortened(example: Any) -> str:
-    text = repr(example)
-    return text if len(text) < 200 else f"{text[:200]}…"
+    raise ValueError(f"{_EXPLANATION}; got an example {named(example)}.")

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import arguments, compat
+from tf_importance.arguments import named, number
 
 
 @keras.saving.register_keras_serializable(package="tf_importance")
@@ -76,13 +77,11 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         tf.Module.__init__(self, name="gain_adapted")
         keras.optimizers.schedules.LearningRateSchedule.__init__(self)
         self._rate = _as_schedule(schedule)
-        if exponent is not None and not 0 < exponent <= 1:
-            raise ValueError(f"exponent must be in (0, 1]; got {exponent}.")
-        if not ceiling >= 1:
-            raise ValueError(f"ceiling must be at least 1; got {ceiling}.")
-        if steps is not None and not steps > 0:
-            raise ValueError(f"steps must be positive; got {steps}.")
-        self._ceiling = float(ceiling)
+        if exponent is not None:
+            exponent = number("exponent", exponent, "in (0, 1]", lambda e: 0 < e <= 1)
+        if steps is not None:
+            steps = number("steps", steps, "positive", lambda count: count > 0)
+        self._ceiling = number("ceiling", ceiling, "at least 1", lambda factor: factor >= 1)
         self._steps = steps
         self.steps = _end_of(schedule) if steps is None else float(steps)
         self._exponent = exponent
@@ -194,8 +193,7 @@ class GainAdapted(keras.optimizers.schedules.LearningRateSchedule, tf.Module):
         Raises:
             ValueError: the rate is negative or not finite.
         """
-        if not 0 <= rate < float("inf"):
-            raise ValueError(f"a learning rate must be finite and not negative; got {rate}.")
+        rate = number("a learning rate", rate, "finite and not negative", lambda r: 0 <= r < np.inf)
         now = self.rate
         if now > 0:
             self.factor.assign(self.factor * rate / now)
@@ -299,15 +297,14 @@ def _as_schedule(schedule):
     is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
     if is_schedule and not isinstance(schedule, GainAdapted):
         return lambda step: schedule(step)
-    number = isinstance(schedule, (int, float, np.number)) and not isinstance(schedule, bool)
-    if not number:
+    if not isinstance(schedule, (int, float, np.number)) or isinstance(schedule, bool):
         raise TypeError(
             "schedule must be a number or a keras.optimizers.schedules.LearningRateSchedule; got "
-            f"{schedule!r}."
+            f"{named(schedule)}."
         )
-    if not (np.isfinite(schedule) and schedule > 0):
-        raise ValueError(f"a constant learning rate must be positive and finite; got {schedule}.")
-    return lambda step: tf.constant(float(schedule), tf.float32)
+    name, wanted = "a constant learning rate", "positive and finite"
+    rate = number(name, schedule, wanted, lambda value: 0 < value < np.inf)
+    return lambda step: tf.constant(rate, tf.float32)
 
 
 def _end_of(schedule) -> float | None:

@@ -178,7 +178,7 @@ class Step:
         way = self.drawing.fresh if self.drawing is not None else None
         if way is None:
             raise ValueError(
-                "the steps are to score the examples of this dataset, and nothing says how: fit "
+                "the steps are to score the examples of this dataset, and nothing says how. Train "
                 f"model {self.model.name!r} on the dataset itself, or on what tf.data made of it."
             )
         inputs, labels, told = data

@@ -126,6 +126,19 @@ def _of_size(rows: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.pad(rows[:size], [[0, missing], [0, 0]])
 
 
+def drawn_square(prior: tf.Tensor, shares: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
+    """V = Σ_k π_k² U_k/s_k, the second moment of a single weighted draw by shares.
+
+    Of independent draws: what rounding b s_k spares is left out.
+
+    Args:
+        prior: [S] π. shares: [S] s. squares: [S] U_k = E[v²] within each stratum.
+    Returns:
+        Scalar; U for s = π, and (Σ π_k √U_k)² for the best shares.
+    """
+    return tf.reduce_sum(tf.math.divide_no_nan(prior**2 * squares, shares))
+
+
 def weights(prior: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
     """π_k/s_k, which restore the prior: [S]; 0 where the share is."""
     return tf.math.divide_no_nan(prior, shares)

@@ -187,7 +187,7 @@ def importance_sample(
         if strata is not None:
             if element_specs.weighs_elements(spec):
                 raise ValueError(
-                    "strata go with one sample weight for each example; got sample weights "
+                    "sample weights must be one for each example beside strata; got sample weights "
                     f"{spec[2]}."
                 )
             number_of = keys.number_of(strata, spec)

@@ -37,3 +37,17 @@ def rounding(gradients: np.ndarray, scores: np.ndarray, rate: float) -> float:
     """F = D/V."""
     squares = (gradients**2).sum(axis=1)
     return rounded(squares, scores, rate) / moments(gradients, scores).drawn_square
+
+
+def by_strata(
+    numbers: np.ndarray, scores: np.ndarray, squares: np.ndarray, smoothing: float
+) -> tuple[np.ndarray, float]:
+    """Neyman's shares s of strata 0, 1, …, and V = E[(π/s)² v²] of a draw by them, looped."""
+    strata = sorted(set(numbers.tolist()))
+    prior = np.array([np.mean(numbers == k) for k in strata])
+    spread = prior * np.array([np.sqrt(np.mean(scores[numbers == k] ** 2)) for k in strata])
+    shares = (spread / spread.sum() + smoothing * prior) / (1 + smoothing)
+    drawn = 0.0
+    for share, part, k in zip(shares, prior, strata):
+        drawn += share * (part / share) ** 2 * squares[numbers == k].mean()
+    return shares, drawn

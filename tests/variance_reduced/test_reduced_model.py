@@ -214,7 +214,7 @@ def _compiled(method="svrg", optimizer="sgd", loss=LOSS, data=None, **options):
             lambda: tfi.variance_reduced.SCSG(_mlp(), None, large_batch=9, growth_rate=0.5),
             "growth_rate must be at least 1.*got 0.5",
         ),
-        (lambda: tfi.variance_reduced.SCSG(_mlp(), None, large_batch=9), "needs batch_size"),
+        (lambda: tfi.variance_reduced.SCSG(_mlp(), None, large_batch=9), "must be given"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_came(build, message):

@@ -108,16 +108,13 @@ def compare(
     size = len(tf.nest.flatten(x)[0])
     batch_size = arguments.positive_integer("batch_size", batch_size)
     numbers = range(arguments.positive_integer("seeds", seeds))
-    factors = None if rates is None else sorted(float(factor) for factor in rates)
-    if factors is not None and not (factors and all(0 < f < math.inf for f in factors)):
-        raise ValueError(
-            f"rates must be positive factors of the learning rate; got {arguments.named(rates)}."
-        )
+    factors = None if rates is None else _factors(rates)
     arguments.one_of("by", by, tuple(result.LOSSES))
     parts = _parts(net, x, y, size, validation_data, batch_size)
     if parts.task.size < batch_size:
         raise ValueError(
-            f"there are {parts.task.size} examples to train on, fewer than batch_size={batch_size}."
+            f"there are {parts.task.size} examples to train on, fewer than {batch_size=}. "
+            "Give more, or smaller batches."
         )
     by_name = {result.UNIFORM: UNIFORM, **_methods(methods, parts.task)}
     if budget is None:
@@ -217,20 +214,30 @@ def _checked(build: Any) -> keras.Model:
     if not callable(build) or isinstance(build, keras.Model):
         raise TypeError(
             "build must be a function without arguments that makes a compiled keras.Model, a new "
-            f"one each time; got {type(build).__name__}. Put what makes your net into a function."
+            f"one each time; got {arguments.named(build)}. Put what makes your net into a function."
         )
     net = build()
     if not isinstance(net, keras.Model) or hasattr(net, "datasets"):
         raise TypeError(
-            "build must make a plain keras.Model, compiled; compare makes an ISModel of it. Got "
-            f"{type(net).__name__}."
+            "build must make a plain keras.Model, compiled; compare makes an ISModel of it; got "
+            f"{arguments.named(net)}."
         )
     loss, _ = compat.compiled_loss(net)
     if loss is None:
         raise ValueError(
-            "build must compile the net with a loss and an optimizer, net.compile(…); it did not."
+            "build must compile the net with a loss and an optimizer; it did not. Call "
+            "net.compile(…) in it."
         )
     return net
+
+
+def _factors(rates: Any) -> list[float]:
+    """Factors of the learning rate, the smallest first."""
+    wanted = "positive factors of the learning rate, such as [0.5, 1, 2]"
+    if not isinstance(rates, Sequence) or isinstance(rates, str) or not rates:
+        raise ValueError(f"rates must be {wanted}; got {arguments.named(rates)}.")
+    fits = lambda factor: 0 < factor < math.inf  # noqa: E731
+    return sorted(arguments.number("rates", factor, wanted, fits) for factor in rates)
 
 
 def _examples(data: Any, name: str) -> tuple[Any, Any]:
@@ -245,7 +252,7 @@ def _examples(data: Any, name: str) -> tuple[Any, Any]:
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(
             f"{name} must be (x, y), nests of arrays, or a tf.data.Dataset of examples (x, y); "
-            f"got {type(data).__name__}."
+            f"got {arguments.named(data)}."
         )
     random_access.opened(data)
     return tf.nest.map_structure(np.asarray, random_access.without_lists(data))
@@ -263,7 +270,8 @@ def _parts(
     others = len(tf.nest.flatten(held_out)[0])
     if others < 2:
         raise ValueError(
-            f"two held-out examples are needed at least, to choose rates by one; got {others}."
+            "validation_data must have two examples at least, to choose rates by one; got "
+            f"{others}."
         )
     half = np.random.default_rng(1).permutation(others)
     train_x, train_y = random_access.rows((x, y), order)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tf_importance.arguments import number
 from tf_importance.samplers.sum_tree import FANOUT
 from tf_importance.stores import records
 
@@ -32,8 +33,7 @@ class Staleness:
 
     def __post_init__(self) -> None:
         for name in ("seconds", "versions"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"staleness {name} must be positive; got {getattr(self, name)}.")
+            number(f"staleness {name}", getattr(self, name), "positive", lambda age: age > 0)
 
 
 class Known(NamedTuple):

@@ -8,14 +8,15 @@ import threading
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import scorers, stores
-from tf_importance.arguments import one_of
+from tf_importance import fresh, scorers, stores
+from tf_importance.arguments import number, one_of
 from tf_importance.distributed import description
 from tf_importance.distributed.exchange import Exchange
 from tf_importance.distributed.mirror import COLUMNS, Mirror, Staleness
 from tf_importance.distributed.smoothing import Smoothing, as_smoothing
 from tf_importance.samplers.base import Draw, Sampler, Turn, uniform_points
 from tf_importance.samplers.sum_tree import SumTree
+from tf_importance.stores import base
 
 # No smaller share of the mean score is added to a score: one that was 0 when it was computed may
 # be so no longer, and what cannot be drawn cannot be made up for by weights.
@@ -83,12 +84,12 @@ class SharedScores(Sampler):
         shard_size: int = 0,
         gain_smoothing: float = 0.01,
     ) -> None:
+        fresh.check_model(model)
+        base.check(store)
+        fresh.check_scorer(scorer)
         super().__init__(num_examples, gain_smoothing)
-        if not pull_seconds > 0 or not fallback_seconds > 0:
-            raise ValueError(
-                "pull_seconds and fallback_seconds must be positive; got "
-                f"{pull_seconds} and {fallback_seconds}."
-            )
+        number("pull_seconds", pull_seconds, "positive", lambda seconds: seconds > 0)
+        number("fallback_seconds", fallback_seconds, "positive", lambda seconds: seconds > 0)
         if pull_seconds >= fallback_seconds:
             raise ValueError(
                 "fallback_seconds must be longer than pull_seconds, or each pause is taken for "

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tf_importance.arguments import number
+
 # From usable scores [k] ≥ 0 to the constant.
 Smoothing = Callable[[np.ndarray], float]
 
@@ -38,9 +40,9 @@ class Constant:
     """
 
     def __init__(self, constant: float) -> None:
-        if not 0 <= constant < math.inf:
-            raise ValueError(f"smoothing must be finite and not negative; got {constant}.")
-        self._constant = float(constant)
+        self._constant = number(
+            "smoothing", constant, "finite and not negative", lambda c: 0 <= c < math.inf
+        )
 
     def __call__(self, scores: np.ndarray) -> float:
         return self._constant
@@ -60,9 +62,9 @@ class TargetEntropy:
     """
 
     def __init__(self, fraction: float) -> None:
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction of the largest entropy must be in (0, 1); got {fraction}.")
-        self._fraction = fraction
+        self._fraction = number(
+            "fraction of the largest entropy", fraction, "in (0, 1)", lambda part: 0 < part < 1
+        )
 
     def __call__(self, scores: np.ndarray) -> float:
         some = scores[:: -(-len(scores) // _AT_MOST)] if len(scores) else scores

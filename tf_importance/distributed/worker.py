@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import random_access, scorers, stores
-from tf_importance.arguments import positive_integer
+from tf_importance import fresh, random_access, scorers, stores
+from tf_importance.arguments import number, positive_integer
 from tf_importance.distributed import description, parameters
+from tf_importance.stores import base
 
 _LOG = logging.getLogger(__name__)
 # Between two looks for work, and between two tries to reach a store.
@@ -67,9 +68,11 @@ class Worker:
         shard_size: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> None:
+        fresh.check_model(model)
+        base.check(store)
+        fresh.check_scorer(scorer)
         self._chunk = self._at_once = positive_integer("scored_at_once", scored_at_once)
-        if not 0 < lease_seconds < math.inf:
-            raise ValueError(f"lease_seconds must be positive and finite; got {lease_seconds}.")
+        number("lease_seconds", lease_seconds, "positive and finite", lambda s: 0 < s < math.inf)
         self._model, self._store, self._lease_seconds = model, store, lease_seconds
         self._num_examples, self._gather = random_access.opened(source)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"

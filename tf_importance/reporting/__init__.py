@@ -52,8 +52,12 @@ def report(
             f"a report needs {error.name}; install it, pip install tf-importance[report]."
         ) from error
     folder = pathlib.Path(run) if isinstance(run, (str, pathlib.Path)) else None
+    if not isinstance(run, Comparison):
+        _check(run)
     if out is None and folder is None:
-        raise ValueError("out must be given where run is no folder: out='report.html'.")
+        raise ValueError(
+            "out must name the file where run is no folder; got None. Give out='report.html'."
+        )
     path = pathlib.Path(folder or ".", "report.html") if out is None else pathlib.Path(out)
     title = title or (folder.resolve().name if folder is not None else path.stem)
     if isinstance(run, Comparison):
@@ -68,21 +72,31 @@ def report(
 
 
 def _curves(given: Any) -> dict[str, list[runs.Run]]:
-    if isinstance(given, (str, pathlib.Path)):
-        return runs.by_label(_read(given))
-    if isinstance(given, Mapping):
+    if isinstance(given, Mapping) and given:
         return {
             str(label): [one._replace(label=str(label)) for one in _read(folders)]
             for label, folders in given.items()
         }
-    if isinstance(given, Sequence):
-        return runs.by_label(_read(given))
-    raise TypeError(
-        "run must be a folder of runs, several, {name: folder} or what tfi.compare gave; got "
-        f"{arguments.named(given)}."
-    )
+    return runs.by_label(_read(given))
 
 
 def _read(folders: Any) -> list[runs.Run]:
     each = [folders] if isinstance(folders, (str, pathlib.Path)) else folders
     return [one for folder in each for one in runs.read(folder)]
+
+
+def _check(given: Any) -> None:
+    """Raises: TypeError: it is no folder, and no collection of some."""
+    several = given.values() if isinstance(given, Mapping) else [given]
+    for folders in several:
+        each = [folders] if isinstance(folders, (str, pathlib.Path)) else folders
+        known = isinstance(each, Sequence) and all(isinstance(f, (str, pathlib.Path)) for f in each)
+        if not known or not each:
+            break
+    else:
+        if several:
+            return
+    raise TypeError(
+        "run must be a folder of runs, several, {name: folder} or what tfi.compare gave; got "
+        f"{arguments.named(given)}."
+    )

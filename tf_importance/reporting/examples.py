@@ -95,15 +95,23 @@ def taken(data: Any, limit: int) -> tuple[Any, Any]:
     Raises:
         TypeError: data is something else. ValueError: it has no examples.
     """
+    check(data)
+    if isinstance(data, tf.data.Dataset):
+        x, y, *_ = random_access.read(data.take(limit), "examples")
+        return x, y
+    x, y = tf.nest.map_structure(np.asarray, random_access.without_lists(data))
+    return random_access.rows((x, y), slice(limit))
+
+
+def check(data: Any) -> None:
+    """Raises: TypeError: these are no examples (x, y), nor a dataset of some."""
     if isinstance(data, tf.data.Dataset):
         spec = data.element_spec
         if not isinstance(spec, tuple) or len(spec) < 2:
             raise TypeError(f"examples must be a dataset of single examples (x, y); got {spec}.")
-        x, y, *_ = random_access.read(data.take(limit), "examples")
-        return x, y
+        return
     if isinstance(data, tuple) and len(data) == 2:
-        x, y = tf.nest.map_structure(np.asarray, random_access.without_lists(data))
-        return random_access.rows((x, y), slice(limit))
+        return
     raise TypeError(
         "examples must be (x, y), nests of arrays, or a tf.data.Dataset of examples (x, y); got "
         f"{arguments.named(data)}."

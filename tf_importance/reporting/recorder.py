@@ -41,7 +41,7 @@ class Recorder(keras.callbacks.Callback):
             has the shape of an image is one.
         class_names: by number.
     Raises:
-        ValueError: every is no positive integer.
+        TypeError: examples are none. ValueError: every is no positive integer.
     """
 
     def __init__(
@@ -54,6 +54,9 @@ class Recorder(keras.callbacks.Callback):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        if examples is not None:
+            # Not at the end of the training.
+            drawn.check(examples)
         self._folder, self._examples = pathlib.Path(folder), examples
         self._every = None if every is None else arguments.positive_integer("every", every)
         self._options: dict[str, Any] = {"show": show, "class_names": class_names}

@@ -79,13 +79,49 @@ def _whole(folder: pathlib.Path) -> list[str]:
     return [line for line in lines if line.endswith("\n")]
 
 
+def _rows(folder: pathlib.Path) -> tuple[dict[str, Any], ...]:
+    """What the lines say.
+
+    Raises:
+        ValueError: one is none that a run writes.
+    """
+    rows = []
+    for number, line in enumerate(_whole(folder), start=1):
+        try:
+            row = json.loads(line)
+            row["step"] + row["seconds"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"line {number} of {folder / METRICS} is no JSON object with a step and seconds; "
+                "remove it, or give another folder."
+            ) from error
+        rows.append(row)
+    return tuple(rows)
+
+
+def _json(path: pathlib.Path) -> Any:
+    """What a file holds; None where there is none.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON ({error}); remove it, or give another folder."
+        ) from error
+
+
 def read(folder: str | pathlib.Path) -> list[Run]:
     """The runs in a folder, and in those within.
 
     Runs whose folders are called by a number, a seed's, are one curve, that of the folder around.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none. ValueError: a file of one is damaged.
     """
     top = pathlib.Path(folder)
     found = sorted(top.rglob(METRICS))
@@ -103,16 +139,8 @@ def _read(folder: pathlib.Path, top: pathlib.Path) -> Run:
     named = own.parent if own.name.isdigit() else own
     inside = named.is_relative_to(top.resolve()) and named != top.resolve()
     label = str(named.relative_to(top.resolve())) if inside else named.name
-    described = folder / "run.json"
-    settings = json.loads(described.read_text())["flags"] if described.exists() else {}
-    kept = folder / EXAMPLES
-    return Run(
-        label,
-        folder,
-        tuple(map(json.loads, _whole(folder))),
-        settings,
-        json.loads(kept.read_text()) if kept.exists() else None,
-    )
+    settings = (_json(folder / "run.json") or {}).get("flags", {})
+    return Run(label, folder, _rows(folder), settings, _json(folder / EXAMPLES))
 
 
 def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:

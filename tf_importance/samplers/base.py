@@ -635,6 +635,6 @@ def check(sampler: Any, replicas_here: int, replicas: int) -> None:
     if count > 1 and not sampler.serves_replicas:
         raise ValueError(
             f"a {type(sampler).__name__} works on one replica of a process; got a strategy of "
-            f"{count}. RAIS, Proportional, RankBased, Stratified, Inclusion and Fresh work on "
-            "several, and importance_sample does."
+            f"{count}. Give RAIS, Proportional, RankBased, Stratified, Inclusion or Fresh, which "
+            "work on several, or use importance_sample."
         )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_importance import observed
+from tf_importance.arguments import number
 
 # Batches on each side that a uniform one is compared with, and those of which ‖g‖² is kept for it.
 _NEIGHBOURS = 4
@@ -98,8 +99,7 @@ class GainEstimator(tf.Module):
 
     def __init__(self, smoothing: float = 0.01, normalized: bool = False) -> None:
         super().__init__(name="gain")
-        if not 0 < smoothing <= 1:
-            raise ValueError(f"gain_smoothing must be in (0, 1]; got {smoothing}.")
+        smoothing = number("gain_smoothing", smoothing, "in (0, 1]", lambda a: 0 < a <= 1)
         self._smoothing, self._normalized = smoothing, normalized
         self.averages = _variable([len(Averages._fields)], "averages")
         self.comparisons = _variable([len(Comparisons._fields)], "comparisons")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_importance import inclusion
-from tf_importance.arguments import named, positive_integer
+from tf_importance.arguments import number, positive_integer
 from tf_importance.samplers.base import BiasedDraw, Sampler, Turn, Visit, passing
 from tf_importance.samplers.sound import Judge
 
@@ -52,13 +52,11 @@ class Inclusion(Sampler):
         smoothing: float = 0.5,
         gain_smoothing: float = 0.01,
     ) -> None:
-        if not 0 < share <= 1:
-            raise ValueError(f"share must be in (0, 1]; got {named(share)}.")
-        if not 0 <= until <= 1:
-            raise ValueError(f"until must be in [0, 1]; got {named(until)}.")
-        if not 0 < smoothing < float("inf"):
-            raise ValueError(f"smoothing must be positive and finite; got {named(smoothing)}.")
-        self._share, self._until, self._smoothing = share, until, smoothing
+        self._share = number("share", share, "in (0, 1]", lambda s: 0 < s <= 1)
+        self._until = number("until", until, "in [0, 1]", lambda d: 0 <= d <= 1)
+        self._smoothing = number(
+            "smoothing", smoothing, "positive and finite", lambda c: 0 < c < float("inf")
+        )
         known = 0 if batches is None else positive_integer("batches", batches)
         self._is_known = batches is not None
         # Of the whole training; 0 where it is not known.
@@ -207,8 +205,7 @@ class InfoBatch(Inclusion):
         batches: int | None = None,
         gain_smoothing: float = 0.01,
     ) -> None:
-        if not 0 <= pruned < 1:
-            raise ValueError(f"pruned must be in [0, 1); got {named(pruned)}.")
+        pruned = number("pruned", pruned, "in [0, 1)", lambda r: 0 <= r < 1)
         self.is_biased = self.is_normalized = True
         super().__init__(
             num_examples,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from tf_importance import compat, losses, proposals, scorers, variance
+from tf_importance import compat, fresh, losses, proposals, scorers, variance
+from tf_importance.arguments import positive_integer
 from tf_importance.draws import Draws, Seen
 from tf_importance.samplers.base import Draw, Sampler, Turn, from_all
 
@@ -40,8 +41,9 @@ class Oracle(Sampler):
         scorer: scorers.Scorer = scorers.gradient_norm,
         scored_at_once: int = 512,
     ) -> None:
+        fresh.check_scorer(scorer)
         super().__init__(num_examples)
-        self._chunk = scored_at_once
+        self._chunk = positive_integer("scored_at_once", scored_at_once)
         # In functions: as attributes, model and scorer would become part of its checkpoints.
         self._model = lambda: model
         self._scorer = lambda x, y: scorer(model, x, y)

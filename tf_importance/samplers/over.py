@@ -24,8 +24,8 @@ class Over(Sampler):
         refuse_other(memory, "a sampler of tfi.samplers to draw by", "memory")
         if memory.follows_training or isinstance(memory, Over):
             raise ValueError(
-                f"{type(self).__name__} needs a sampler with a memory of its own, such as RAIS(); "
-                f"got a {type(memory).__name__}."
+                f"memory must be a sampler with a memory of its own, such as RAIS(), for a "
+                f"{type(self).__name__}; got a {type(memory).__name__}."
             )
         if memory.moves_logits:
             raise ValueError(

@@ -7,6 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
+from tf_importance.arguments import number
 from tf_importance.samplers.base import (
     UNIFORM_SHARE,
     BiasedDraw,
@@ -61,13 +62,13 @@ class Proportional(Sampler):
         resampling: str = "multinomial",
         gain_smoothing: float = 0.01,
     ) -> None:
-        if not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha must be finite and not negative; got {alpha}.")
-        if not callable(beta) and not 0 <= beta <= 1:
-            raise ValueError(f"beta must be in [0, 1], or a Keras schedule; got {beta}.")
-        if not 0 < epsilon < math.inf:
-            raise ValueError(f"epsilon must be positive and finite; got {epsilon}.")
-        self._alpha, self._epsilon, self._normalize = alpha, epsilon, normalize
+        if not callable(beta) or isinstance(beta, type):
+            beta = number("beta", beta, "in [0, 1], or a Keras schedule", lambda b: 0 <= b <= 1)
+        self._alpha = number("alpha", alpha, "finite and not negative", lambda a: 0 <= a < math.inf)
+        self._epsilon = number(
+            "epsilon", epsilon, "positive and finite", lambda e: 0 < e < math.inf
+        )
+        self._normalize = normalize
         self._points = points_of(resampling)
         self.is_biased, self.is_normalized = normalize or callable(beta) or beta != 1, normalize
         # In a function: what a tf.Module holds as an attribute becomes part of checkpoints.

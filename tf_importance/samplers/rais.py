@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import robust
-from tf_importance.arguments import positive_integer
+from tf_importance.arguments import number, positive_integer
 from tf_importance.draws import Draws, Seen
 from tf_importance.samplers import history_features, sum_tree
 from tf_importance.samplers.base import (
@@ -93,9 +93,9 @@ class RAIS(Sampler):
         if training_set_size is not None:
             training_set_size = positive_integer("training_set_size", training_set_size)
         self._given_size, self._given_features = training_set_size, features
-        if not outlier_threshold > 0:
-            raise ValueError(f"outlier_threshold must be positive; got {outlier_threshold}.")
-        self._outlier_threshold = outlier_threshold
+        self._outlier_threshold = number(
+            "outlier_threshold", outlier_threshold, "positive", lambda threshold: threshold > 0
+        )
         self._worker = _Worker()
         super().__init__(num_examples, gain_smoothing)
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_importance.arguments import positive_integer
+from tf_importance.arguments import number, positive_integer
 from tf_importance.samplers import sum_tree
 from tf_importance.samplers.base import (
     UNIFORM_SHARE,
@@ -68,14 +68,15 @@ class RankBased(Sampler):
         gain_smoothing: float = 0.01,
     ) -> None:
         pressure = selection_pressure
-        if not callable(pressure) and not 1 <= pressure < math.inf:
-            raise ValueError(
-                f"selection_pressure must be at least 1, or a Keras schedule; got {pressure}."
+        if not callable(pressure) or isinstance(pressure, type):
+            pressure = number(
+                "selection_pressure",
+                pressure,
+                "at least 1 and finite, or a Keras schedule",
+                lambda s: 1 <= s < math.inf,
             )
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta must be in [0, 1]; got {beta}.")
-        self._pressure = pressure if callable(pressure) else lambda number: pressure
-        self._beta = beta
+        self._pressure = pressure if callable(pressure) else lambda step: pressure
+        self._beta = number("beta", beta, "in [0, 1]", lambda b: 0 <= b <= 1)
         self._points = points_of(resampling)
         self.is_biased = beta != 1
         self._sort_every = (

@@ -45,7 +45,8 @@ def load(modules: Mapping[str, tf.Module], store) -> None:
         if found != set(wanted):
             raise ValueError(
                 f"the file holds the state of another {name} than {type(module).__name__}: missing "
-                f"are {sorted(set(wanted) - found)}, unknown {sorted(found - set(wanted))}."
+                f"are {sorted(set(wanted) - found)}, unknown {sorted(found - set(wanted))}. "
+                "Compile with what it was saved with."
             )
         values = {key: np.asarray(store[key]) for key in wanted}
         for key, variable in wanted.items():

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import keys, log_odds, strata
-from tf_importance.arguments import named, one_of
+from tf_importance.arguments import named, number, one_of
 from tf_importance.draws import Draws, Seen
 from tf_importance.samplers import sum_tree
 from tf_importance.samplers.base import (
@@ -95,8 +95,17 @@ class Stratified(Sampler):
         num_examples: int | None = None,
         gain_smoothing: float = 0.01,
     ) -> None:
-        if not 0 < smoothing < np.inf:
-            raise ValueError(f"smoothing must be positive and finite; got {named(smoothing)}.")
+        smoothing = number("smoothing", smoothing, "positive and finite", lambda c: 0 < c < np.inf)
+        if isinstance(strata, type):
+            raise TypeError(
+                "strata must be whole numbers, or a function (x, y) -> number; got "
+                f"{named(strata)}."
+            )
+        if shares is not None and not isinstance(shares, Mapping):
+            raise TypeError(
+                "shares must be a dict {stratum: share}, such as {1: 0.25}; got "
+                f"{named(shares)}."
+            )
         _check_correction(correction, strata, over, shares)
         self.moves_logits = correction == "log_odds"
         known = strata is not None and not callable(strata)
@@ -332,7 +341,7 @@ def _check_correction(correction: str, strata: Any, over: Any, shares: Any) -> N
     one_of("correction", correction, ("weights", "log_odds"))
     if correction == "log_odds" and (strata is not None or over is not None or shares is None):
         raise ValueError(
-            "correction='log_odds' is for strata by label, drawn without a memory, with fixed "
+            "correction='log_odds' must go with strata by label, without a memory, with fixed "
             f"shares, such as shares={{1: 0.1}}; got strata={named(strata)}, over={named(over)}, "
             f"shares={named(shares)}."
         )

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_importance import plans, proposals, switches
-from tf_importance.arguments import named
+from tf_importance.arguments import named, to_be_made
 from tf_importance.draws import Draws, Seen
 from tf_importance.marks import Drawing
-from tf_importance.samplers.base import Sampler, passing
+from tf_importance.samplers.base import Sampler, passing, refuse_other
 from tf_importance.samplers.over import Over
 from tf_importance.samplers.presampled import Fresh
 from tf_importance.samplers.uniform import Uniform
@@ -110,7 +110,8 @@ class Switched(Over):
         self, samplers: Sequence[Sampler], by: switches.Gain, *, smoothing: float | None = None
     ) -> None:
         if not isinstance(by, switches.Gain):
-            raise TypeError(f"switch must be a tfi.switches.Gain; got {named(by)}.")
+            remedy = to_be_made(by, "tfi.switches", [switches.Gain])
+            raise TypeError(f"by must be a tfi.switches.Gain; got {named(by)}.{remedy}")
         memory, rescored = _members(samplers)
         self.rescored, self.switch = rescored, by
         by_default = 0.2 if rescored is None else rescored.smoothing
@@ -308,24 +309,30 @@ class Switched(Over):
 
 def _members(samplers: Sequence[Sampler]) -> tuple[Sampler, Fresh | None]:
     """The memory, and what rescores it."""
-    samplers = list(samplers)
+    if not isinstance(samplers, Sequence):
+        raise TypeError(f"samplers must be a list, [Uniform(), memory]; got {named(samplers)}.")
+    for one in samplers:
+        refuse_other(one, name="each of samplers")
     kinds = ", ".join(type(one).__name__ for one in samplers)
     well = 2 <= len(samplers) <= 3 and isinstance(samplers[0], Uniform)
     rescored = samplers[2] if len(samplers) == 3 else None
     well = well and (rescored is None or isinstance(rescored, Fresh))
     if not well:
         raise TypeError(
-            "Switched takes [Uniform(), memory] or [Uniform(), memory, Fresh(B, over=memory)]; got "
-            f"{kinds or 'nothing'}."
+            "samplers must be [Uniform(), memory] or [Uniform(), memory, Fresh(B, over=memory)]; "
+            f"got {kinds or 'nothing'}."
         )
     memory = samplers[1]
     if not memory.tells_weights:
         raise ValueError(
-            "a switch needs a memory that tells the probability of any example, "
-            f"tfi.samplers.RAIS or Stratified; got {type(memory).__name__}."
+            "the memory under a switch must tell the probability of any example, as RAIS() and "
+            f"Stratified() do; got {named(memory)}."
         )
     if rescored is not None and rescored.memory is not memory:
-        raise ValueError("Fresh must draw over the memory that the switch weighs, the same object.")
+        raise ValueError(
+            "Fresh must draw over the memory that the switch weighs, the same object; got another. "
+            "Give memory = RAIS() to both: [Uniform(), memory, Fresh(B, over=memory)]."
+        )
     return memory, rescored
 
 

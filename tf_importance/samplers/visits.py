@@ -47,7 +47,7 @@ class RecentVisits(tf.Module):
     def _places(self, start: int, end: int) -> np.ndarray:
         if end - start > self._capacity or int(self.count.numpy()) - start > self._capacity:
             raise ValueError(
-                f"only the last {self._capacity} visits are kept; got asked for number {start} "
+                f"visits must be of the last {self._capacity}, which are kept; got number {start} "
                 f"of {int(self.count.numpy())}."
             )
         return np.arange(start, end) % self._capacity

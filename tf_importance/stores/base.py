@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_importance.arguments import positive_integer
+from tf_importance.arguments import named, positive_integer
 from tf_importance.stores import errors
 from tf_importance.stores.records import CHANGE, Layout, Message, default_shard_size
 
@@ -381,6 +381,16 @@ def as_json(value: Any) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     return json.dumps(value, sort_keys=True)
+
+
+def check(store: Any) -> None:
+    """Raises: TypeError: it is no store."""
+    if not isinstance(store, Store):
+        url = isinstance(store, str)
+        remedy = f" Open it: tfi.stores.open_store({store!r})." if url and "@" not in store else ""
+        remedy = remedy or " Open one: tfi.stores.open_store(url)."
+        came = "a string" if url else named(store)
+        raise TypeError(f"store must be a tfi.stores.Store; got {came}.{remedy}")
 
 
 def checked_name(name: str) -> str:

@@ -110,7 +110,10 @@ class Message:
             offsets = np.asarray(self.offsets)
             inside = offsets.shape == scores.shape and np.all((0 <= offsets) & (offsets < size))
             if not inside or len(np.unique(offsets)) != len(offsets):
-                raise ValueError(f"offsets must be {len(scores)} distinct places below {size}.")
+                raise ValueError(
+                    f"offsets must be {len(scores)} distinct places below {size}; got shape "
+                    f"{offsets.shape}."
+                )
         return self
 
     def records(self, created: float) -> np.ndarray:

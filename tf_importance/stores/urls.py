@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tf_importance.arguments import meant, named
 from tf_importance.stores import errors
 from tf_importance.stores.base import Store, checked_name
 from tf_importance.stores.memory import MemoryStore
@@ -16,8 +17,10 @@ def open_store(url: str, name: str = "default", role: str = "process") -> Store:
             redis+sentinel:// for a Redis server (`RedisStore`).
         name: the run's. role: of this process, for messages.
     Raises:
-        ValueError: no store has such a URL.
+        TypeError, ValueError: no store has such a URL.
     """
+    if not isinstance(url, str):
+        raise TypeError(f"{role}: a store's URL must be a string; got {named(url)}.")
     scheme, separator, rest = url.partition("://")
     scheme = scheme.lower()
     if separator and scheme == "memory":
@@ -27,5 +30,5 @@ def open_store(url: str, name: str = "default", role: str = "process") -> Store:
     raise ValueError(
         f"{role}: a store's URL must begin with memory://, "
         f"{', '.join(f'{name}://' for name in SCHEMES)}; got "
-        f"{errors.without_credentials_of(url)!r}."
+        f"{errors.without_credentials_of(url)!r}.{meant(scheme, ['memory', *SCHEMES])}"
     )

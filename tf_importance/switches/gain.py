@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_importance import compat, graphs, variance
+from tf_importance.arguments import named, number
 from tf_importance.plans import Plan
 from tf_importance.switches import costs
 from tf_importance.switches.base import Judged, Setting, Switch
@@ -85,9 +86,7 @@ class Gain(Switch):
     ) -> None:
         super().__init__(name="gain_switch")
         self._by_hand = _by_hand(step_seconds, scoring_seconds, memory_seconds)
-        if not hysteresis > 0:
-            raise ValueError(f"hysteresis must be positive; got {hysteresis}.")
-        self._hysteresis = hysteresis
+        self._hysteresis = number("hysteresis", hysteresis, "positive", lambda h: h > 0)
         self._opened_for: tuple[weakref.ref, int, tuple[Plan, ...]] | None = None
         self._weigher: Callable[[], Any] | None = None
         self.plan = tf.Variable(0, trainable=False, name="plan")
@@ -311,19 +310,19 @@ class _Seconds(NamedTuple):
 
 def _by_hand(step: float | None, scoring: float | None, memory: float) -> _Seconds | None:
     """Costs as a user gave them, None if they are to be measured."""
-    if step is None and scoring is None and not memory:
+    if step is None and scoring is None and memory == 0:
         return None
     if step is None or scoring is None:
         raise ValueError(
             "step_seconds and scoring_seconds must be given together, memory_seconds with them, or "
-            f"none of them, and all are measured; got {step}, {scoring} and {memory}."
+            f"none of them, and all are measured; got {named(step)}, {named(scoring)} and "
+            f"{named(memory)}."
         )
-    if not (step > 0 and scoring >= 0 and memory >= 0):
-        raise ValueError(
-            "step_seconds must be positive, scoring_seconds and memory_seconds not negative; got "
-            f"{step}, {scoring} and {memory}."
-        )
-    return _Seconds(step, scoring, memory)
+    return _Seconds(
+        number("step_seconds", step, "positive", lambda seconds: seconds > 0),
+        number("scoring_seconds", scoring, "not negative", lambda seconds: seconds >= 0),
+        number("memory_seconds", memory, "not negative", lambda seconds: seconds >= 0),
+    )
 
 
 def _to_time_anew(plans: Sequence[Plan]) -> list[list[int]]:

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import compat
+from tf_importance.arguments import number
 from tf_importance.variance_reduced import base, svrg
 
 
@@ -135,17 +136,14 @@ class Katyusha(svrg.SVRG):
 
 
 def _check(momentum, katyusha_momentum, strong_convexity) -> None:
-    if not 0 <= katyusha_momentum < 1:
-        raise ValueError(f"katyusha_momentum must be in [0, 1); got {katyusha_momentum}.")
-    if momentum is not None and not 0 < momentum <= 1 - katyusha_momentum:
-        raise ValueError(
-            "momentum must be in (0, 1 - katyusha_momentum], or None for Katyusha^ns; got "
-            f"{momentum} beside katyusha_momentum {katyusha_momentum}."
-        )
+    number("katyusha_momentum", katyusha_momentum, "in [0, 1)", lambda part: 0 <= part < 1)
+    number("strong_convexity", strong_convexity, "not negative", lambda sigma: sigma >= 0)
+    if momentum is not None:
+        left = 1 - katyusha_momentum
+        wanted = f"in (0, 1 - katyusha_momentum], {left:g} here, or None for Katyusha^ns"
+        number("momentum", momentum, wanted, lambda part: 0 < part <= left)
     if momentum is None and katyusha_momentum > 0.5:
         raise ValueError(
             "katyusha_momentum must be at most 0.5 beside Katyusha^ns's own momentum of up to "
             f"0.5; got {katyusha_momentum}."
         )
-    if strong_convexity < 0:
-        raise ValueError(f"strong_convexity must not be negative; got {strong_convexity}.")

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import compat
-from tf_importance.arguments import positive_integer
+from tf_importance.arguments import number, one_of, positive_integer
 from tf_importance.variance_reduced import base
 
 GEOMETRIC = "geometric"
@@ -71,12 +71,17 @@ class SCSG(base.VarianceReduced):
         **kwargs,
     ) -> None:
         self.large_batch = positive_integer("large_batch", large_batch)
-        if not 1 <= growth_rate < math.inf:
-            raise ValueError(f"growth_rate must be at least 1 and finite; got {growth_rate}.")
+        growth_rate = number(
+            "growth_rate", growth_rate, "at least 1 and finite", lambda rate: 1 <= rate < math.inf
+        )
         if inner_steps == GEOMETRIC:
             if batch_size is None:
-                raise ValueError('inner_steps="geometric" needs batch_size, b; got None.')
+                raise ValueError(
+                    'batch_size must be given, b, for inner_steps="geometric"; got None.'
+                )
             batch_size = positive_integer("batch_size", batch_size)
+        elif isinstance(inner_steps, str):
+            one_of("inner_steps", inner_steps, (GEOMETRIC,))
         else:
             inner_steps = positive_integer("inner_steps", inner_steps)
         super().__init__(net, data, **kwargs)

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_importance import compat, losses
-from tf_importance.arguments import named
+from tf_importance.arguments import named, number
 from tf_importance.scorers.norms import contributions, fallback, independence, plan, recording
 
 MEMORY_LIMIT = 2**26
@@ -174,8 +174,7 @@ def _check(model: keras.Model, memory_limit: int) -> None:
             f"model {model.name!r} is not built, so its variables are not known; call it on a "
             "batch first."
         )
-    if memory_limit <= 0:
-        raise ValueError(f"memory_limit must be a positive number of bytes; got {memory_limit}.")
+    number("memory_limit", memory_limit, "a positive number of bytes", lambda size: size > 0)
 
 
 def _net(model: keras.Model) -> keras.Model:

@@ -1,0 +1,74 @@
+"""The examples that a net is asked about, one by one, whatever holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_importance import element_specs, random_access
+from tf_importance.arguments import named
+
+
+def single(model: keras.Model, data: Any) -> tf.data.Dataset:
+    """Single examples `(x, y)` or `(x, y, sample_weight)` of arrays, batches or a dataset.
+
+    Args:
+        model: an ISModel, whose net's inputs tell batches from examples.
+        data: arrays, which are shuffled; a `tf.data.Dataset` of examples or of batches; or a Keras
+            PyDataset of batches.
+    Raises:
+        TypeError, ValueError: it is something else, or has no labels.
+    """
+    if isinstance(data, keras.utils.Sequence):
+        data = _of_batches(data)
+    elif isinstance(data, tuple):
+        data = _of_arrays(data)
+    if not isinstance(data, tf.data.Dataset):
+        raise TypeError(
+            "dataset must be arrays (x, y), a tf.data.Dataset, or a PyDataset of batches; got "
+            f"{named(data)}."
+        )
+    if element_specs.is_batched(model, data.element_spec):
+        data = data.unbatch()
+    spec = element_specs.checked(model, data)
+    if element_specs.weighs_elements(spec):
+        raise ValueError(
+            "estimate_gain measures examples that have one weight each; got sample weights "
+            f"{spec[2]}. Leave them out: dataset.map(lambda x, y, weight: (x, y))."
+        )
+    return element_specs.with_scalar_weights(data)
+
+
+def weighted(data: tf.data.Dataset) -> tf.data.Dataset:
+    """The same as `(x, y, weight)`, 1 where there is none."""
+
+    def example(x, y, weight=1.0):
+        return x, y, tf.cast(weight, tf.float32)
+
+    return data.map(example)
+
+
+def _of_arrays(data: tuple) -> tf.data.Dataset:
+    size, _ = random_access.opened(data)
+    dense = tf.nest.map_structure(random_access.array, random_access.without_lists(data))
+    made = tf.data.Dataset.from_tensor_slices(dense)
+    return made.shuffle(size, seed=0, reshuffle_each_iteration=False)
+
+
+def _of_batches(batches: Any) -> tf.data.Dataset:
+    def arrays(number: int) -> tuple:
+        return tf.nest.map_structure(np.asarray, random_access.without_lists(batches[number]))
+
+    def produce() -> Iterator[tuple]:
+        for number in range(len(batches)):
+            yield arrays(number)
+
+    def of_any_length(part: np.ndarray) -> tf.TensorSpec:
+        return tf.TensorSpec([None, *part.shape[1:]], part.dtype)
+
+    signature = tf.nest.map_structure(of_any_length, arrays(0))
+    return tf.data.Dataset.from_generator(produce, output_signature=signature).unbatch()

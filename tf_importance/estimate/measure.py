@@ -1,0 +1,176 @@
+"""What a net has to gain as it is: moments of its examples, and what passes cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_importance import element_specs, gain, keys, losses, plans, strata
+from tf_importance.estimate.clock import Clock
+from tf_importance.estimate.examples import weighted
+from tf_importance.estimate.result import STRATA, GainEstimate, Prediction, Strata
+from tf_importance.scorers import forward, last_layer
+from tf_importance.scorers.upper_bound import of_a_pass
+
+CHUNK = 256
+_SMOOTHING_OF_SHARES = 0.1
+# Strata of fewer examples than this on average are no classes.
+_AT_LEAST = 8
+
+
+class Question(NamedTuple):
+    """What is asked of a net.
+
+    Attributes:
+        batch_sizes: b, to predict for. chunks: of 256 examples, to measure.
+        smoothing: c. strata: a function (x, y) -> number; None for the labels.
+    """
+
+    batch_sizes: Sequence[int]
+    chunks: int
+    smoothing: float
+    strata: Callable | None
+
+    @property
+    def work(self) -> int:
+        """Pieces that a bar moves on by: chunks, and what is timed."""
+        return self.chunks + 4 * len(self.batch_sizes)
+
+
+def measured(model, data: tf.data.Dataset, question: Question, bar) -> GainEstimate:
+    """The answer for the net as it is.
+
+    Args:
+        model: an ISModel. data: of single examples. bar: moves on by each piece of work.
+    """
+    menu = [plan for size in question.batch_sizes for plan in _menu(size)]
+    rates = sorted({plan.rate for plan in menu})
+    measure = _of_chunk(model, gain.Sampling(tuple(rates), question.smoothing))
+    examples = weighted(data)
+    chunks, averaged, each = [], [], []
+    for chunk in element_specs.batched(examples, CHUNK, True).take(question.chunks):
+        means, of_each = measure(*chunk)
+        averaged.append(means.numpy())
+        each.append(of_each.numpy())
+        chunks.append(_numbers(question.strata, data.element_spec, *chunk[:2]))
+        bar.add(1)
+    if not averaged:
+        raise ValueError(
+            f"the gain needs {CHUNK} examples to be measured, and the dataset has fewer. Give more."
+        )
+    averages = np.mean(averaged, axis=0)
+    mean_square, square, score, square_per_score, mean_score, score_square, loss = averages[:7]
+    moments = gain.Moments(
+        *map(tf.constant, (max(mean_square, 0.0), square, score, square_per_score, averages[7:]))
+    )
+    clock = Clock(model, examples.map(lambda x, y, weight: (x, y)), bar)
+    steps = {size: clock.step_seconds(size) for size in question.batch_sizes}
+    costs = [clock.scoring_seconds(plan.presample_size) / steps[plan.batch_size] for plan in menu]
+    predictions = [_prediction(moments, rates, plan, cost) for plan, cost in zip(menu, costs)]
+    found = _strata(chunks, question)
+    if found is not None:
+        scores, squares = np.concatenate(each, axis=1)
+        drawn = drawn_square_of(found, scores, squares)
+        predictions += [_by_strata(moments, drawn, size) for size in question.batch_sizes]
+    tau = float(np.sqrt(score_square) / mean_score) if mean_score > 0 else 1.0
+    noise = max(square - mean_square, 0.0) / mean_square if mean_square > 0 else float("inf")
+    return GainEstimate(
+        examples=len(averaged) * CHUNK,
+        tau=tau,
+        effective_sample_size=1 / tau**2,
+        noise_scale=float(noise),
+        predictions=tuple(predictions),
+        loss=float(loss),
+        strata=None
+        if found is None
+        else Strata(int(found.max()) + 1, int(np.bincount(found).min())),
+    )
+
+
+def _menu(batch_size: int) -> list[plans.Plan]:
+    return [plans.Plan(batch_size, 1, factor * batch_size) for factor in (2, 4, 12)]
+
+
+def _prediction(moments, rates, plan: plans.Plan, scoring_cost: float) -> Prediction:
+    """What a plan does, if scoring its pre-sample costs so many steps."""
+    rounding = moments.rounding_factor(rates.index(plan.rate))
+    drawn = gain.drawn_square(moments, plan.batch_size, plan.rate, rounding)
+    ratio = gain.gain_ratio(gain.uniform_square(moments, plan.batch_size), drawn)
+    return Prediction(plan.batch_size, plan.presample_size, float(ratio), 1 + scoring_cost)
+
+
+def _of_chunk(model, sampling: gain.Sampling) -> Callable:
+    """A function of a chunk: [A, U, S, Q, mean Ĝ, mean Ĝ², mean loss, D…], and [2, B] of Ĝ, v².
+
+    An example's weight is a factor of its loss, and so of its gradient and of its score.
+    """
+
+    @tf.function(autograph=False)
+    def moments(inputs, labels, weights):
+        with forward.recorded() as passes:
+            outputs = model(inputs, training=False)
+        ones, sizes = tf.ones_like(weights), tf.abs(weights)
+        scores = of_a_pass(model.scorer).from_forward(model.objective, labels, passes[-1]) * sizes
+        seen = last_layer.gradient_squares(model.net, model.objective, labels, passes[-1], weights)
+        squares = seen.per_example * weights**2
+        found = gain.batch_moments(scores, squares, ones, seen.batch, sampling)
+        of_each = losses.per_example_losses(model.objective, labels, outputs)
+        loss = tf.reduce_mean(tf.cast(of_each, tf.float32) * weights)
+        means = (tf.reduce_mean(scores), tf.reduce_mean(scores**2), loss)
+        own = tf.stack([*found[:4], *means])
+        return tf.concat([own, found.rounding], axis=0), tf.stack([scores, squares])
+
+    return moments
+
+
+# Strata -----------------------------------------------------------------------------------
+
+
+def _numbers(given: Callable | None, spec: tuple, inputs: Any, labels: Any) -> np.ndarray | None:
+    """[B] or [B, c], by which the strata of some examples are told; None of other labels."""
+    if given is not None:
+        return keys.number_of(given, spec)(inputs, labels).numpy()
+    return None if tf.nest.is_nested(labels) else labels.numpy()
+
+
+def _strata(parts: list[np.ndarray | None], question: Question) -> np.ndarray | None:
+    """[n] the strata of the examples, from 0 on; None where there are no classes."""
+    if any(part is None for part in parts):
+        return None
+    try:
+        found = keys.of_labels(np.concatenate(parts))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        # Labels may be of any kind; strata that are asked for were looked at before.
+        return None
+    numbers = np.unique(found, return_inverse=True)[1].reshape(-1)
+    count = int(numbers.max()) + 1
+    if count < 2 or (question.strata is None and count * _AT_LEAST > len(numbers)):
+        return None
+    return numbers
+
+
+def drawn_square_of(numbers: np.ndarray, scores: np.ndarray, squares: np.ndarray) -> float:
+    """V of draws by the shares that `samplers.Stratified` would come to.
+
+    Args:
+        numbers: [n] strata, from 0 on. scores: [n] Ĝ. squares: [n] v².
+    """
+    counts = np.bincount(numbers)
+    prior = tf.constant(counts / len(numbers), tf.float32)
+    of_scores, of_gradients = (
+        tf.constant(np.bincount(numbers, weights=values) / counts, tf.float32)
+        for values in (scores**2, squares)
+    )
+    shares = strata.neyman_shares(prior, of_scores, _SMOOTHING_OF_SHARES)
+    return float(strata.drawn_square(prior, shares, of_gradients))
+
+
+def _by_strata(moments: gain.Moments, drawn: float, batch_size: int) -> Prediction:
+    mean_square = float(moments.mean_square)
+    square = mean_square + max(drawn - mean_square, 0.0) / batch_size
+    uniform = float(gain.uniform_square(moments, batch_size))
+    ratio = gain.gain_ratio(tf.constant(uniform), tf.constant(square))
+    return Prediction(batch_size, batch_size, float(ratio), 1.0, STRATA)
