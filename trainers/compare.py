@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
-from absl import app, flags
+from absl import flags
 
 import tf_importance as tfi
 from reports import curves
@@ -68,9 +68,16 @@ _BEST_OF_GRID = flags.DEFINE_boolean(
     False,
     "Compare each curve at its own best rate of --grid, found with a seed beside the others.",
 )
-_OUT = flags.DEFINE_string("out", None, "Directory for the runs and results.", required=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "Directory for the runs and results. Default: runs/ and the flagfile's name."
+)
 _ANEW = flags.DEFINE_boolean(
     "anew", False, "Replace runs that are in --out already, instead of keeping the complete ones."
+)
+flags.register_validator(
+    "time_budget",
+    lambda seconds: seconds is None or 0 < seconds < math.inf,
+    "--time_budget must be positive and finite.",
 )
 trainer_flags.define_of_programs(flags.FLAGS)
 
@@ -95,7 +102,13 @@ def settings(
     """The trainer's parsed flags for one run, those that it defines."""
     values = flags.FlagValues()
     define(values)
-    values([sys.argv[0], *variant.arguments, *overrides])
+    try:
+        values([sys.argv[0], *variant.arguments, *overrides])
+    except (flags.Error, OSError) as error:
+        raise ValueError(
+            f"curve {variant.label!r} is none of --task={_TASK.value}: {str(error).rstrip('.')}. "
+            "Give flagfiles of that trainer as --curves."
+        ) from error
     if values.short:
         short.shrink(values)
     return values
@@ -132,8 +145,10 @@ def run(variant: Variant, seed: int) -> curves.Run:
 def _settle() -> list[Variant]:
     """The curves, once it is decided how small and where all runs are."""
     if _BEST_OF_GRID.value and not _GRID.value:
-        raise app.UsageError("--best_of_grid has no --grid; give learning rates.")
+        raise ValueError("--best_of_grid has no --grid; give learning rates.")
     values = flags.FLAGS
+    if values.out is None:
+        values.out = program.default_out()
     if values.short:
         values.out, values.anew = short.directory(values.out), True
         values.seeds, values.grid, values.best_of_grid = 1, values.grid[:1], False

@@ -57,7 +57,6 @@ def define(values: flags.FlagValues) -> None:
     number = functools.partial(flags.DEFINE_float, flag_values=values)
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     count = functools.partial(integer, lower_bound=1)
-    not_negative = functools.partial(number, lower_bound=0.0)
     switch = functools.partial(flags.DEFINE_boolean, default=False, flag_values=values)
     text("dataset", "digits", f"Data set: {', '.join(datasets.SOURCES)}.")
     text("data_dir", None, "Where TFDS keeps data; default $TFDS_DATA_DIR.")
@@ -109,15 +108,9 @@ def define(values: flags.FlagValues) -> None:
     number("growth_rate", 1.0, "Factor by which scsg's large batch grows each time.")
     text("optimizer", "SGD", "A Keras optimizer, or tfa:<Name> of TensorFlow Addons.")
     number("learning_rate", 0.1, "Learning rate at the start.")
-    number(
-        "momentum",
-        0.0,
-        "Momentum, for optimizers that have one.",
-        lower_bound=0.0,
-        upper_bound=1.0,
-    )
-    not_negative("weight_decay", 0.0, "The optimizer's own weight decay, if it has one.")
-    not_negative("clip_norm", 0.0, "Clip the norm of the whole gradient to this; 0 does not.")
+    number("momentum", 0.0, "Momentum, for optimizers that have one.")
+    number("weight_decay", 0.0, "The optimizer's own weight decay, if it has one.")
+    number("clip_norm", 0.0, "Clip the norm of the whole gradient to this; 0 does not.")
     text(
         "schedule",
         "constant",
@@ -138,8 +131,8 @@ def define(values: flags.FlagValues) -> None:
         "How many times the largest scheduled learning rate the gain may make of it; inf, as in "
         "RAIS's paper, knows no bound.",
     )
-    not_negative("alpha", 0.6, "Exponent of the scores, for --sampling=proportional.")
-    not_negative("beta", 1.0, "Exponent of weights, for proportional and rank_based; 1: unbiased.")
+    number("alpha", 0.6, "Exponent of the scores, for --sampling=proportional.")
+    number("beta", 1.0, "Exponent of weights, for proportional and rank_based; 1: unbiased.")
     number("selection_pressure", 100.0, "First over last in draws, for --sampling=rank_based.")
     integer(
         "recompute_every",
@@ -188,6 +181,18 @@ def define(values: flags.FlagValues) -> None:
             f"--{name} must be positive and finite.",
             flag_values=values,
         )
+    ranges: dict[str, tuple[Callable[[float], bool], str]] = {
+        "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
+        "weight_decay": (lambda value: 0 <= value < math.inf, "finite and not negative"),
+        "clip_norm": (lambda value: 0 <= value < math.inf, "finite and not negative"),
+        "alpha": (lambda value: 0 <= value < math.inf, "finite and not negative"),
+        "beta": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+        "selection_pressure": (lambda value: 1 <= value < math.inf, "at least 1 and finite"),
+        "kept": (lambda value: 0 < value <= 1, "in (0, 1]"),
+        "gain_ceiling": (lambda value: value >= 1, "at least 1"),
+    }
+    for name, (fits, wanted) in ranges.items():
+        flags.register_validator(name, fits, f"--{name} must be {wanted}.", flag_values=values)
     define_of_programs(values)
 
 
@@ -230,6 +235,10 @@ def define_own(
         values: where. define_flag: such as `flags.DEFINE_float`. name, default, text: its own.
     """
     define_flag(name, default, text, flag_values=values)
+    if isinstance(default, float):
+        flags.register_validator(
+            name, math.isfinite, f"--{name} must be finite.", flag_values=values
+        )
 
 
 def of_run(values: flags.FlagValues) -> dict[str, Any]:

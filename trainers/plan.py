@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -27,7 +28,12 @@ def variants(flagfiles: Sequence[str], learning_rates: Sequence[str] = ()) -> li
     Args:
         flagfiles: their file names, without the ending, are the labels.
         learning_rates: the grid.
+    Raises:
+        ValueError: a rate is no positive number.
     """
+    for rate in learning_rates:
+        if not _is_positive(rate):
+            raise ValueError(f"--grid must have positive learning rates; got {rate!r}.")
     named = [(pathlib.Path(flagfile).stem, f"--flagfile={flagfile}") for flagfile in flagfiles]
     if not learning_rates:
         return [Variant(name, (flagfile,)) for name, flagfile in named]
@@ -36,6 +42,13 @@ def variants(flagfiles: Sequence[str], learning_rates: Sequence[str] = ()) -> li
         for name, flagfile in named
         for rate in learning_rates
     ]
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def in_turns(compared: Sequence[Variant], seeds: int) -> list[tuple[Variant, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import pathlib
+import re
 import shlex
 import signal
 import sys
@@ -21,6 +22,8 @@ from trainers import help
 _HELP = {"--help", "-help", "-h", "-?"}
 _INTERRUPTED = 128 + signal.SIGINT
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+# Not that of "et al.", of "eq. 6" or of a file's ending.
+_SENTENCE_END = re.compile(r"(?<!\bal)(?<!\beq)(?<!\bsec)(?<!\bFig)\. (?=[A-Z\-])")
 # What arguments, files and stores are refused by.
 _REFUSALS = (ValueError, TypeError, ImportError, OSError, RuntimeError)
 
@@ -43,7 +46,7 @@ def run(main: Callable[[Sequence[str]], None], resumed_by: Sequence[str] = ()) -
         return
     _refuse_missing_flagfile()
     try:
-        app.run(guarded(main))
+        app.run(guarded(main), flags_parser=_parsed)
     except KeyboardInterrupt:
         print(f"\n{_farewell(flags.FLAGS, resumed_by)}", file=sys.stderr)
         sys.exit(_INTERRUPTED)
@@ -54,6 +57,7 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
 
     def run_main(arguments: Sequence[str]) -> None:
         try:
+            _refuse_words(arguments[1:])
             main(arguments)
         except _REFUSALS as error:
             if "--verbose" in sys.argv or isinstance(error, (NotImplementedError, RecursionError)):
@@ -63,6 +67,35 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
             sys.exit(1)
 
     return run_main
+
+
+def _parsed(arguments: Sequence[str]) -> list[str]:
+    """The words that are no flags; a flag that is wrong is said in a line, and ends the program."""
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        others = " ".join(filter(None, map(_of_another, _flagfiles())))
+        text = " ".join([str(error).rstrip(".") + ".", *([others] if others else [])])
+        print(f"{_name()}: {text} --help shows all flags.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _of_another(path: str) -> str:
+    """That a flagfile is of another program, where it says so itself."""
+    text = pathlib.Path(path).read_text("utf-8") if pathlib.Path(path).exists() else ""
+    programs = sorted(set(re.findall(r"python -m (trainers\.\w+) ", text)))
+    if not programs or _name() in programs:
+        return ""
+    return f"{path} is a flagfile of {' and '.join(programs)}."
+
+
+def _refuse_words(words: Sequence[str]) -> None:
+    """Raises: ValueError: there are words on the command line that belong to no flag."""
+    if words:
+        raise ValueError(
+            f"{' '.join(words)!r} belongs to no flag; give values as --name=value, and a switch "
+            "as --name or --noname."
+        )
 
 
 def configs_of(program: str) -> list[str]:
@@ -76,7 +109,7 @@ def configs_of(program: str) -> list[str]:
         text = path.read_text("utf-8")
         if f"python -m {program} " in text:
             comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
-            first = " ".join(comments).partition(". ")[0].partition("  python")[0]
+            first = _SENTENCE_END.split(" ".join(comments))[0].partition("  python")[0]
             lines.append(f"{path.relative_to(_CONFIGS.parent)}: {first.rstrip('.')}.")
     return lines
 

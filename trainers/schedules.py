@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from tf_importance.arguments import meant
+
 Schedule = Callable[[float], float]
 
 
@@ -61,6 +63,7 @@ def parse(text: str) -> Schedule:
     message = (
         f"schedule must be one of {', '.join(BY_NAME)}, or pieces 'progress:factor,…' with "
         f"progress in [0, 1] and factor ≥ 0 such as '0.4:0.2,0.8:0.04'; got {text!r}."
+        f"{meant(text, BY_NAME)}"
     )
     factors = {}
     for piece in text.split(","):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_importance as tfi
+from tf_importance.arguments import meant
 
 _EXPLANATION = (
     "--step_schedule must be none, budget (as --schedule says), constant, inverse_sqrt:OFFSET (the "
@@ -99,7 +100,8 @@ def parse(
     try:
         schedule = schedules[name]()
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{_EXPLANATION}; got {text!r}.") from error
+        close = meant(name, [*schedules, "none"])
+        raise ValueError(f"{_EXPLANATION}; got {text!r}.{close}") from error
     if not follow_gain:
         return schedule
     return tfi.schedules.GainAdapted(schedule, ceiling=gain_ceiling)

@@ -6,6 +6,7 @@ import keras
 from absl import flags
 
 import tf_importance as tfi
+from tf_importance.arguments import meant
 from trainers import datasets, optimizers
 from trainers.sampling import UNIFORM, Sampled
 
@@ -27,7 +28,7 @@ def reduced(settings: flags.FlagValues, net: keras.Model, data: datasets.Data, e
     if settings.variance_reduction not in NAMES:
         raise ValueError(
             f"--variance_reduction must be one of {', '.join(NAMES)}; got "
-            f"{settings.variance_reduction!r}."
+            f"{settings.variance_reduction!r}.{meant(settings.variance_reduction, NAMES)}"
         )
     if settings.sampling != UNIFORM:
         raise ValueError(

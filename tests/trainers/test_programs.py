@@ -230,3 +230,42 @@ def test_the_flagfiles_of_a_program(monkeypatch, capsys):
     }
     there = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.cfg")}
     assert there - shown == set()
+
+
+# What is wrong on a command line -----------------------------------------------------------------
+
+_UNIFORM = "configs/image_classification/digits_uniform.cfg"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["image_classification", "--momentum=nan"], "--momentum must be in [0, 1)."),
+        (["image_classification", "--momentum=1"], "--momentum must be in [0, 1)."),
+        (["image_classification", "--weight_decay=nan"], "must be finite and not negative."),
+        (["image_classification", "--kept=2"], "--kept must be in (0, 1]."),
+        (["image_classification", "--clip_norm=-1"], "must be finite and not negative."),
+        (["image_classification", "jit", "--short"], "'jit' belongs to no flag; give values as"),
+        (["image_classification", "--flagfile=configs/main.cfg"], "flagfile of trainers.compare."),
+        (["image_classification", "--jot"], "Unknown command line flag 'jot'."),
+        (["compare", f"--curves={_UNIFORM}", "--grid=a"], "positive learning rates; got 'a'."),
+        (["compare", f"--curves={_UNIFORM}", "--grid=-1"], "positive learning rates; got '-1'."),
+        (["compare", f"--curves={_UNIFORM}", "--time_budget=-1"], "must be positive and finite."),
+        (["compare", f"--curves={_UNIFORM}", "--best_of_grid"], "has no --grid; give learning"),
+        (["compare", "--curves=nofile.cfg"], "Give flagfiles of that trainer as --curves."),
+    ],
+    ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_said_in_a_line(root, words, said):
+    program_name, *given = words
+    ended = subprocess.run(
+        [sys.executable, "-m", f"trainers.{program_name}", *given],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env=_environment(),
+    )
+    lines = ended.stderr.strip().splitlines()
+    assert ended.returncode == 1 and len(lines) == 1, ended.stderr
+    assert lines[0].startswith(f"trainers.{program_name}: ") and said in lines[0]
+    assert [path.name for path in root.iterdir()] == ["configs"]
