@@ -198,3 +198,12 @@ def test_a_summary_has_the_net_and_what_is_kept_beside_it():
     text = "\n".join(lines)
     assert "dense" in text and "tau, mean_weight, counts, monitors (10 numbers" in text
     assert "Sampler: RAIS()" in text and "Learning rate: GainAdapted(0.1)" in text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[3, 1], (3, 1), np.array([3, 1]), range(3, 0, -2), iter([3, 1])],
+    ids=lambda values: type(values).__name__,
+)
+def test_a_collection_of_any_type_will_do(values):
+    assert arguments.positive_integers("after", values) == [3, 1]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import numbers
 import operator
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 _LONGEST = 80
@@ -27,16 +28,25 @@ def positive_integer(name: str, value: Any) -> int:
 
 
 def positive_integers(name: str, values: Any) -> list[int]:
-    """Some positive integers: a sequence of them.
+    """Some positive integers, of any collection.
 
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise ValueError(
-            f"{name} must be a list of positive integers, such as [300]; got {named(values)}."
-        )
-    return [positive_integer(f"each of {name}", value) for value in values]
+    found = listed(name, values, "a list of positive integers, such as [300]")
+    return [positive_integer(f"each of {name}", value) for value in found]
+
+
+def listed(name: str, values: Any, wanted: str) -> list[Any]:
+    """What is in a collection of any type: a list, a tuple, an array, a generator.
+
+    Raises:
+        ValueError: it is none, or a string.
+    """
+    if not isinstance(values, str):
+        with contextlib.suppress(TypeError):
+            return list(values)
+    raise ValueError(f"{name} must be {wanted}; got {named(values)}.")
 
 
 def number(name: str, value: Any, wanted: str, fits: Callable[[float], bool]) -> float:

@@ -256,13 +256,13 @@ def check_loss(model: keras.Model, loss: Any) -> None:
         )
 
 
-def check_scorer(scorer: Any, name: str = "scorer") -> None:
+def check_scorer(scorer: Any) -> None:
     """Raises: TypeError: it is no function of (model, x, y)."""
     if callable(scorer) and not isinstance(scorer, type):
         return
     close = meant(scorer, scorers.BY_NAME).replace("'", "") if isinstance(scorer, str) else ""
     raise TypeError(
-        f"{name} must be a callable (model, x, y) -> [B], such as tfi.scorers.loss; got "
+        "scorer must be a callable (model, x, y) -> [B], such as tfi.scorers.loss; got "
         f"{named(scorer)}.{close.replace('mean ', 'mean tfi.scorers.')}"
     )
 

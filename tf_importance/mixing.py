@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,8 @@ def stratified(
         TypeError: something is no dataset. ValueError: they are not alike or empty, or numbers do
             not fit.
     """
-    if isinstance(datasets, tf.data.Dataset) or not isinstance(datasets, Sequence):
+    # One alone would be read whole, for a list of its examples.
+    if isinstance(datasets, tf.data.Dataset) or not isinstance(datasets, Iterable):
         raise TypeError(f"datasets must be a list of tf.data.Dataset; got {named(datasets)}.")
     datasets = list(datasets)
     for one in datasets:

@@ -234,10 +234,14 @@ def _checked(build: Any) -> keras.Model:
 def _factors(rates: Any) -> list[float]:
     """Factors of the learning rate, the smallest first."""
     wanted = "positive factors of the learning rate, such as [0.5, 1, 2]"
-    if not isinstance(rates, Sequence) or isinstance(rates, str) or not rates:
+    found = arguments.listed("rates", rates, wanted)
+    if not found:
         raise ValueError(f"rates must be {wanted}; got {arguments.named(rates)}.")
-    fits = lambda factor: 0 < factor < math.inf  # noqa: E731
-    return sorted(arguments.number("rates", factor, wanted, fits) for factor in rates)
+
+    def fits(factor: float) -> bool:
+        return 0 < factor < math.inf
+
+    return sorted(arguments.number("rates", factor, wanted, fits) for factor in found)
 
 
 def _examples(data: Any, name: str) -> tuple[Any, Any]:

@@ -72,7 +72,7 @@ def report(
 
 
 def _curves(given: Any) -> dict[str, list[runs.Run]]:
-    if isinstance(given, Mapping) and given:
+    if isinstance(given, Mapping):
         return {
             str(label): [one._replace(label=str(label)) for one in _read(folders)]
             for label, folders in given.items()
@@ -87,16 +87,17 @@ def _read(folders: Any) -> list[runs.Run]:
 
 def _check(given: Any) -> None:
     """Raises: TypeError: it is no folder, and no collection of some."""
-    several = given.values() if isinstance(given, Mapping) else [given]
-    for folders in several:
-        each = [folders] if isinstance(folders, (str, pathlib.Path)) else folders
-        known = isinstance(each, Sequence) and all(isinstance(f, (str, pathlib.Path)) for f in each)
-        if not known or not each:
-            break
-    else:
-        if several:
-            return
-    raise TypeError(
-        "run must be a folder of runs, several, {name: folder} or what tfi.compare gave; got "
-        f"{arguments.named(given)}."
-    )
+    curves = [*given.values()] if isinstance(given, Mapping) else [given]
+    if not curves or not all(map(_are_folders, curves)):
+        raise TypeError(
+            "run must be a folder of runs, several, {name: folder} or what tfi.compare gave; got "
+            f"{arguments.named(given)}."
+        )
+
+
+def _are_folders(given: Any) -> bool:
+    """Whether it is a folder, or several."""
+    if isinstance(given, (str, pathlib.Path)):
+        return True
+    several = isinstance(given, Sequence) and len(given) > 0
+    return several and all(isinstance(folder, (str, pathlib.Path)) for folder in given)
