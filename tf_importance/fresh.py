@@ -239,12 +239,21 @@ def check_model(model: Any) -> None:
     Raises:
         TypeError: it is not an ISModel. ValueError: it is not compiled with a loss.
     """
+    check_is_model(model)
+    check_loss(model, model.objective.loss)
+
+
+def check_is_model(model: Any) -> None:
+    """Refuse what is no ISModel; one that will be compiled later, with its sampler, is one.
+
+    Raises:
+        TypeError: it is not an ISModel.
+    """
     if not isinstance(model, keras.Model) or not hasattr(model, "objective"):
         raise TypeError(
             f"model must be a tfi.ISModel; got {named(model)}. Wrap the net: "
             "model = tfi.ISModel(net); model.compile(...)."
         )
-    check_loss(model, model.objective.loss)
 
 
 def check_loss(model: keras.Model, loss: Any) -> None:

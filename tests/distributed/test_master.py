@@ -193,6 +193,15 @@ def test_those_without_a_score_have_the_mean_or_are_left_out(data, make_model, m
             )
 
 
+def test_a_master_comes_before_the_model_is_compiled_with_it(data, meeting):
+    net = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    model = tfi.ISModel(net)
+    sampler = master(model, meeting("master"))
+    compile_model(model, sampler)
+    history = model.fit(tfi.history_sample(data, sampler, 16), epochs=1, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
 def test_a_master_leaves_out_who_has_no_score_and_a_peer_does_not(make_model, meeting):
     assert distributed.Master(N, make_model(), meeting()).leaves_out
     assert not distributed.Peer(N, make_model(), meeting()).leaves_out

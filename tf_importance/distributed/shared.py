@@ -84,7 +84,7 @@ class SharedScores(Sampler):
         shard_size: int = 0,
         gain_smoothing: float = 0.01,
     ) -> None:
-        fresh.check_model(model)
+        fresh.check_is_model(model)
         base.check(store)
         fresh.check_scorer(scorer)
         super().__init__(num_examples, gain_smoothing)
