@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import keras
 import numpy as np
@@ -140,6 +141,27 @@ def test_the_scorer_is_saved(scorer, blobs, tmp_path):
     model = trained(functional, blobs, scorer=scorer)
     model.save(tmp_path / "model.keras")
     assert keras.models.load_model(tmp_path / "model.keras").scorer is scorer
+
+
+def test_a_loaded_model_says_that_its_sampler_is_missing_and_goes_on_with_one(blobs, tmp_path):
+    path, sampler = tmp_path / "model.keras", tfi.samplers.Proportional()
+    model = tfi.ISModel(functional())
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    model.compile("sgd", loss, sampler=sampler)
+    model.fit(*blobs, batch_size=8, epochs=1, verbose=0)
+    model.save(path)
+    with pytest.warns(UserWarning, match=r"no sampler.*compile\(.*sampler=.*load_weights\(file\)"):
+        restored = keras.models.load_model(path)
+    again = tfi.samplers.Proportional()
+    restored.compile(restored.optimizer, restored.loss, sampler=again)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        restored.load_weights(str(path))
+        keras.models.load_model(path, compile=False)  # For predictions.
+    again.build(len(blobs[0]))
+    assert sampler.variables and len(sampler.variables) == len(again.variables)
+    for kept, found in zip(sampler.variables, again.variables):
+        np.testing.assert_array_equal(kept.numpy(), found.numpy(), err_msg=kept.name)
 
 
 SERVE = """

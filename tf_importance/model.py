@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -409,7 +410,7 @@ class ISModel(keras.Model):
         state.save(self._remembered(), store)
 
     def load_own_variables(self, store) -> None:
-        """The inverse; a sampler's state in the file is left out where there is no sampler.
+        """The inverse; a sampler's state in the file is left out where there is none, with a warning.
 
         One that does not know yet for how many examples it is gets it once it does.
 
@@ -422,6 +423,13 @@ class ISModel(keras.Model):
         later = {} if "sampler" in self._remembered() else state.of("sampler", store)
         if sampler is not None and later:
             sampler.restore_by(lambda: state.load({"sampler": sampler}, later))
+        elif later and getattr(self, "optimizer", None) is not None:  # Loaded to be trained.
+            warnings.warn(
+                "the file holds the state of a sampler, and this model has no sampler, so that fit "
+                "draws nothing. To go on as it was: model.compile(model.optimizer, model.loss, "
+                "sampler=...) with such a sampler, then model.load_weights(file).",
+                stacklevel=2,
+            )
 
     def _remembered(self) -> dict[str, tf.Module]:
         """What is neither net nor optimizer and belongs into a resumed training, by name."""
