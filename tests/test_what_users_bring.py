@@ -811,8 +811,27 @@ def test_sample_weights_that_are_strings_or_have_names_for_one_output_are_refuse
 
 def test_a_memory_that_has_not_drawn_yet_says_so():
     model = compiled(mlp(), sampler=tfi.samplers.RAIS())
-    with pytest.warns(UserWarning, match="nothing was drawn: RAIS draws once .* visits of exa"):
+    heard = r"nothing was drawn: RAIS draws once .* visits of examples, and has heard of \d+ so far"
+    with pytest.warns(UserWarning, match=heard):
         model.fit(X, Y, batch_size=b, verbose=0)
+
+
+def test_a_switch_that_lets_no_memory_learn_says_so_in_each_training():
+    members = [tfi.samplers.Uniform(), tfi.samplers.RAIS()]
+    sampler = tfi.samplers.Switched(members, by=tfi.switches.Gain())
+    model = compiled(mlp(), rate=tfi.schedules.GainAdapted(0.1), sampler=sampler)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="nothing was drawn: RAIS was not let learn"):
+            model.fit(X, Y, batch_size=b, epochs=2, verbose=0)
+    sampler.decisions.trial.learning.assign(True)
+    assert sampler.why_off().startswith("the memory was learning still: RAIS draws once")
+
+
+def test_weights_that_are_all_zero_are_why_nothing_was_drawn():
+    for sampler in (tfi.samplers.RAIS(), tfi.samplers.Proportional()):
+        model = compiled(mlp(), sampler=sampler)
+        with pytest.warns(UserWarning, match="nothing was drawn: all sample weights were 0"):
+            model.fit(X, Y, batch_size=b, sample_weight=np.zeros(N, "float32"), verbose=0)
 
 
 def no_graph(labels, outputs):

@@ -122,12 +122,14 @@ class Outcome(keras.callbacks.Callback):
         self._shares: list[float] = []
         self._gain: float | None = None
         self._fallbacks = 0
+        self._largest_weight = 0.0
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         logs = logs or {}
         self._shares.append(float(logs.get("importance", 1.0)))
         self._gain = float(logs["gain"]) if "gain" in logs else None
         self._fallbacks += int(logs.get("fallbacks", 0))
+        self._largest_weight = max(self._largest_weight, float(logs.get("max_weight", 1.0)))
 
     def on_train_end(self, logs=None) -> None:
         if sum(self._shares) > 0:
@@ -136,13 +138,17 @@ class Outcome(keras.callbacks.Callback):
                 sys.stdout.write(f"{self.line}\n")
                 sys.stdout.flush()
         elif self._why_off is not None:
-            why = (
+            warnings.warn(f"nothing was drawn: {self._reason(self._why_off)}.", stacklevel=2)
+
+    def _reason(self, why_off: Callable[[], str]) -> str:
+        if self._shares and not self._largest_weight:
+            return "all sample weights were 0, so that no example had anything to teach"
+        if self._fallbacks:
+            return (
                 f"the scores of all {self._fallbacks} pre-samples were unusable (all zero, "
                 "negative, NaN or infinite)"
-                if self._fallbacks
-                else self._why_off()
             )
-            warnings.warn(f"nothing was drawn: {why}.", stacklevel=2)
+        return why_off()
 
     @property
     def line(self) -> str:

@@ -117,8 +117,9 @@ def _tell_length(sampler: samplers.Sampler, given: dict[str, Any]) -> None:
 
 def _why_off(drawing: marks.Drawing) -> Callable[[], str] | None:
     """What says why nothing was drawn; None where nothing can be."""
-    uniform = isinstance(drawing.sampler, (type(None), samplers.Uniform))
-    return drawing.why_off if uniform else drawing.sampler.why_off
+    if drawing.why_off is not None or isinstance(drawing.sampler, (type(None), samplers.Uniform)):
+        return drawing.why_off
+    return drawing.sampler.why_off
 
 
 def _drawing(model, x: Any) -> marks.Drawing | None:

@@ -322,8 +322,8 @@ class RAIS(Sampler):
     def why_off(self) -> str:
         needed = self.num_examples + 3 * self._training_set_size // 2
         return (
-            f"RAIS draws once it has learned c and d, after {needed} visits of examples, and there "
-            f"were {int(self.visits.numpy().sum())}; train longer, or give a smaller "
+            f"RAIS draws once it has learned c and d, after {needed} visits of examples, and has "
+            f"heard of {int(self.visits.numpy().sum())} so far; train longer, or give a smaller "
             "training_set_size"
         )
 

@@ -125,7 +125,15 @@ class Switched(Over):
         self._settings = lambda: settings
 
     def why_off(self) -> str:
-        return "no plan to draw was ever worth its cost"
+        if bool(self.memory.informed()):
+            return "no plan to draw was ever worth its cost"
+        if bool(self.decisions.trial.learning):
+            return f"the memory was learning still: {self.memory.why_off()}"
+        return (
+            f"{type(self.memory).__name__} was not let learn: its switch does that once scores are "
+            "so unequal that drawing would nearly pay, and where trying it out takes a tenth of "
+            "the steps left, or less"
+        )
 
     def expect(self, batches: int) -> None:
         super().expect(batches)
@@ -166,6 +174,7 @@ class Switched(Over):
             loss=model.objective.loss,
             sampler=self.memory,
             switch=self.switch,
+            why_off=self.why_off,
             meter=setting.meter,
             fresh=way,
             row_size=self.row_size(batch_size),
