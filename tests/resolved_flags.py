@@ -69,11 +69,17 @@ def trainer_of(config: pathlib.Path) -> str:
 
 def parsed(trainer: str, *arguments: str) -> dict[str, Any]:
     """A trainer's own flags, none of absl's or TensorFlow's, after parsing a command line."""
-    values = flags.FlagValues()
-    _DEFINE[trainer](values)
+    found = values(trainer, *arguments)
+    return {name: _plain(found[name].value) for name in found}
+
+
+def values(trainer: str, *arguments: str) -> flags.FlagValues:
+    """The same, as trainers take them."""
+    defined = flags.FlagValues()
+    _DEFINE[trainer](defined)
     if arguments:
-        values([trainer, *arguments])
-    return {name: _plain(values[name].value) for name in values}
+        defined([trainer, *arguments])
+    return defined
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """What errors say: what came, what is needed, and what to do."""
 
 import ast
+import inspect
 import pathlib
 import re
 
@@ -160,6 +161,19 @@ def test_objects_print_as_they_are_written():
     assert repr(tfi.samplers.Fresh(32, over=sampler)) == f"Fresh(32, over={sampler!r})"
     assert repr(tfi.switches.Gain(hysteresis=0.2)) == "Gain(hysteresis=0.2)"
     assert repr(tfi.schedules.GainAdapted(0.1, ceiling=3)) == "GainAdapted(0.1, ceiling=3.0)"
+    members = [tfi.samplers.Uniform(), sampler]
+    switched = tfi.samplers.Switched(members, by=tfi.switches.Gain())
+    assert repr(switched) == f"Switched([Uniform(), {sampler!r}], by=Gain())"
+    assert repr(tfi.Recorder("runs/mine", every=2)) == "Recorder('runs/mine', every=2)"
+    assert repr(tfi.distributed.TargetEntropy(0.9)) == "TargetEntropy(0.9)"
+
+
+def test_no_object_prints_its_address():
+    packages = ["samplers", "switches", "schedules", "distributed", "stores", "layers"]
+    for package in [tfi, *(getattr(tfi, name) for name in packages)]:
+        kinds = [kind for kind in vars(package).values() if inspect.isclass(kind)]
+        for kind in (kind for kind in kinds if kind.__module__.startswith("tf_importance")):
+            assert kind.__repr__ is not object.__repr__, kind
 
 
 # What came of a training ----------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import numbers
 import operator
 from collections.abc import Callable, Collection, Iterable
@@ -106,9 +107,34 @@ def named(value: Any) -> str:
 
 def written(kind: type, args: Iterable, options: dict[str, Any]) -> str:
     """An object as it was made: `Gain(step_seconds=1.0)`."""
-    parts = [named(value) for value in args]
-    parts += [f"{name}={named(value)}" for name, value in options.items()]
+    parts = [_in_call(value) for value in args]
+    parts += [f"{name}={_in_call(value)}" for name, value in options.items()]
     return f"{kind.__name__}({', '.join(parts)})"
+
+
+def _in_call(value: Any) -> str:
+    """Of objects that print as they were made, a list is shown whole."""
+    if isinstance(value, (list, tuple)) and all(isinstance(one, Written) for one in value):
+        return f"[{', '.join(map(repr, value))}]"
+    return named(value)
+
+
+class Written:
+    """Prints as it was made."""
+
+    def __new__(cls, *args, **kwargs):
+        """Note what it is made of."""
+        made = super().__new__(cls)
+        # Of a function, which a tf.Module does not look into; and one that can be pickled.
+        object.__setattr__(made, "_made_of", functools.partial(_pair, args, kwargs))
+        return made
+
+    def __repr__(self) -> str:
+        return written(type(self), *self._made_of())  # type: ignore[attr-defined]
+
+
+def _pair(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return args, kwargs
 
 
 def meant(value: Any, known: Collection[str]) -> str:

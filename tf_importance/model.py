@@ -410,7 +410,7 @@ class ISModel(keras.Model):
         state.save(self._remembered(), store)
 
     def load_own_variables(self, store) -> None:
-        """The inverse; a sampler's state in the file is left out where there is none, with a warning.
+        """The inverse; warns of a sampler's state in the file where there is no sampler.
 
         One that does not know yet for how many examples it is gets it once it does.
 

@@ -322,7 +322,7 @@ def _end_of(schedule) -> float | None:
 
 
 @keras.saving.register_keras_serializable(package="tf_importance")
-class Told(keras.optimizers.schedules.LearningRateSchedule):
+class Told(arguments.Written, keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate that is whatever somebody sets it to.
 
     Args:

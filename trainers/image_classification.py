@@ -16,7 +16,7 @@ from __future__ import annotations
 from absl import flags
 
 from trainers import flags as trainer_flags
-from trainers import nets, program, recipe
+from trainers import nets, program, recipe, void
 
 
 def train(settings: flags.FlagValues) -> recipe.Trained:
@@ -27,6 +27,7 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
     Returns:
         The run's directory and the fitted model.
     """
+    void.refuse_weights(settings)
     data = recipe.load(settings)
     net = nets.build(settings.net, data.image_shape, data.num_classes)
     return recipe.fit(settings, data, net)

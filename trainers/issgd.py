@@ -26,7 +26,7 @@ import functools
 
 from absl import flags
 
-from trainers import datasets, delegated, nets, program, recipe
+from trainers import datasets, delegated, nets, program, recipe, void
 from trainers import flags as trainer_flags
 
 
@@ -55,6 +55,7 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
         delegated.gather(settings)
     delegated.checked(settings)
     strategy = delegated.strategy(settings)
+    void.refuse_weights(settings)
     data = recipe.load(settings)
     with strategy.scope():
         net = nets.build(settings.net, data.image_shape, data.num_classes)

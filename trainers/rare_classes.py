@@ -28,13 +28,18 @@ import tensorflow as tf
 from absl import flags
 
 from reports import reliability
+from tf_importance.arguments import meant
 from trainers import calibration, dry_run, nets, program, rare_sampling, recipe, runner, shown
 from trainers import flags as trainer_flags
 from trainers.datasets import made_up, rare
 from trainers.rare_sampling import METHODS
 
 # What other trainers choose by, and --method decides here.
-_DECIDED = ("sampling", "augment", "weights", "variance_reduction", "switch", "tau_threshold")
+_DECIDED = (
+    *("sampling", "augment", "weights", "switch", "tau_threshold", "draws_per_presample"),
+    *("resampling", "alpha", "beta", "selection_pressure", "recompute_every", "kept"),
+    *("variance_reduction", "epochs_per_batch_gradient", "large_batch", "growth_rate"),
+)
 _DEFAULTS = {
     "dataset": "flights_late",
     "net": "flights_mlp",
@@ -154,7 +159,10 @@ def checked(settings: flags.FlagValues) -> rare_sampling.Method:
         ValueError: it is unknown, or a flag is out of range or of other trainers.
     """
     if settings.method not in METHODS:
-        raise ValueError(f"--method must be one of {', '.join(METHODS)}; got {settings.method!r}.")
+        raise ValueError(
+            f"--method must be one of {', '.join(METHODS)}; got {settings.method!r}."
+            f"{meant(settings.method, METHODS)}"
+        )
     for name in _DECIDED:
         flag = settings[name]
         if flag.value != flag.default and not settings.short:
@@ -165,7 +173,39 @@ def checked(settings: flags.FlagValues) -> rare_sampling.Method:
         raise ValueError(f"--rare_share must be between 0 and 1; got {settings.rare_share:g}.")
     if settings.gamma < 0:
         raise ValueError(f"--gamma must not be negative; got {settings.gamma:g}.")
+    _refuse_void(settings)
     return METHODS[settings.method]
+
+
+# What a flag is of: methods, or images.
+_OF_METHODS = {
+    "rare_share": ("down_sampled", "fixed_strata", "log_odds"),
+    "gamma": ("focal",),
+    "presample_size": ("scored", "scored_strata", "switched_strata", "streamed_strata"),
+}
+_OF_IMAGES = ("rare_class", "share", "long_tail")
+
+
+def _refuse_void(settings: flags.FlagValues) -> None:
+    """Raises: ValueError: a flag does nothing with this method, or with these data."""
+
+    def given(name: str) -> bool:
+        return settings[name].value != settings[name].default
+
+    for name, methods in _OF_METHODS.items():
+        if given(name) and settings.method not in methods:
+            raise ValueError(
+                f"--{name} does nothing with --method={settings.method}; leave it out, or give "
+                f"--method={' or '.join(methods)}."
+            )
+    flights = settings.dataset in rare.FLIGHTS
+    for name in _OF_IMAGES if flights else ("split",):
+        if given(name):
+            raise ValueError(
+                f"--{name} does nothing with --dataset={settings.dataset}; leave it out."
+            )
+    if given("rare_class") and settings.long_tail:
+        raise ValueError("--rare_class does nothing with --long_tail; leave one of them out.")
 
 
 class Predictor:

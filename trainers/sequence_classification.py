@@ -14,7 +14,7 @@ from __future__ import annotations
 from absl import flags
 
 from trainers import flags as trainer_flags
-from trainers import nets, program, recipe
+from trainers import nets, program, recipe, void
 
 
 def train(settings: flags.FlagValues) -> recipe.Trained:
@@ -27,6 +27,7 @@ def train(settings: flags.FlagValues) -> recipe.Trained:
     Raises:
         ValueError: the data set has no sequences.
     """
+    void.refuse_weights(settings)
     data = recipe.load(settings)
     if len(data.image_shape) != 2:
         raise ValueError(

@@ -9,6 +9,7 @@ from absl import flags
 import tf_importance as tfi
 
 _FRESH = tuple(sorted(tfi.scorers.BY_NAME))
+_MEMORY = ("rais", "proportional", "rank_based", "inclusion", "info_batch", "oracle")
 # For which values of --sampling a flag does something.
 _OF_SAMPLING: dict[str, Collection[str]] = {
     "alpha": ("proportional",),
@@ -18,8 +19,17 @@ _OF_SAMPLING: dict[str, Collection[str]] = {
     "kept": ("inclusion", "info_batch"),
     "draws_per_presample": _FRESH,
     "tau_threshold": _FRESH,
+    "resampling": _FRESH,
+    "presample_size": (*_FRESH, *_MEMORY),
+    "switch": (*_FRESH, *_MEMORY),
+    "follow_gain": (*_FRESH, *_MEMORY),
 }
-_OF_REDUCTION = ("epochs_per_batch_gradient", "large_batch", "growth_rate")
+# For which values of --variance_reduction.
+_OF_REDUCTION: dict[str, Collection[str]] = {
+    "epochs_per_batch_gradient": ("svrg", "katyusha", "scsg"),
+    "large_batch": ("scsg",),
+    "growth_rate": ("scsg",),
+}
 
 
 def refuse(settings: flags.FlagValues) -> None:
@@ -41,11 +51,42 @@ def refuse(settings: flags.FlagValues) -> None:
         )
     if _given(settings, "gain_ceiling") and not settings.follow_gain:
         raise ValueError("--gain_ceiling does nothing without --follow_gain; give both or neither.")
-    for name in _OF_REDUCTION:
-        if _given(settings, name) and settings.variance_reduction == "none":
+    for name, ways in _OF_REDUCTION.items():
+        if _given(settings, name) and settings.variance_reduction not in ways:
             raise ValueError(
-                f"--{name} does nothing without --variance_reduction; give one, or leave it out."
+                f"--{name} is for --variance_reduction={' or '.join(ways)}; got "
+                f"--variance_reduction={settings.variance_reduction}. Leave one of them out."
             )
+    _refuse_schedules(settings)
+
+
+def _refuse_schedules(settings: flags.FlagValues) -> None:
+    """Raises: ValueError: of two flags for the learning rate one does nothing."""
+    by_steps = settings.step_schedule not in ("none", "budget")
+    if by_steps and _given(settings, "schedule"):
+        raise ValueError(
+            f"--schedule={settings.schedule} does nothing with --step_schedule="
+            f"{settings.step_schedule}, which sets the learning rate; leave one of them out."
+        )
+    by_schedule = settings.variance_reduction != "none" or settings.sampling == "issgd"
+    if by_schedule and settings.step_schedule != "none":
+        raise ValueError(
+            f"--step_schedule={settings.step_schedule} does nothing with --variance_reduction or "
+            "--sampling=issgd; leave it out, and give --schedule."
+        )
+
+
+def refuse_weights(settings: flags.FlagValues) -> None:
+    """Refuse pretrained weights where a net begins at random.
+
+    Raises:
+        ValueError: --weights is given.
+    """
+    if _given(settings, "weights"):
+        raise ValueError(
+            f"--weights={settings.weights} is for trainers.fine_tuning; this trains from scratch. "
+            "Leave it out."
+        )
 
 
 def _given(settings: flags.FlagValues, name: str) -> bool:

@@ -53,7 +53,9 @@ def test_configs_start_step_and_record(parser_of, config):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resumes(parser_of, method):
     common = [f"--method={method}", "--dataset=digits", "--net=mlp_128", "--rare_class=3"]
-    common += ["--share=0.05", "--batch_size=16", "--presample_size=32", "--evaluations=2"]
+    common += ["--share=0.05", "--batch_size=16", "--evaluations=2"]
+    if "scored" in method or method in ("switched_strata", "streamed_strata"):
+        common += ["--presample_size=32"]
     if method in ("switched_strata", "streamed_strata"):
         common += ["--follow_gain"]
     path, _ = rare_classes.train(_parsed(parser_of, *common, "--steps=16"))
@@ -70,6 +72,16 @@ def test_every_method_resumes(parser_of, method):
         (["--sampling=uniform"], "--sampling is of other trainers; here --method decides"),
         (["--rare_share=1"], "--rare_share must be between 0 and 1; got 1"),
         (["--gamma=-1"], "--gamma must not be negative; got -1"),
+        (["--method=stata"], "got 'stata'.* Did you mean 'strata'"),
+        (["--dataset=flight_late"], "got 'flight_late'.* Did you mean 'flights_late'"),
+        (["--rare_share=0.1"], "--rare_share does nothing with --method=strata; .*down_sampled or"),
+        (["--gamma=1"], "--gamma does nothing with --method=strata; .*--method=focal"),
+        (["--presample_size=64"], "--presample_size does nothing with --method=strata"),
+        (["--kept=0.4"], "--kept is of other trainers"),
+        (["--rare_class=3"], "--rare_class does nothing with --dataset=flights_late"),
+        (["--dataset=digits", "--split=rows"], "--split does nothing with --dataset=digits"),
+        (["--dataset=digits", "--long_tail=9", "--rare_class=3"], "with --long_tail; leave one of"),
+        (["--data_dir=/lost"], "--data_dir=/lost is no directory; make it first"),
     ],
 )
 def test_wrong_flags_are_refused_with_the_remedy(parser_of, arguments, message):

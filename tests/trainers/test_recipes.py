@@ -15,6 +15,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_importance as tfi
+from tests import resolved_flags
 from trainers import (
     compare,
     datasets,
@@ -22,9 +23,11 @@ from trainers import (
     help,
     image_classification,
     issgd,
+    rare_classes,
     sequence_classification,
     short,
     variance_ablation,
+    void,
 )
 from trainers import flags as trainer_flags
 from trainers import variance_reduction as reduction
@@ -239,7 +242,33 @@ def test_steps_between_snapshots_are_epochs():
             "--tau_threshold does nothing with --switch=gain",
         ),
         ("image_classification", ["--gain_ceiling=2"], "does nothing without --follow_gain"),
-        ("image_classification", ["--large_batch=64"], "does nothing without --variance_reduction"),
+        ("image_classification", ["--large_batch=64"], "--large_batch is for --variance_r.*=scsg"),
+        (
+            "image_classification",
+            ["--sampling=uniform", "--variance_reduction=svrg", "--growth_rate=2"],
+            "--growth_rate is for --variance_reduction=scsg; got --variance_reduction=svrg",
+        ),
+        (
+            "image_classification",
+            ["--sampling=uniform", "--variance_reduction=svrg", "--step_schedule=budget"],
+            "--step_schedule=budget does nothing with --variance_reduction or",
+        ),
+        *(
+            ("image_classification", ["--sampling=uniform", flag], f"{flag.partition('=')[0]} does")
+            for flag in ("--presample_size=64", "--switch=gain", "--follow_gain")
+        ),
+        (
+            "image_classification",
+            ["--sampling=rais", "--resampling=systematic"],
+            "--resampling does nothing with --sampling=rais",
+        ),
+        (
+            "image_classification",
+            ["--schedule=linear", "--step_schedule=constant"],
+            "--schedule=linear does nothing with --step_schedule=constant",
+        ),
+        ("image_classification", ["--data_dir=/lost"], "--data_dir=/lost is no directory; make it"),
+        ("image_classification", ["--weights=imagenet"], "--weights=imagenet is for trainers."),
         ("fine_tuning", ["--weights=lost.keras"], "--weights=lost.keras is no file"),
         ("sequence_classification", ["--dataset=digits"], r"shape \(8, 8, 1\), no sequences"),
     ],
@@ -247,6 +276,18 @@ def test_steps_between_snapshots_are_epochs():
 def test_wrong_flags_are_refused_with_the_remedy(settings_of, task, arguments, message):
     with pytest.raises(ValueError, match=message):
         TASKS[task](settings_of("--steps=1", *arguments))
+
+
+def test_no_config_gives_a_flag_that_does_nothing():
+    for config in sorted(pathlib.Path("configs").rglob("*.cfg")):
+        trainer = resolved_flags.trainer_of(config)
+        values = resolved_flags.values(trainer, f"--flagfile={config}")
+        if trainer == "rare_classes":
+            rare_classes.checked(values)
+        elif trainer != "compare":
+            void.refuse(values)
+        if trainer not in ("compare", "fine_tuning", "rare_classes"):
+            void.refuse_weights(values)
 
 
 def test_help_teaches():

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import compat, losses, stores, variance
-from tf_importance.arguments import positive_integer
+from tf_importance.arguments import Written, positive_integer
 from tf_importance.distributed.mirror import Known
 from tf_importance.distributed.shared import SharedScores
 
@@ -74,7 +74,7 @@ def drawn_trace(
     return float(np.sqrt(max(float(variance.covariance_trace(norms, weights, square)), 0.0)))
 
 
-class Monitor(keras.callbacks.Callback):
+class Monitor(Written, keras.callbacks.Callback):
     """Reports on a run by shared scores, every so many steps.
 
     The numbers, by name:

@@ -113,7 +113,7 @@ class SharedScores(Sampler):
         self._make_state()
 
     def why_off(self) -> str:
-        return "no score of a worker had come yet; is one running, with the same store and run?"
+        return "no score of a worker had come yet; start one, with the same store and run"
 
     def _make_state(self) -> None:
         self.tree = SumTree(self.num_examples, COLUMNS, initial=[0.0, 0.0, 1.0])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tf_importance.arguments import number
+from tf_importance.arguments import Written, number
 
 # From usable scores [k] ≥ 0 to the constant.
 Smoothing = Callable[[np.ndarray], float]
@@ -30,7 +30,7 @@ def entropy(scores: np.ndarray, constant: float = 0.0) -> float:
     return float(-(positive * np.log(positive)).sum())
 
 
-class Constant:
+class Constant(Written):
     """The same c for all scores, in their units.
 
     Args:
@@ -48,7 +48,7 @@ class Constant:
         return self._constant
 
 
-class TargetEntropy:
+class TargetEntropy(Written):
     """The least c that lifts the proposal's entropy to a target.
 
     "With a smoothing constant sufficiently large, we can bring this entropy down to any target

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import fresh, random_access, scorers, stores
-from tf_importance.arguments import number, positive_integer
+from tf_importance.arguments import Written, number, positive_integer
 from tf_importance.distributed import description, parameters
 from tf_importance.stores import base
 
@@ -34,7 +34,7 @@ _LARGE, _SMALL = 1 / 4, 1 / 64
 _PASSING = (stores.Unreachable, stores.OutOfMemory, stores.NoRun, stores.Corrupt)
 
 
-class Worker:
+class Worker(Written):
     """Pulls parameters, leases a shard, scores it, pushes the scores; and again.
 
     It knows the store alone, and waits for a run there. Any number of workers may join and leave a

@@ -18,7 +18,7 @@ from tf_importance.reporting import examples as drawn
 from tf_importance.reporting import runs
 
 
-class Recorder(keras.callbacks.Callback):
+class Recorder(arguments.Written, keras.callbacks.Callback):
     """Writes what `tfi.report` shows of a training: a line for each epoch, and at its end examples.
 
         model.fit(…, callbacks=[tfi.Recorder("runs/mine", examples=(x, y))])

@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from tf_importance import compat, graphs, proposals
 from tf_importance.arguments import (
+    Written,
     named,
     one_of,
     positive_integer,
     public_kinds,
     to_be_made,
-    written,
 )
 from tf_importance.draws import Draws, Seen
 from tf_importance.journal import Journal
@@ -126,7 +126,7 @@ class _Unmirrored(type(tf.Module)):  # type: ignore[misc]
             return super().__call__(*args, **kwargs)
 
 
-class Sampler(tf.Module, metaclass=_Unmirrored):
+class Sampler(Written, tf.Module, metaclass=_Unmirrored):
     """Chooses examples by what earlier visits to them saw.
 
     A pipeline plans a block of K batches at once (`plan`); the training steps on them write what
@@ -180,15 +180,6 @@ class Sampler(tf.Module, metaclass=_Unmirrored):
     serves_replicas = True
     spans_processes = True
     replicas = 1
-
-    def __new__(cls, *args, **kwargs):
-        """Note what it is made of: a copy is made anew, and its variables set."""
-        made = super().__new__(cls)
-        object.__setattr__(made, "_made_of", lambda: (args, kwargs))
-        return made
-
-    def __repr__(self) -> str:
-        return written(type(self), *self._made_of())
 
     def __reduce__(self):
         values = [variable.numpy() for variable in self.variables]

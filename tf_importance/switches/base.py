@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -190,11 +189,7 @@ def _of_presamples(moments: gain.Moments, plan: Plan) -> gain.Moments:
     return moments._replace(square=moments.remembered) if plan.remembered else moments
 
 
-def _pair(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    return args, kwargs
-
-
-class Switch(tf.Module):
+class Switch(arguments.Written, tf.Module):
     """Decides for each pre-sample what becomes of it. `open` comes first, once.
 
     Attributes:
@@ -202,16 +197,6 @@ class Switch(tf.Module):
     """
 
     may_draw = True
-
-    def __new__(cls, *args, **kwargs):
-        """Note what it is made of, for those who print it."""
-        made = super().__new__(cls)
-        # Of a function, which a tf.Module does not look into; and one that can be pickled.
-        object.__setattr__(made, "_made_of", functools.partial(_pair, args, kwargs))
-        return made
-
-    def __repr__(self) -> str:
-        return arguments.written(type(self), *self._made_of())
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name=name)

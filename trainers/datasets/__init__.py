@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -118,6 +119,17 @@ def builder(chosen: Source, data_dir: str | None) -> tfds.core.DatasetBuilder:
     return tfds.builder(chosen.builder, data_dir=data_dir)
 
 
+def check_directory(data_dir: str | None) -> None:
+    """Refuse a directory that is mistyped, which TFDS would make and prepare all data in.
+
+    Raises:
+        ValueError: data_dir is not there.
+    """
+    there = data_dir is None or "://" in data_dir or pathlib.Path(data_dir).expanduser().is_dir()
+    if not there:
+        raise ValueError(f"--data_dir={data_dir} is no directory; make it first, or leave it out.")
+
+
 def load(name: str, data_dir: str | None = None) -> Data:
     """Load a data set; prepare it first where that has not been done.
 
@@ -128,11 +140,12 @@ def load(name: str, data_dir: str | None = None) -> Data:
     Returns:
         The data.
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or data_dir is not there.
         RuntimeError: TFDS could not download the data, or files that only you can get are not
             there.
     """
     chosen = source(name)
+    check_directory(data_dir)
     prepared = builder(chosen, data_dir)
     if not prepared.data_path.exists():
         _prepare(prepared)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from tf_importance.arguments import meant
 from trainers import datasets
 from trainers.datasets import flights, preparation
 
@@ -77,7 +78,9 @@ def load(
         ValueError: an argument is unknown or out of range.
     """
     if name not in NAMES:
-        raise ValueError(f"--dataset must be one of {', '.join(NAMES)}; got {name!r}.")
+        raise ValueError(
+            f"--dataset must be one of {', '.join(NAMES)}; got {name!r}.{meant(name, NAMES)}"
+        )
     if name in FLIGHTS:
         if split not in SPLITS:
             raise ValueError(f"--split must be one of {', '.join(SPLITS)}; got {split!r}.")
@@ -192,6 +195,7 @@ def _of_flights(label: str, data_dir: str | None, split: str) -> Rare:
 
 @functools.cache
 def _flights(part: str, data_dir: str | None) -> dict[str, np.ndarray]:
+    datasets.check_directory(data_dir)
     builder = flights.Flights(data_dir=data_dir)
     if not builder.data_path.exists():
         tfds.disable_progress_bar()
