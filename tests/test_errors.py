@@ -155,6 +155,20 @@ def test_options_of_a_stream(model, options, said):
         dataset.apply(tfi.importance_sample(model, 16, 64, **options))
 
 
+def test_an_output_without_labels_is_named(model):
+    inputs = keras.Input((2,))
+    outputs = {name: keras.layers.Dense(3, name=name)(inputs) for name in ("a", "b")}
+    two = tfi.ISModel(keras.Model(inputs, outputs))
+    two.compile("sgd", {"a": model.objective.loss, "b": "mse"})
+    data = tf.data.Dataset.from_tensor_slices((X, {"a": Y}))
+    with pytest.raises(ValueError, match="labels must have a part .* got none for output 'b'"):
+        data.apply(tfi.importance_sample(two, 16, 64))
+    with pytest.raises(
+        ValueError, match="a part for each output with a loss; got none for output[.]"
+    ):
+        tfi.per_example_gradient_norms(model, X, None)
+
+
 def test_objects_print_as_they_are_written():
     sampler = tfi.samplers.RAIS(training_set_size=64)
     assert repr(sampler) == "RAIS(training_set_size=64)"
@@ -173,7 +187,9 @@ def test_no_object_prints_its_address():
     for package in [tfi, *(getattr(tfi, name) for name in packages)]:
         kinds = [kind for kind in vars(package).values() if inspect.isclass(kind)]
         for kind in (kind for kind in kinds if kind.__module__.startswith("tf_importance")):
-            assert kind.__repr__ is not object.__repr__, kind
+            # Layers and models print as Keras has it.
+            printed = kind.__repr__ is not object.__repr__
+            assert printed or issubclass(kind, keras.layers.Layer), kind
 
 
 # What came of a training ----------------------------------------------------------------------

@@ -105,6 +105,12 @@ def terms(objective: Objective, labels, outputs) -> list[Term]:
         if isinstance(scale, (list, tuple)):
             (scale,) = scale
         if identifier is not None:
+            if label is None:
+                which = f" {names[index]!r}" if len(flat) > 1 and len(names or ()) > index else ""
+                raise ValueError(
+                    "labels must have a part for each output with a loss; got none for output"
+                    f"{which}. Give it labels, or compile without a loss for it."
+                )
             loss = as_loss(identifier, label, output)
             _check_classes(loss, label, output)
             mask = getattr(output, "_keras_mask", None)
