@@ -1,5 +1,6 @@
 """The site: every public name has its place in the reference, and the README is short."""
 
+import inspect
 import pathlib
 import re
 import types
@@ -50,6 +51,23 @@ def test_what_the_reference_names_is_there():
         for part in name.split(".")[1:]:
             value = getattr(value, part)
         assert value.__doc__, name
+
+
+def test_each_has_an_example():
+    entries = re.split(r"^::: ", REFERENCE, flags=re.MULTILINE)[1:]
+    for entry in entries:
+        name, _, rest = entry.partition("\n")
+        value = tfi
+        for part in name.split(".")[1:]:
+            value = getattr(value, part)
+        in_docstring = re.search(r"\n\n {4,}\S", inspect.getdoc(value))
+        assert in_docstring or "```python\n" in rest, name
+
+
+def test_the_site_asks_nothing_of_other_hosts():
+    config = (ROOT / "mkdocs.yml").read_text("utf-8")
+    (polyfill,) = re.findall(r"polyfills: \[(.*iframe-worker.*)\]", config)
+    assert (ROOT / "docs" / polyfill).exists() and "- offline" in config and "font: false" in config
 
 
 def test_the_readme_is_short():
