@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pathlib
@@ -85,13 +86,14 @@ def summary(ratios: list[float]) -> dict[str, float]:
 
 
 def write(path: str, result: dict) -> None:
-    """Write a result with the versions it was measured with."""
+    """Write a result with the day and the versions it was measured with."""
     versions = {
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "cpus": os.cpu_count(),
     }
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"versions": versions, **result}, indent=2) + "\n")
+    target.write_text(json.dumps({"date": date, "versions": versions, **result}, indent=2) + "\n")

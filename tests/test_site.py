@@ -11,6 +11,7 @@ import tf_importance as tfi
 
 ROOT = pathlib.Path(__file__).parents[1]
 REFERENCE = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs/reference").glob("*.md"))
+BENCHMARK = re.compile(r"python -m benchmarks\.(\w+)")
 # Public for the library's own files, or types of what others give.
 INTERNAL = {
     *("check", "refuse_other", "with_maintenance", "named", "warn_unless_followed", "RECORD"),
@@ -68,6 +69,19 @@ def test_the_site_asks_nothing_of_other_hosts():
     config = (ROOT / "mkdocs.yml").read_text("utf-8")
     (polyfill,) = re.findall(r"polyfills: \[(.*iframe-worker.*)\]", config)
     assert (ROOT / "docs" / polyfill).exists() and "- offline" in config and "font: false" in config
+
+
+def test_each_benchmark_of_the_pages_has_its_date():
+    pages = [path for path in (ROOT / "docs").glob("*.md") if path.name != "benchmarks.md"]
+    named = {name for path in pages for name in BENCHMARK.findall(path.read_text("utf-8"))}
+    rows = re.findall(
+        r"^\| `benchmarks\.(\w+)` \| [^|]+ \| \[(\S+)\]\(\2\) \| \d{4}-\d\d-\d\d \|.*\|$",
+        (ROOT / "docs/benchmarks.md").read_text("utf-8"),
+        flags=re.MULTILINE,
+    )
+    assert {name for name, _ in rows} == named and len(rows) > 15
+    for name, page in rows:
+        assert name in BENCHMARK.findall((ROOT / "docs" / page).read_text("utf-8"))
 
 
 def test_the_readme_is_short():

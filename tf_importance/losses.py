@@ -106,7 +106,7 @@ def terms(objective: Objective, labels, outputs) -> list[Term]:
             (scale,) = scale
         if identifier is not None:
             if label is None:
-                which = f" {names[index]!r}" if len(flat) > 1 and len(names or ()) > index else ""
+                which = f" {names[index]!r}" if names and len(names) == len(flat) > 1 else ""
                 raise ValueError(
                     "labels must have a part for each output with a loss; got none for output"
                     f"{which}. Give it labels, or compile without a loss for it."

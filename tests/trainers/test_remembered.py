@@ -184,6 +184,8 @@ def few_digits(monkeypatch):
 
 
 def test_rotated_mnist_is_made_of_mnist_alike_each_time(few_digits, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
     found = [datasets.load("rotated_mnist", str(tmp_path / name)) for name in "ab"]
     pairs = [list(data.train.as_numpy_iterator()) for data in found]
     assert found[0].num_train == len(pairs[0]) == 40

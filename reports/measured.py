@@ -1,0 +1,116 @@
+"""Which benchmark's figures stand where, and when and with what they were measured.
+
+    make measured
+
+Needs a clone with its history: the date is that of the newest line of figures behind the
+benchmark's command, and the versions are those that constraints/current.txt pinned then.
+"""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+_LOCK = "constraints/current.txt"
+_COMMAND = re.compile(r"`?python -m benchmarks\.(\w+)")
+_PINNED = re.compile(r"^(tensorflow|keras)==([\w.]+)", flags=re.MULTILINE)
+_BLAMED = re.compile(r"^(\w{40}) \d+ (\d+)", flags=re.MULTILINE)
+_TITLE = """# All benchmarks
+
+Each is a Python module, run in a clone after `pip install '.[trainers]'` by the command that its
+page shows. It leaves a JSON file with its figures and versions. With `--short` it shows in seconds
+that it works. Figures are ratios within one process where they can be, since the machines are
+small and shared.
+
+All were measured on virtual machines with 2 x86-64 cores, 24 GB and no GPU. The date is that of the
+newest line of figures. Versions stand where they were pinned by then. `make measured` writes this
+page anew.
+
+| module | what it measures | figures | date | TensorFlow | Keras |
+|---|---|---|---|---|---|
+"""
+
+
+class Place(NamedTuple):
+    """Where a page names a benchmark.
+
+    Attributes:
+        name: the benchmark. page: the path. lines: numbers of the lines of figures behind it.
+    """
+
+    name: str
+    page: pathlib.Path
+    lines: Sequence[int]
+
+
+def places(page: pathlib.Path) -> Iterator[Place]:
+    """Each mention of a benchmark on a page, to the next mention or heading."""
+    lines = page.read_text("utf-8").splitlines()
+    starts = [number for number, line in enumerate(lines) if _COMMAND.search(line)]
+    for start in starts:
+        stops = (n for n in range(start + 1, len(lines)) if n in starts or lines[n][:1] == "#")
+        for found in _COMMAND.finditer(lines[start]):
+            behind = range(start, next(stops, len(lines)))
+            figures = [number for number in behind if re.match(r"\|.*\d", lines[number])]
+            told = [number for number in behind if re.search(r"\d", lines[number])]
+            yield Place(found[1], page, figures or told or [start])
+
+
+def measured(place: Place) -> tuple[str, str]:
+    """The newest commit of a place's lines, and its date."""
+    blamed = _git("blame", "-w", "-M", "-C", "-C", "--porcelain", str(place.page))
+    lines = {int(number) - 1: commit for commit, number in _BLAMED.findall(blamed)}
+    commits = {lines[number] for number in place.lines}
+    dates = {commit: int(_git("show", "-s", "--format=%at", commit)) for commit in commits}
+    newest = max(commits, key=lambda commit: dates[commit])
+    day = datetime.datetime.fromtimestamp(dates[newest], datetime.timezone.utc)
+    return newest, f"{day:%Y-%m-%d}"
+
+
+def versions(commit: str) -> dict[str, str]:
+    """What was pinned for Python 3.11 and later; nothing of the time before versions were."""
+    if not _git("ls-tree", "--name-only", commit, _LOCK):
+        return {}
+    # The last of a name is that of the newest Python.
+    return dict(_PINNED.findall(_git("show", f"{commit}:{_LOCK}")))
+
+
+def rows(out: pathlib.Path) -> Iterator[str]:
+    """The table's, by name: where a benchmark's newest figures are, out itself left aside."""
+    newest: dict[str, tuple[str, str, Place]] = {}
+    for page in sorted({*(ROOT / "docs").glob("*.md")} - {out}):
+        for place in places(page):
+            commit, day = measured(place)
+            if place.name not in newest or day > newest[place.name][0]:
+                newest[place.name] = day, commit, place
+    for name, (day, commit, place) in sorted(newest.items()):
+        pinned = versions(commit)
+        source = (ROOT / "benchmarks" / f"{name}.py").read_text("utf-8")
+        title = source.removeprefix('"""').partition("\n")[0].partition(": python -m")[0]
+        yield (
+            f"| `benchmarks.{name}` | {title.rstrip('.')} | [{place.page.name}]({place.page.name}) | "
+            f"{day} | {pinned.get('tensorflow', '')} | {pinned.get('keras', '')} |"
+        )
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def main(arguments: list[str]) -> None:
+    """Write the page."""
+    if len(arguments) != 1:
+        sys.exit("Give the page to write: python -m reports.measured docs/benchmarks.md.")
+    out = pathlib.Path(arguments[0]).resolve()
+    out.write_text(_TITLE + "\n".join(rows(out)) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
