@@ -93,9 +93,10 @@ def rows(out: pathlib.Path) -> Iterator[str]:
         pinned = versions(commit)
         source = (ROOT / "benchmarks" / f"{name}.py").read_text("utf-8")
         title = source.removeprefix('"""').partition("\n")[0].partition(": python -m")[0]
+        where = place.page.name
         yield (
-            f"| `benchmarks.{name}` | {title.rstrip('.')} | [{place.page.name}]({place.page.name}) | "
-            f"{day} | {pinned.get('tensorflow', '')} | {pinned.get('keras', '')} |"
+            f"| `benchmarks.{name}` | {title.rstrip('.')} | [{where}]({where}) | {day} | "
+            f"{pinned.get('tensorflow', '')} | {pinned.get('keras', '')} |"
         )
 
 
