@@ -470,6 +470,28 @@ def test_weights_count_in_metrics_of_images():
     assert abs(float(alone.result()) - truth) > 0.05
 
 
+@pytest.mark.parametrize("way", ["pipeline", "step", "memory"])
+def test_a_class_that_is_ignored_is_and_the_loss_is_that_of_all_data(way):
+    classes = np.digitize(IMAGES[..., 0], [0.3, 0.6]).astype("int32")
+    # Of some images nearly all is void.
+    classes[RNG.random(classes.shape) < RNG.random((N, 1, 1))] = 255
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=255)
+    net = keras.Sequential([keras.Input((8, 8, 1)), L.Conv2D(3, 3, padding="same")])
+    net.set_weights([np.random.default_rng(1).normal(size=(3, 3, 1, 3)), np.array([0.5, 0, -2])])
+    sampler = tfi.samplers.Proportional() if way == "memory" else None
+    model = compiled(net, loss, rate=0.0, sampler=sampler)
+    if way == "memory":
+        history = model.fit(IMAGES, classes, batch_size=b, epochs=30, verbose=0).history
+        drawn_losses = history["loss"][1:]
+    else:
+        data = tf.data.Dataset.from_tensor_slices((IMAGES, classes)).repeat().shuffle(N, seed=0)
+        options = {"tau_threshold": "always", "smoothing": 0.2, "seed": 1, "score_in": way}
+        sampled = data.apply(tfi.importance_sample(model, b, B, **options))
+        drawn_losses = model.fit(sampled, steps_per_epoch=400, verbose=0).history["loss"]
+    truth = model.evaluate(IMAGES, classes, batch_size=N, verbose=0)
+    assert np.mean(drawn_losses) == pytest.approx(truth, rel=0.02)
+
+
 def dice(labels, outputs):
     both = tf.reduce_sum(labels * outputs)
     return (2 * both + 1) / (tf.reduce_sum(labels) + tf.reduce_sum(outputs) + 1)

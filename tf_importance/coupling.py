@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import batch_statistics, compat, graphs, layers, losses
+from tf_importance.arguments import named
 
 _EXAMPLES = 4
 # Of an axis whose size the data leave open.
@@ -136,8 +137,8 @@ def refuse_loss(model, inputs, labels) -> None:
     dense = all(isinstance(part, (tf.Tensor, tf.TensorSpec)) for part in tf.nest.flatten(outputs))
     if dense and _loss_couples(model.objective, labels, outputs):
         raise ValueError(
-            f"the loss {model.objective.loss!r} of one example depends on the other examples of "
-            "its batch, so that weights cannot make a drawn batch stand for the data (as of Cox's "
+            f"the loss {named(model.objective.loss)} of one example depends on the other examples "
+            "of its batch, so that weights cannot make a drawn batch stand for the data (as of Cox's "
             "partial likelihood, contrastive and ranking losses, or AUC and Dice over a batch). "
             "Give a loss that is a mean over examples, or train without importance sampling."
         )
@@ -173,15 +174,16 @@ def _loss_couples(objective, labels, outputs) -> bool:
     def traced(flat: list) -> Callable:
         def of_each(parts):
             mine, predicted = tf.nest.pack_sequence_as((labels, outputs), parts)
-            return losses.per_example_losses(objective, mine, predicted)
+            # A mask's divisor is of the batch, and the step's weights make up for it.
+            return losses.per_example_losses(objective, mine, predicted, divides=False)
 
         with tf.init_scope():
             # Called by itself each model's would count as traced anew, of which TensorFlow warns.
             call = tf.function(of_each, autograph=False).get_concrete_function(_tensors(flat))
         if call.structured_outputs.shape[:1] == [None]:
             raise losses.Unscorable(
-                f"the loss {objective.loss!r} does not say that it has a value for each example "
-                "(as behind tf.boolean_mask), so that weights have nothing to be multiplied into. "
+                f"the loss {named(objective.loss)} does not say that it has a value for each "
+                "example (as behind tf.boolean_mask), so that weights have nothing to be multiplied into. "
                 "Give 0 to what does not count, tf.where(valid, loss, 0.0), with labels that are "
                 "invalid replaced before; or say the shape by tf.ensure_shape."
             )

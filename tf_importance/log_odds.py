@@ -19,6 +19,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_importance.arguments import named
+
 _BINARY = keras.losses.BinaryCrossentropy
 _SPARSE = keras.losses.SparseCategoricalCrossentropy
 _ONE_HOT = keras.losses.CategoricalCrossentropy
@@ -40,7 +42,8 @@ def shift(loss: Any, outputs: Any, classes: np.ndarray, odds: np.ndarray) -> tf.
         raise ValueError(
             "correction='log_odds' moves logits, in a loss keras.losses.BinaryCrossentropy, "
             "SparseCategoricalCrossentropy or CategoricalCrossentropy with from_logits=True; got "
-            f"{loss!r}. Give one of these, or correction='weights', which is right for any loss."
+            f"{named(loss)}. Give one of these, or correction='weights', which is right for any "
+            "loss."
         )
     count = getattr(outputs, "shape", [None])[-1]
     if tf.nest.is_nested(outputs) or outputs.shape.rank != 2:

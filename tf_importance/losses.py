@@ -184,8 +184,11 @@ def elementwise(term: Term) -> tf.Tensor:
     return values
 
 
-def per_example(term: Term) -> tf.Tensor:
-    """ℓ_i of one term, such that mean_i(w_i ℓ_i) is Keras's reduced, weighted loss: [B]."""
+def per_example(term: Term, *, divides: bool = True) -> tf.Tensor:
+    """ℓ_i of one term, such that mean_i(w_i ℓ_i) is Keras's reduced, weighted loss: [B].
+
+    A masked loss is divided by the batch's share that is not masked, unless it is not to be.
+    """
     values = elementwise(term)
     values = values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
     mask = _joint_mask(term.mask, values)
@@ -194,7 +197,7 @@ def per_example(term: Term) -> tf.Tensor:
         mask = tf.cast(mask, values.dtype)
         valid = tf.reduce_sum(mask)
         total = tf.cast(tf.size(mask), values.dtype)
-        values *= mask if sums else mask * tf.math.divide_no_nan(total, valid)
+        values *= mask if sums or not divides else mask * tf.math.divide_no_nan(total, valid)
     inner = list(range(1, values.shape.rank))
     if sums:
         size = tf.cast(tf.shape(values)[0], values.dtype)
@@ -202,16 +205,20 @@ def per_example(term: Term) -> tf.Tensor:
     return term.scale * tf.reduce_mean(values, axis=inner)
 
 
-def per_example_losses(objective: Objective, labels, outputs) -> tf.Tensor:
+def per_example_losses(
+    objective: Objective, labels, outputs, *, divides: bool = True
+) -> tf.Tensor:
     """ℓ_i of the whole compiled loss, loss weights included, regularization not.
 
     Args:
         objective: the compiled loss.
         labels, outputs: nests of [B, …] tensors.
+        divides: whether masked losses are divided by the batch's share that is not masked.
     Returns:
         [B] float32; float64 where that is what the losses are.
     """
-    return tf.add_n([per_example(term) for term in terms(objective, labels, outputs)])
+    found = terms(objective, labels, outputs)
+    return tf.add_n([per_example(term, divides=divides) for term in found])
 
 
 def are_same(one: Any, other: Any) -> bool:

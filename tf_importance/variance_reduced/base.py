@@ -330,6 +330,6 @@ def refuse_endless(data: tf.data.Dataset | None) -> None:
 def _refuse_sums(loss: Any) -> None:
     if loss is not None and losses.only_sums(losses.Objective(loss)):
         raise ValueError(
-            f"loss {loss!r} is summed over the batch, so the gradient of all data is not the mean "
-            "of those of batches; use reduction='sum_over_batch_size'."
+            f"loss {named(loss)} is summed over the batch, so the gradient of all data is not the "
+            "mean of those of batches; use reduction='sum_over_batch_size'."
         )
