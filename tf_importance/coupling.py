@@ -139,8 +139,8 @@ def refuse_loss(model, inputs, labels) -> None:
         raise ValueError(
             f"the loss {named(model.objective.loss)} of one example depends on the other examples "
             "of its batch, so that weights cannot make a drawn batch stand for the data (as of "
-            "Cox's partial likelihood, contrastive and ranking losses, or AUC and Dice over a batch). "
-            "Give a loss that is a mean over examples, or train without importance sampling."
+            "Cox's partial likelihood, contrastive and ranking losses, or AUC and Dice over a "
+            "batch). Give a loss that is a mean over examples, or train without importance sampling."
         )
     _tried[model] = model.objective
 
@@ -183,9 +183,9 @@ def _loss_couples(objective, labels, outputs) -> bool:
         if call.structured_outputs.shape[:1] == [None]:
             raise losses.Unscorable(
                 f"the loss {named(objective.loss)} does not say that it has a value for each "
-                "example (as behind tf.boolean_mask), so that weights have nothing to be multiplied "
-                "into. Give 0 to what does not count, tf.where(valid, loss, 0.0), with labels that are "
-                "invalid replaced before; or say the shape by tf.ensure_shape."
+                "example (as behind tf.boolean_mask), so that weights have nothing to be "
+                "multiplied into. Give 0 to what does not count, tf.where(valid, loss, 0.0), with "
+                "labels that are invalid replaced before; or say the shape by tf.ensure_shape."
             )
 
         def passed(parts: list) -> list[np.ndarray]:
