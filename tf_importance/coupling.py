@@ -140,7 +140,8 @@ def refuse_loss(model, inputs, labels) -> None:
             f"the loss {named(model.objective.loss)} of one example depends on the other examples "
             "of its batch, so that weights cannot make a drawn batch stand for the data (as of "
             "Cox's partial likelihood, contrastive and ranking losses, or AUC and Dice over a "
-            "batch). Give a loss that is a mean over examples, or train without importance sampling."
+            "batch). Give a loss that is a mean over examples, or train without importance "
+            "sampling."
         )
     _tried[model] = model.objective
 
