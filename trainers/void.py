@@ -7,9 +7,10 @@ from collections.abc import Collection
 from absl import flags
 
 import tf_importance as tfi
+from trainers import delegated, remembered
 
 _FRESH = tuple(sorted(tfi.scorers.BY_NAME))
-_MEMORY = ("rais", "proportional", "rank_based", "inclusion", "info_batch", "oracle")
+_MEMORY = tuple(remembered.BY_NAME)
 # For which values of --sampling a flag does something.
 _OF_SAMPLING: dict[str, Collection[str]] = {
     "alpha": ("proportional",),
@@ -68,11 +69,11 @@ def _refuse_schedules(settings: flags.FlagValues) -> None:
             f"--schedule={settings.schedule} does nothing with --step_schedule="
             f"{settings.step_schedule}, which sets the learning rate; leave one of them out."
         )
-    by_schedule = settings.variance_reduction != "none" or settings.sampling == "issgd"
+    by_schedule = settings.variance_reduction != "none" or settings.sampling == delegated.NAME
     if by_schedule and settings.step_schedule != "none":
         raise ValueError(
             f"--step_schedule={settings.step_schedule} does nothing with --variance_reduction or "
-            "--sampling=issgd; leave it out, and give --schedule."
+            f"--sampling={delegated.NAME}; leave it out, and give --schedule."
         )
 
 
