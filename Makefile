@@ -19,7 +19,7 @@ COMPILE = .venv-lock/bin/uv pip compile setup.cfg --universal --python-version 3
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-slow test-addons test-addons-slow test-minimum test-newest \
-	screenshots measured lint docs docs-serve lock package clean
+	screenshots notebooks measured lint docs docs-serve lock package clean
 
 help:  ## List what can be made.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ screenshots: .venv/installed  ## Draw the pictures of docs/report.md anew; needs
 lint: .venv/installed  ## ruff over everything, mypy over the library.
 	.venv/bin/ruff check
 	.venv/bin/mypy
+
+notebooks: .venv/installed  ## Run docs/notebooks anew, and keep what they print.
+	.venv/bin/python docs/notebooks/execute.py
 
 measured:  ## Write docs/benchmarks.md anew, by the history of the figures.
 	$(PYTHON) -m reports.measured docs/benchmarks.md
