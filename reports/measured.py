@@ -23,17 +23,17 @@ _PINNED = re.compile(r"^(tensorflow|keras)==([\w.]+)", flags=re.MULTILINE)
 _BLAMED = re.compile(r"^(\w{40}) \d+ (\d+)", flags=re.MULTILINE)
 _TITLE = """# All benchmarks
 
-Each is a Python module, run in a clone after `pip install '.[trainers]'` by the command that its
-page shows. It leaves a JSON file with its figures and versions. With `--short` it shows in seconds
-that it works. Figures are ratios within one process where they can be, since the machines are
-small and shared.
+Each is a module of `benchmarks`, run in a clone after `pip install '.[trainers]'` by the command
+that its page shows. It leaves a JSON file with its figures and versions. With `--short` it shows in
+seconds that it works. Figures are ratios within one process where they can be, since the machines
+are small and shared.
 
 All were measured on virtual machines with 2 x86-64 cores, 24 GB and no GPU. The date is that of the
 newest line of figures. Versions stand where they were pinned by then. `make measured` writes this
 page anew.
 
-| module | what it measures | figures | date | TensorFlow | Keras |
-|---|---|---|---|---|---|
+| | what it measures | figures | date | TensorFlow, Keras |
+|---|---|---|---|---|
 """
 
 
@@ -93,10 +93,10 @@ def rows(out: pathlib.Path) -> Iterator[str]:
         pinned = versions(commit)
         source = (ROOT / "benchmarks" / f"{name}.py").read_text("utf-8")
         title = source.removeprefix('"""').partition("\n")[0].partition(": python -m")[0]
-        where = place.page.name
+        page, day = place.page, day.replace("-", "\N{NON-BREAKING HYPHEN}")
         yield (
-            f"| `benchmarks.{name}` | {title.rstrip('.')} | [{where}]({where}) | {day} | "
-            f"{pinned.get('tensorflow', '')} | {pinned.get('keras', '')} |"
+            f"| {name} | {title.rstrip('.')} | [{page.stem}]({page.name}) | {day} | "
+            f"{', '.join(filter(None, map(pinned.get, ('tensorflow', 'keras'))))} |"
         )
 
 

@@ -3,6 +3,8 @@
 import inspect
 import pathlib
 import re
+import runpy
+import sys
 import types
 
 import pytest
@@ -65,6 +67,15 @@ def test_each_has_an_example():
         assert in_docstring or "```python\n" in rest, name
 
 
+def test_docstrings_come_apart_for_the_site(monkeypatch):
+    monkeypatch.setitem(sys.modules, "griffe", types.SimpleNamespace(Extension=object))
+    apart = runpy.run_path(str(ROOT / "docs/site/sections.py"))["apart"]
+    text = "X.\n\nArgs:\n    a: one. b, c: two,\n        three. d: four.\nRaises:\n    E: no."
+    items = "    a: one.\n    b, c: two,\n        three.\n    d: four.\n"
+    assert apart(text) == f"X.\n\nArgs:\n{items}\nRaises:\n    E: no."
+    assert apart(apart(text)) == apart(text)
+
+
 def test_the_site_asks_nothing_of_other_hosts():
     config = (ROOT / "mkdocs.yml").read_text("utf-8")
     (polyfill,) = re.findall(r"polyfills: \[(.*iframe-worker.*)\]", config)
@@ -75,7 +86,7 @@ def test_each_benchmark_of_the_pages_has_its_date():
     pages = [path for path in (ROOT / "docs").glob("*.md") if path.name != "benchmarks.md"]
     named = {name for path in pages for name in BENCHMARK.findall(path.read_text("utf-8"))}
     rows = re.findall(
-        r"^\| `benchmarks\.(\w+)` \| [^|]+ \| \[(\S+)\]\(\2\) \| \d{4}-\d\d-\d\d \|.*\|$",
+        r"^\| (\w+) \| [^|]+ \| \[\S+\]\((\S+)\) \| \d{4}‑\d\d‑\d\d \| [^|]*\|$",
         (ROOT / "docs/benchmarks.md").read_text("utf-8"),
         flags=re.MULTILINE,
     )
