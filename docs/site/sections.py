@@ -15,7 +15,11 @@ _NEXT_ITEM = re.compile(r"\.\s+(?=(?:[a-z_]+(?:, [a-z_]+)*|[A-Z]\w*Error): )")
 
 
 class Sections(griffe.Extension):
-    """Puts in what the sources do without."""
+    """Puts in what the sources do without, and leaves out what only makes objects print."""
+
+    def on_class(self, *, cls: griffe.Class, **kwargs: Any) -> None:
+        """Of each class that is read."""
+        cls.bases = [base for base in cls.bases if not str(base).endswith("Written")]
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Of each object that is read."""
