@@ -78,7 +78,7 @@ package: .venv-lock/installed  ## Build the wheel and the sdist: dist/.
 
 clean:  ## Remove the virtual environments and caches; runs/ stays.
 	rm -rf .venv .venv-addons .venv-minimum .venv-newest .venv-lock .venv-docs
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: setup.cfg pyproject.toml constraints/current.txt
