@@ -29,8 +29,8 @@ seconds that it works. Figures are ratios within one process where they can be, 
 are small and shared.
 
 All were measured on virtual machines with 2 x86-64 cores, 24 GB and no GPU. The date is that of the
-newest line of figures. Versions stand where they were pinned by then. `make measured` writes this
-page anew.
+newest row of figures; in a text without a table they have none. Versions stand where they were
+pinned by then. `make measured` writes this page anew.
 
 | | what it measures | figures | date | TensorFlow, Keras |
 |---|---|---|---|---|
@@ -41,7 +41,7 @@ class Place(NamedTuple):
     """Where a page names a benchmark.
 
     Attributes:
-        name: the benchmark. page: the path. lines: numbers of the lines of figures behind it.
+        name: the benchmark. page: the path. lines: numbers of its tables' rows behind it.
     """
 
     name: str
@@ -58,8 +58,7 @@ def places(page: pathlib.Path) -> Iterator[Place]:
         for found in _COMMAND.finditer(lines[start]):
             behind = range(start, next(stops, len(lines)))
             figures = [number for number in behind if re.match(r"\|.*\d", lines[number])]
-            told = [number for number in behind if re.search(r"\d", lines[number])]
-            yield Place(found[1], page, figures or told or [start])
+            yield Place(found[1], page, figures)
 
 
 def measured(place: Place) -> tuple[str, str]:
@@ -82,16 +81,18 @@ def versions(commit: str) -> dict[str, str]:
 
 
 def rows(out: pathlib.Path) -> Iterator[str]:
-    """The table's, by name: where a benchmark's newest figures are, out itself left aside."""
-    newest: dict[str, tuple[str, str, Place]] = {}
+    """The table's, by name: where most of a benchmark's figures are, out itself left aside."""
+    largest: dict[str, Place] = {}
     for page in sorted({*(ROOT / "docs").glob("*.md")} - {out}):
         for place in places(page):
-            commit, day = measured(place)
-            if place.name not in newest or day > newest[place.name][0]:
-                newest[place.name] = day, commit, place
-    for name, (day, commit, place) in sorted(newest.items()):
-        pinned = versions(commit)
+            there = largest.setdefault(place.name, place)
+            if len(place.lines) > len(there.lines):
+                largest[place.name] = place
+    for name, place in sorted(largest.items()):
+        # Text without a table is reworded at any time: it has no date.
+        commit, day = measured(place) if place.lines else ("", "")
         source = (ROOT / "benchmarks" / f"{name}.py").read_text("utf-8")
+        pinned = versions(commit) if commit and "import torch" not in source else {}
         title = source.removeprefix('"""').partition("\n")[0].partition(": python -m")[0]
         page, day = place.page, day.replace("-", "\N{NON-BREAKING HYPHEN}")
         yield (

@@ -65,7 +65,7 @@ def _report(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 def _estimate(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     made = _made(parser, given.function)
-    # Not before: to say what a command does needs no TensorFlow.
+    # Not before: to say what a command does needs none of it.
     from tf_importance.estimate import estimate_gain
 
     options = {"batch_sizes": given.batch_sizes, "examples": given.examples, "after": given.after}

@@ -40,7 +40,10 @@ def checked(model: keras.Model, dataset: tf.data.Dataset) -> tuple:
         )
     refuse_strings(spec[1])
     if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(spec[2:])):
-        raise ValueError(f"sample weights must be numbers; got {spec[2]}.")
+        raise ValueError(
+            f"sample weights must be numbers; got {spec[2]}. Convert them, as by "
+            "tf.strings.to_number."
+        )
     if is_batched(model, spec):
         raise ValueError(
             "the dataset must not be batched, since importance_sample batches it itself; got "

@@ -134,7 +134,10 @@ class ISModel(keras.Model):
         **kwargs,
     ) -> None:
         if not isinstance(net, keras.Model) or isinstance(net, ISModel):
-            raise TypeError(f"net must be a keras.Model and not an ISModel; got {named(net)}.")
+            raise TypeError(
+                f"net must be a keras.Model and not an ISModel; got {named(net)}. Give the plain "
+                "net: of an ISModel it is model.net."
+            )
         fresh.check_scorer(scorer)
         tau_decay = number("tau_decay", tau_decay, "in [0, 1)", lambda decay: 0 <= decay < 1)
         kwargs.setdefault("name", f"importance_{net.name}")
@@ -189,7 +192,7 @@ class ISModel(keras.Model):
             TypeError: sampler is none.
             ValueError: a loss divides by the sum of the weights (reduction
                 "mean_with_sample_weight"), which biases importance sampling; or a sampler
-                under a strategy of several replicas.
+                that serves one replica, under a strategy of several.
         """
         given = _arguments(keras.Model.compile, self, *args, **kwargs)
         losses.refuse_biased_reductions(given["loss"])

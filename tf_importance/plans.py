@@ -168,7 +168,8 @@ def _presample_size(value: int | str | None, batch_size: int, draws: int) -> int
     if size < batch_size or size % batch_size:
         raise ValueError(
             "presample_size must be a multiple of batch_size, so that a pre-sample which is "
-            f"not drawn from leaves as whole batches; got {size} and {batch_size}."
+            f"not drawn from leaves as whole batches; got {size} and {batch_size}. "
+            f"Give {max(1, round(size / batch_size)) * batch_size}."
         )
     if draws * batch_size > size:
         raise ValueError(

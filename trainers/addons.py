@@ -25,6 +25,6 @@ def load(wanted_by: str) -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"{wanted_by} needs TensorFlow Addons, which works with TensorFlow 2.15 only: "
-            "pip install 'tf-importance[addons]' into an environment of its own "
+            "in a clone, pip install '.[addons]' into an environment of its own "
             "(Python 3.10 or 3.11)."
         ) from error

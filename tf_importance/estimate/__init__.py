@@ -109,7 +109,10 @@ def with_scores(model: Any) -> tuple[ISModel, Any]:
     it is trained by.
     """
     if not isinstance(model, keras.Model):
-        raise TypeError(f"model must be a compiled keras.Model; got {arguments.named(model)}.")
+        raise TypeError(
+            f"model must be a compiled keras.Model; got {arguments.named(model)}. Give the net "
+            "itself, after net.compile(optimizer=..., loss=...)."
+        )
     if isinstance(model, ISModel):
         fresh.check_model(model)
         return model, model.optimizer

@@ -98,7 +98,7 @@ class GainEstimate(NamedTuple):
             said = f"{self.best.advice}: about {self.best.speedup:.1f} times as fast."
         elif later is not None and pays_later and later.best.by == STRATA:
             # They cost nothing before.
-            said = f"{later.best.advice}: no faster yet, and at no cost."
+            said = f"{later.best.advice}: not faster yet, but it costs nothing."
         else:
             said = f"{self._uniformly} A Gain switch finds out when that changes."
         if later is not None and pays_later:
