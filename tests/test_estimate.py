@@ -205,7 +205,7 @@ def test_a_rare_class_is_said_to_pay(capsys):
     )
     assert now < 1.1 and then > 1.5
     assert found.recommendation.startswith("Draw by strata, sampler=tfi.samplers.Stratified()")
-    assert "not faster yet, but it costs nothing. After 200 steps" in found.recommendation
+    assert "not faster yet, but nothing is scored. After 200 steps" in found.recommendation
     assert "2 strata, the rarest 0.0" in str(found)
 
 

@@ -18,7 +18,8 @@ class Prediction(NamedTuple):
         batch_size: b.
         presample_size: B, from which scores draw a batch; b for strata, which score nothing.
         gain: r, progress of a step over that of a uniform one, its learning rate times r.
-        cost: seconds of a step over those of a uniform one, without overlap.
+        cost: seconds of a step over those of a uniform one, without overlap; what a sampler does
+            beside scoring, which shows where a step takes a millisecond, is not counted.
         by: "scores", of pre-samples; or "strata".
     """
 
@@ -97,8 +98,8 @@ class GainEstimate(NamedTuple):
         if self.best.speedup >= _WORTHWHILE:
             said = f"{self.best.advice}: about {self.best.speedup:.1f} times as fast."
         elif later is not None and pays_later and later.best.by == STRATA:
-            # They cost nothing before.
-            said = f"{later.best.advice}: not faster yet, but it costs nothing."
+            # They score nothing before.
+            said = f"{later.best.advice}: not faster yet, but nothing is scored."
         else:
             said = f"{self._uniformly} A Gain switch finds out when that changes."
         if later is not None and pays_later:
