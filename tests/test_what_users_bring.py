@@ -840,7 +840,9 @@ def test_a_memory_that_has_not_drawn_yet_says_so():
 
 def test_a_switch_that_lets_no_memory_learn_says_so_in_each_training():
     members = [tfi.samplers.Uniform(), tfi.samplers.RAIS()]
-    sampler = tfi.samplers.Switched(members, by=tfi.switches.Gain())
+    # Nothing is timed: memory is said to cost more than it can gain.
+    switch = tfi.switches.Gain(step_seconds=1.0, scoring_seconds=1.0, memory_seconds=1e3)
+    sampler = tfi.samplers.Switched(members, by=switch)
     model = compiled(mlp(), rate=tfi.schedules.GainAdapted(0.1), sampler=sampler)
     for _ in range(2):
         with pytest.warns(UserWarning, match="nothing was drawn: RAIS was not let learn"):
