@@ -48,10 +48,13 @@ def measured(model, data: tf.data.Dataset, question: Question, bar) -> GainEstim
     """
     menu = [plan for size in question.batch_sizes for plan in _menu(size)]
     rates = sorted({plan.rate for plan in menu})
-    measure = _of_chunk(model, gain.Sampling(tuple(rates), question.smoothing))
     examples = weighted(data)
+    batches = element_specs.batched(examples, CHUNK, True)
+    of_chunk = _of_chunk(model, gain.Sampling(tuple(rates), question.smoothing))
+    # Called by itself each estimate's would count as traced anew, of which TensorFlow warns.
+    measure = of_chunk.get_concrete_function(*batches.element_spec)
     chunks, averaged, each = [], [], []
-    for chunk in element_specs.batched(examples, CHUNK, True).take(question.chunks):
+    for chunk in batches.take(question.chunks):
         means, of_each = measure(*chunk)
         averaged.append(means.numpy())
         each.append(of_each.numpy())
@@ -102,7 +105,7 @@ def _prediction(moments, rates, plan: plans.Plan, scoring_cost: float) -> Predic
     return Prediction(plan.batch_size, plan.presample_size, float(ratio), 1 + scoring_cost)
 
 
-def _of_chunk(model, sampling: gain.Sampling) -> Callable:
+def _of_chunk(model, sampling: gain.Sampling) -> Any:
     """A function of a chunk: [A, U, S, Q, mean Ĝ, mean Ĝ², mean loss, D…], and [2, B] of Ĝ, v².
 
     An example's weight is a factor of its loss, and so of its gradient and of its score.
