@@ -29,7 +29,7 @@ from absl import flags
 
 from reports import reliability
 from tf_importance.arguments import meant
-from trainers import calibration, dry_run, nets, program, rare_sampling, recipe, runner, shown
+from trainers import calibration, dry_run, nets, program, rare_sampling, recipe, runner, shown, void
 from trainers import flags as trainer_flags
 from trainers.datasets import made_up, rare
 from trainers.rare_sampling import METHODS
@@ -188,23 +188,19 @@ _OF_IMAGES = ("rare_class", "share", "long_tail")
 
 def _refuse_void(settings: flags.FlagValues) -> None:
     """Raises: ValueError: a flag does nothing with this method, or with these data."""
-
-    def given(name: str) -> bool:
-        return settings[name].value != settings[name].default
-
     for name, methods in _OF_METHODS.items():
-        if given(name) and settings.method not in methods:
+        if void.given(settings, name) and settings.method not in methods:
             raise ValueError(
                 f"--{name} does nothing with --method={settings.method}; leave it out, or give "
                 f"--method={' or '.join(methods)}."
             )
     flights = settings.dataset in rare.FLIGHTS
     for name in _OF_IMAGES if flights else ("split",):
-        if given(name):
+        if void.given(settings, name):
             raise ValueError(
                 f"--{name} does nothing with --dataset={settings.dataset}; leave it out."
             )
-    if given("rare_class") and settings.long_tail:
+    if void.given(settings, "rare_class") and settings.long_tail:
         raise ValueError("--rare_class does nothing with --long_tail; leave one of them out.")
 
 

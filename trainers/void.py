@@ -40,20 +40,20 @@ def refuse(settings: flags.FlagValues) -> None:
         ValueError: such a flag is given, and not its default.
     """
     for name, ways in _OF_SAMPLING.items():
-        if _given(settings, name) and settings.sampling not in ways:
+        if given(settings, name) and settings.sampling not in ways:
             raise ValueError(
                 f"--{name} does nothing with --sampling={settings.sampling}; leave it out, or "
                 f"give --sampling={' or '.join(ways)}."
             )
-    if _given(settings, "tau_threshold") and settings.switch == "gain":
+    if given(settings, "tau_threshold") and settings.switch == "gain":
         raise ValueError(
             "--tau_threshold does nothing with --switch=gain, which measures what draws are worth; "
             "leave one of them out."
         )
-    if _given(settings, "gain_ceiling") and not settings.follow_gain:
+    if given(settings, "gain_ceiling") and not settings.follow_gain:
         raise ValueError("--gain_ceiling does nothing without --follow_gain; give both or neither.")
     for name, ways in _OF_REDUCTION.items():
-        if _given(settings, name) and settings.variance_reduction not in ways:
+        if given(settings, name) and settings.variance_reduction not in ways:
             raise ValueError(
                 f"--{name} is for --variance_reduction={' or '.join(ways)}; got "
                 f"--variance_reduction={settings.variance_reduction}. Leave one of them out."
@@ -64,7 +64,7 @@ def refuse(settings: flags.FlagValues) -> None:
 def _refuse_schedules(settings: flags.FlagValues) -> None:
     """Raises: ValueError: of two flags for the learning rate one does nothing."""
     by_steps = settings.step_schedule not in ("none", "budget")
-    if by_steps and _given(settings, "schedule"):
+    if by_steps and given(settings, "schedule"):
         raise ValueError(
             f"--schedule={settings.schedule} does nothing with --step_schedule="
             f"{settings.step_schedule}, which sets the learning rate; leave one of them out."
@@ -83,13 +83,14 @@ def refuse_weights(settings: flags.FlagValues) -> None:
     Raises:
         ValueError: --weights is given.
     """
-    if _given(settings, "weights"):
+    if given(settings, "weights"):
         raise ValueError(
             f"--weights={settings.weights} is for trainers.fine_tuning; this trains from scratch. "
             "Leave it out."
         )
 
 
-def _given(settings: flags.FlagValues, name: str) -> bool:
+def given(settings: flags.FlagValues, name: str) -> bool:
+    """Whether a flag was set, to another value than its default."""
     flag = settings[name]
     return flag.present > 0 and flag.value != flag.default
