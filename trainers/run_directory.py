@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import pathlib
 import platform
 import shutil
@@ -20,6 +22,8 @@ _DESCRIPTION = "run.json"
 # What a run leaves of a net: saved_model and net.keras, and two checkpoints while the newer one is
 # written, each with two numbers of the optimizer's for each of the net's at most; and the rest.
 _COPIES, _REST = 2 + 2 * 3, 2 * 2**20
+# Descriptors of the directories that this process trains in, by device and inode; its end frees them.
+_held: dict[tuple[int, int], int] = {}
 
 
 def space(out: str | pathlib.Path, net: keras.Model) -> str:
@@ -46,9 +50,34 @@ def _mega(size: int) -> str:
 
 
 def remove(path: str | pathlib.Path) -> None:
-    """Remove a run, where there is one; nothing that is no run."""
+    """Remove a run, where there is one; nothing that is no run.
+
+    Raises:
+        ValueError: another process trains there.
+    """
     if pathlib.Path(path, _DESCRIPTION).exists():
+        _hold(path)
         shutil.rmtree(path)
+
+
+def _hold(path: str | pathlib.Path) -> None:
+    """Keep a directory for this process, as long as it lives."""
+    descriptor = os.open(path, os.O_RDONLY)
+    status = os.fstat(descriptor)
+    if (status.st_dev, status.st_ino) in _held:
+        os.close(descriptor)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(
+            f"--out={path} is being written by another process; wait for its end, or give another "
+            "directory."
+        ) from None
+    except OSError:  # A file system without locks.
+        pass
+    _held[status.st_dev, status.st_ino] = descriptor
 
 
 class RunDirectory:
@@ -59,7 +88,8 @@ class RunDirectory:
         flags: the run's flags; they are written to run.json with the versions, the commit and
             the command line.
     Raises:
-        ValueError: the directory holds another run, with other flags, or foreign files.
+        ValueError: the directory holds another run, with other flags, or foreign files, or another
+            process trains there.
     """
 
     def __init__(self, path: str | pathlib.Path, flags: Mapping[str, Any]) -> None:
@@ -72,6 +102,7 @@ class RunDirectory:
                 f"--out={self.path} is not empty and holds no run; give another directory."
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        _hold(self.path)
         description.write_text(json.dumps(_described(flags), indent=2) + "\n")
 
     def append(self, row: Mapping[str, Any]) -> None:

@@ -164,6 +164,26 @@ def test_a_directory_with_another_run_is_refused(settings_of):
         image_classification.train(settings_of("--net=linear", "--steps=2"))
 
 
+def test_a_directory_that_another_process_writes_is_refused(settings_of, tmp_path):
+    path, settings = tmp_path / "run", settings_of("--net=linear", "--steps=1")
+    path.mkdir()
+    (path / "run.json").write_text("{}")
+    hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); "
+    command = [sys.executable, "-c", hold + "print(flush=True); input()", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="is being written by another process; wait"):
+            run_directory.remove(path)
+        (path / "run.json").unlink()
+        with pytest.raises(ValueError, match="is being written by another process; wait"):
+            image_classification.train(settings)
+        assert list(path.iterdir()) == []
+        other.communicate(b"\n")
+    image_classification.train(settings)
+    run_directory.remove(path)
+    assert not path.exists()
+
+
 def test_a_directory_with_other_files_is_refused(settings_of, tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="is not empty and holds no run"):
