@@ -113,8 +113,14 @@ def test_the_share_counts_by_steps(tmp_path):
             [[2.0, 0.9, 0.2], [2.0, 0.9, 0.3]],
             "lower in every run. To get to the latter it took 100%",
         ),
-        ([[2.0, 1.4, 1.2], [2.0, 1.4, 1.3]], "higher in every run."),
-        ([[2.0, 1.4, 0.2], [2.0, 1.4, 0.7]], "the ranges overlap, no clear difference."),
+        (
+            [[2.0, 1.4, 1.2], [2.0, 1.4, 1.3]],
+            "higher in every run. Its runs took 100% of the time.",
+        ),
+        (
+            [[2.0, 1.4, 0.2], [2.0, 1.4, 0.7]],
+            "the ranges overlap, no clear difference. Its runs took 100% of the time.",
+        ),
     ],
 )
 def test_the_verdict_is_of_every_run(tmp_path, losses, said):
@@ -123,6 +129,16 @@ def test_the_verdict_is_of_every_run(tmp_path, losses, said):
         written(tmp_path / "ours" / str(seed), losses[seed])
     (sentence,) = runs.verdict(runs.by_label(runs.read(tmp_path)))
     assert said in sentence and "ours" in sentence
+
+
+@pytest.mark.parametrize(
+    "seconds, said", [(0.4, "took 40% of the time."), (2.5, "took 2.5 times as long.")]
+)
+def test_the_verdict_tells_the_time_of_equal_losses(tmp_path, seconds, said):
+    written(tmp_path / "uniform", [2.0, 0.5])
+    written(tmp_path / "ours", [2.0, 0.5], seconds)
+    (sentence,) = runs.verdict(runs.by_label(runs.read(tmp_path)))
+    assert sentence.endswith(f"no clear difference. Its runs {said}")
 
 
 def test_without_runs_it_says_what_is_needed(tmp_path):

@@ -179,15 +179,25 @@ def _against(label: str, runs: Sequence[Run], other: str, others: Sequence[Run])
         return f"{label} and {other} have no training loss in common."
     medians = f"{statistics.median(mine):.3g} against {statistics.median(theirs):.3g}"
     text = f"At its end {label} has a training loss of {medians} of {other}"
-    if min(mine) <= max(theirs) and min(theirs) <= max(mine):
-        return f"{text}: the ranges overlap, no clear difference."
     lower = max(mine) < min(theirs)
-    text += f": {'lower' if lower else 'higher'} in every run"
+    if lower or min(mine) > max(theirs):
+        text += f": {'lower' if lower else 'higher'} in every run"
+    else:
+        text += ": the ranges overlap, no clear difference"
     share = _time_to(statistics.median(theirs), runs, others) if lower else None
-    if share is None:
-        return f"{text}."
-    spent = f"{share:.0%} of the time" if share <= 1 else f"{share:.2g} times as long"
-    return f"{text}. To get to the latter it took {spent}."
+    if share is not None:
+        return f"{text}. To get to the latter it took {_spent(share)}."
+    whole, its_whole = _seconds(runs), _seconds(others)
+    return f"{text}. Its runs took {_spent(whole / its_whole)}." if its_whole else f"{text}."
+
+
+def _spent(share: float) -> str:
+    return f"{share:.0%} of the time" if share <= 1 else f"{share:.2g} times as long"
+
+
+def _seconds(runs: Sequence[Run]) -> float:
+    """Of a whole run, in the median."""
+    return statistics.median(run.rows[-1]["seconds"] for run in runs)
 
 
 def _time_to(loss: float, runs: Sequence[Run], others: Sequence[Run]) -> float | None:
@@ -199,5 +209,5 @@ def _time_to(loss: float, runs: Sequence[Run], others: Sequence[Run]) -> float |
         if first is None:
             return None
         reached.append(first)
-    whole = statistics.median(run.rows[-1]["seconds"] for run in others)
+    whole = _seconds(others)
     return statistics.median(reached) / whole if whole else None
