@@ -36,6 +36,7 @@ def public():
             yield from (
                 f"tf_importance.{name}.{one}" for one in value.__all__ if one not in INTERNAL
             )
+    yield from (f"tf_importance.scorers.norms.{one}" for one in tfi.scorers.norms.__all__)
 
 
 @pytest.mark.parametrize("name", sorted(public()))

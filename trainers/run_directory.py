@@ -22,7 +22,7 @@ _DESCRIPTION = "run.json"
 # What a run leaves of a net: saved_model and net.keras, and two checkpoints while the newer one is
 # written, each with two numbers of the optimizer's for each of the net's at most; and the rest.
 _COPIES, _REST = 2 + 2 * 3, 2 * 2**20
-# Descriptors of the directories that this process trains in, by device and inode; its end frees them.
+# Descriptors of the directories that this process holds, by device and inode, until its end.
 _held: dict[tuple[int, int], int] = {}
 
 

@@ -67,9 +67,9 @@ class RAIS(Sampler):
         outlier_threshold: τ; infinite for no protection.
         features: side features, beside those of the history and the bias. An [n] or [n, m]
             array of finite numbers ≥ 0, such as one-hot classes; or, for what is another at each
-            visit, a function of indices [b] and numbers of visits until now [b] that gives the
-            next visit's, [b, m], such as the magnitude of the crop's offset; see
-            `SideFeatures`.
+            visit, a function of TensorFlow operations, (indices [b] int64, visits until now [b]
+            int32) -> [b] or [b, m] of the next visit, such as the magnitude of the crop's offset.
+            0 stands for what such a function gives below 0 or not finite.
     Attributes:
         visits: variable, [n] how often each example was trained on, as far as it was told.
         uncertainty_set: variable, [2, K] rows c and d; 0 until they are trained.

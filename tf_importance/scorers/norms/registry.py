@@ -43,7 +43,7 @@ def register(
                 lambda deltas, x: [Direct(unbroadcast(deltas * x, layer.gamma.shape))], inputs)
 
     The handler stands in for the layer's `call`: it gets the layer, the `call` it stands for,
-    a `record` (see `recording.Recorder`) and the call's arguments, and returns its outputs.
+    a `record` (a `Recorder`) and the call's arguments, and returns its outputs.
     Each variable that it reads must be in a `record`. It also takes subclasses, but not those
     that override what takes part in a call.
 
