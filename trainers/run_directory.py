@@ -62,11 +62,10 @@ def remove(path: str | pathlib.Path) -> None:
 
 def _hold(path: str | pathlib.Path) -> None:
     """Keep a directory for this process, as long as it lives."""
-    descriptor = os.open(path, os.O_RDONLY)
-    status = os.fstat(descriptor)
+    status = os.stat(path)
     if (status.st_dev, status.st_ino) in _held:
-        os.close(descriptor)
         return
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
