@@ -1,5 +1,7 @@
 """estimate_gain against the exact gain of all gradients, and what it says of it."""
 
+import functools
+import itertools
 import re
 import warnings
 
@@ -12,8 +14,11 @@ import tf_importance as tfi
 from tests.reference import gain as reference
 from tf_importance import __main__ as command
 from tf_importance import gain
+from tf_importance.estimate import clock
 
 N, CLASSES, SMOOTHING = 1024, 3, 0.2
+# However long a loaded machine takes.
+estimate = functools.partial(tfi.estimate_gain, seconds=None)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def exact(model, data) -> tuple[reference.Moments, np.ndarray, np.ndarray, np.nd
 
 def test_the_numbers_are_those_of_all_gradients(trained, data):
     """All examples in four chunks: U, Q and τ to a few percent, A by its unbiased estimate."""
-    found = tfi.estimate_gain(trained, dataset(data), batch_sizes=[16], examples=N)
+    found = estimate(trained, dataset(data), batch_sizes=[16], examples=N)
     moments, scores, smooth, gradients = exact(trained, data)
     assert found.examples == N
     tau = np.sqrt((scores**2).mean()) / scores.mean()
@@ -77,7 +82,7 @@ def test_the_numbers_are_those_of_all_gradients(trained, data):
 
 
 def test_it_reads_as_a_table_and_recommends(trained, data, capsys):
-    found = tfi.estimate_gain(trained, dataset(data), batch_sizes=[8, 16], examples=512, verbose=0)
+    found = estimate(trained, dataset(data), batch_sizes=[8, 16], examples=512, verbose=0)
     assert capsys.readouterr().out == "", "printing is the caller's"
     table = str(found)
     assert table.endswith(found.recommendation)
@@ -105,7 +110,7 @@ def test_the_model_stays_as_it_is(data):
     model.compile(keras.optimizers.SGD(0.1), loss)
     model.fit(*data, batch_size=64, verbose=0)
     before = [np.array(tf.convert_to_tensor(value)) for value in model.variables]
-    tfi.estimate_gain(model, dataset(data), batch_sizes=[8], examples=256)
+    estimate(model, dataset(data), batch_sizes=[8], examples=256)
     for one, other in zip(before, model.variables):
         np.testing.assert_array_equal(one, np.array(tf.convert_to_tensor(other)))
 
@@ -119,6 +124,7 @@ def test_the_model_stays_as_it_is(data):
         ({"batch_sizes": []}, "batch_sizes must name one size at least"),
         ({"examples": 100}, "examples must be at least 256, one chunk; got 100."),
         ({"smoothing": "a"}, "smoothing must be finite and not negative; got 'a'."),
+        ({"seconds": 0}, "seconds must be positive; got 0."),
         ({"strata": 3}, "strata must be whole numbers"),
         ({"strata": lambda x, y: x[0]}, "the function gave float32"),
     ],
@@ -132,18 +138,18 @@ def test_options_that_do_not_fit_are_refused(trained, data, options, said):
 def test_data_and_models_that_do_not_fit_are_refused(trained, data):
     x, y = data
     with pytest.raises(ValueError, match="needs 256 examples.*Give more"):
-        tfi.estimate_gain(trained, dataset(data).take(100))
+        estimate(trained, dataset(data).take(100))
     with pytest.raises(ValueError, match="have one weight each"):
-        tfi.estimate_gain(trained, dataset((x, y, x)))
+        estimate(trained, dataset((x, y, x)))
     with pytest.raises(ValueError, match=r"arrays of shapes \[\(1024, 2\), \(3,\)\]"):
-        tfi.estimate_gain(trained, (x, y[:3]))
+        estimate(trained, (x, y[:3]))
     with pytest.raises(TypeError, match="arrays .x, y., a tf.data.Dataset, or a PyDataset.*got an"):
-        tfi.estimate_gain(trained, x)
+        estimate(trained, x)
     with pytest.raises(TypeError, match="model must be a compiled keras.Model; got None"):
-        tfi.estimate_gain(None, dataset(data))
+        estimate(None, dataset(data))
     net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(CLASSES)])
     with pytest.raises(ValueError, match="not compiled with a loss"):
-        tfi.estimate_gain(net, dataset(data))
+        estimate(net, dataset(data))
 
 
 # Strata ----------------------------------------------------------------------------------------
@@ -151,7 +157,7 @@ def test_data_and_models_that_do_not_fit_are_refused(trained, data):
 
 def test_strata_are_predicted_by_all_gradients(trained, data):
     """E‖g‖² of batches that have Neyman's shares of the classes, by float64 and by all examples."""
-    found = tfi.estimate_gain(trained, data, batch_sizes=[16], examples=N, verbose=0)
+    found = estimate(trained, data, batch_sizes=[16], examples=N, verbose=0)
     (by_strata,) = (one for one in found.predictions if one.by == "strata")
     moments, scores, _, gradients = exact(trained, data)
     squares = (gradients**2).sum(axis=1)
@@ -198,7 +204,7 @@ def test_a_rare_class_is_said_to_pay(capsys):
     net = keras.Sequential([keras.layers.Dense(16, activation="relu"), keras.layers.Dense(2)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     net.compile(keras.optimizers.Adam(3e-3), loss)
-    found = tfi.estimate_gain(net, (x, y), batch_sizes=[32], after=[200], verbose=0)
+    found = estimate(net, (x, y), batch_sizes=[32], after=[200], verbose=0)
     (now,), (then,) = (
         [one.speedup for one in each.predictions if one.by == "strata"]
         for each in (found, found.later[0])
@@ -211,11 +217,11 @@ def test_a_rare_class_is_said_to_pay(capsys):
 
 def test_strata_of_ones_own(trained, data):
     options = {"batch_sizes": [16], "examples": N, "verbose": 0}
-    half = tfi.estimate_gain(trained, data, strata=lambda x, y: x[0] > 0, **options)
+    half = estimate(trained, data, strata=lambda x, y: x[0] > 0, **options)
     assert half.strata == (2, min(np.sum(data[0][:, 0] > 0), np.sum(data[0][:, 0] <= 0)))
     net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     net.compile("sgd", "mse")
-    none = tfi.estimate_gain(net, (data[0], data[0].sum(axis=1)), **options)
+    none = estimate(net, (data[0], data[0].sum(axis=1)), **options)
     assert none.strata is None and {one.by for one in none.predictions} == {"scores"}
 
 
@@ -225,15 +231,15 @@ def test_strata_of_ones_own(trained, data):
 def test_sample_weights_are_factors_of_the_gradients(trained, data):
     weights = np.where(data[1] == 2, 5.0, 0.5).astype(np.float32)
     options = {"batch_sizes": [16], "examples": N, "verbose": 0}
-    found = tfi.estimate_gain(trained, (*data, weights), **options)
+    found = estimate(trained, (*data, weights), **options)
     _, scores, _, gradients = exact(trained, data)
     scores, gradients = scores * weights, gradients * weights[:, None]
     tau = np.sqrt((scores**2).mean()) / scores.mean()
     assert found.tau == pytest.approx(tau, rel=1e-4)
-    assert found.tau > 1.2 * tfi.estimate_gain(trained, data, **options).tau
+    assert found.tau > 1.2 * estimate(trained, data, **options).tau
     mean_square, square = (gradients.mean(axis=0) ** 2).sum(), (gradients**2).sum(axis=1).mean()
     assert found.noise_scale == pytest.approx(square / mean_square - 1, rel=0.15)
-    shaped = tfi.estimate_gain(trained, dataset((*data, weights[:, None])).shuffle(N), **options)
+    shaped = estimate(trained, dataset((*data, weights[:, None])).shuffle(N), **options)
     assert shaped.tau == pytest.approx(found.tau, rel=1e-4)
 
 
@@ -253,9 +259,9 @@ class Batches(keras.utils.Sequence):
 
 def test_batches_are_taken_apart(trained, data):
     options = {"batch_sizes": [16], "examples": N, "verbose": 0}
-    wanted = tfi.estimate_gain(trained, dataset(data), **options)
+    wanted = estimate(trained, dataset(data), **options)
     for batches in (dataset(data).batch(100), Batches(data)):
-        found = tfi.estimate_gain(trained, batches, **options)
+        found = estimate(trained, batches, **options)
         assert found.tau == pytest.approx(wanted.tau, rel=1e-5)
         assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
 
@@ -276,8 +282,8 @@ def test_a_plain_compiled_model_will_do(trained, data):
     net = plain()
     net.set_weights(trained.net.get_weights())
     options = {"batch_sizes": [16], "examples": N, "verbose": 0}
-    found = tfi.estimate_gain(net, data, **options)
-    wanted = tfi.estimate_gain(trained, dataset(data), **options)
+    found = estimate(net, data, **options)
+    wanted = estimate(trained, dataset(data), **options)
     assert found.tau == pytest.approx(wanted.tau, rel=1e-4)
     assert found.loss == pytest.approx(net.evaluate(*data, verbose=0), rel=1e-4)
     gains = [[one.gain for one in each.predictions] for each in (found, wanted)]
@@ -288,7 +294,7 @@ def test_a_plain_compiled_model_will_do(trained, data):
 def test_after_some_steps_of_a_copy(data):
     net = plain()
     before, iterations = net.get_weights(), int(net.optimizer.iterations)
-    found = tfi.estimate_gain(net, data, batch_sizes=[16], examples=N, after=[200, 20], verbose=0)
+    found = estimate(net, data, batch_sizes=[16], examples=N, after=[200, 20], verbose=0)
     for one, other in zip(before, net.get_weights()):
         np.testing.assert_array_equal(one, other)
     assert int(net.optimizer.iterations) == iterations
@@ -300,8 +306,38 @@ def test_after_some_steps_of_a_copy(data):
     assert "after 200 steps, loss" in str(found)
 
 
+@pytest.fixture
+def ticking(monkeypatch):
+    """A second passes whenever it is asked for."""
+    seconds = itertools.count()
+    monkeypatch.setattr(clock, "now", lambda: float(next(seconds)))
+
+
+def test_it_answers_in_time(data, ticking):
+    options = {"batch_sizes": [16], "examples": N, "after": [20, 200], "verbose": 0}
+    whole = tfi.estimate_gain(plain(), data, seconds=10_000, **options)
+    assert whole.examples == N and [one.steps for one in whole.later] == [20, 200]
+    assert whole.missed == () and "no time" not in whole.recommendation
+    hasty = tfi.estimate_gain(plain(), data, seconds=120, **options)
+    assert 20 < hasty.later[1].steps < 200 and hasty.missed == (200,)
+    assert "There was no time for 200 steps: give it more, seconds=…." in hasty.recommendation
+    least = tfi.estimate_gain(plain(), data, seconds=1, **options)
+    assert least.examples == 256 and least.later == () and least.missed == (20, 200)
+    assert "no time for 20 and 200 steps" in least.recommendation
+
+
+def test_what_takes_too_long_is_timed_on_smaller_batches(trained, data, ticking):
+    pairs, bar = dataset(data), keras.utils.Progbar(3, verbose=0)
+    patient, hasty = clock.Clock(trained, pairs), clock.Clock(trained, pairs, bar, patience=1.5)
+    for timed, expected in ((patient, 1.0), (hasty, 4.0)):
+        assert timed.step_seconds(8) == 1.0
+        assert timed.step_seconds(32) == timed.step_seconds(32) == expected
+        assert timed.scoring_seconds(32) == 1.0, "of other work"
+    assert bar._seen_so_far == 3
+
+
 def test_what_it_says_of_later(data):
-    now = tfi.estimate_gain(plain(), data, batch_sizes=[16], examples=256, verbose=0)
+    now = estimate(plain(), data, batch_sizes=[16], examples=256, verbose=0)
     one = now.predictions[0]
     low, high = (one._replace(gain=gain, cost=1.0) for gain in (1.0, 1.6))
     now = now._replace(predictions=(low,))
@@ -329,7 +365,7 @@ def test_a_net_that_cannot_be_copied_is_trained_itself_and_put_back(data):
     net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     net(data[0][:1])
     before = net.get_weights()
-    found = tfi.estimate_gain(net, data, batch_sizes=[8], examples=256, after=[100], verbose=0)
+    found = estimate(net, data, batch_sizes=[8], examples=256, after=[100], verbose=0)
     assert found.later[0].loss < found.loss
     for one, other in zip(before, net.get_weights()):
         np.testing.assert_array_equal(one, other)

@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--batch_sizes", type=_counts, default=[32, 128], help="sizes to predict for (32,128)"
     )
     estimate.add_argument("--examples", type=_count, default=4096, help="to measure on (4096)")
+    estimate.add_argument("--seconds", type=_count, default=60, help="to answer in, about (60)")
     report = commands.add_parser("report", help="an HTML page about runs, or a comparison")
     report.add_argument("folder", nargs="+", help="of runs; several are put side by side")
     report.add_argument("--out", help="the file (report.html in the folder)")
@@ -68,9 +69,9 @@ def _estimate(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Non
     # Not before: to say what a command does needs none of it.
     from tf_importance.estimate import estimate_gain
 
-    options = {"batch_sizes": given.batch_sizes, "examples": given.examples, "after": given.after}
+    names = ("batch_sizes", "examples", "after", "seconds")
     try:
-        found = estimate_gain(*made, **options)
+        found = estimate_gain(*made, **{name: getattr(given, name) for name in names})
     except (TypeError, ValueError) as error:
         # What is wrong with the model or the data, in a line.
         parser.error(f"{given.function}: {error}")

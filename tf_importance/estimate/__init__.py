@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,9 +12,10 @@ import keras
 import tensorflow as tf
 
 from tf_importance import arguments, compat, element_specs, fresh, proposals, schedules
+from tf_importance.estimate import clock
 from tf_importance.estimate.clock import Clock
-from tf_importance.estimate.examples import single
-from tf_importance.estimate.measure import CHUNK, Question, measured
+from tf_importance.estimate.examples import single, weighted
+from tf_importance.estimate.measure import CHUNK, Question, Seen, answer, look, scoring_costs
 from tf_importance.estimate.result import GainEstimate, Prediction, Strata
 from tf_importance.model import ISModel
 
@@ -29,6 +31,7 @@ def estimate_gain(
     smoothing: float = 0.2,
     after: Sequence[int] = (),
     strata: Callable | None = None,
+    seconds: float | None = 60.0,
     verbose: int = 1,
 ) -> GainEstimate:
     """Would importance sampling train this net faster on this data, as far as it is now?
@@ -57,6 +60,10 @@ def estimate_gain(
             none. A net that cannot be cloned is trained itself, and has its weights again behind.
         strata: a function `(x, y) -> number`, as in `samplers.Stratified`; by default the labels,
             where they are classes.
+        seconds: to answer in, about; None for as long as it takes. A large net is measured on fewer
+            examples, and timed on smaller batches. Where the time is over before the steps of
+            `after` are made, the last answer is that of the steps there were, and the
+            recommendation says so.
         verbose: 0 for no progress bar, as in Keras.
     Returns:
         A `GainEstimate`, which prints as a table.
@@ -64,8 +71,11 @@ def estimate_gain(
         TypeError, ValueError: model or dataset do not fit, as for `importance_sample`; fewer than
             256 examples.
     """
+    begun = clock.now()
     sizes = arguments.positive_integers("batch_sizes", batch_sizes)
     steps = sorted(arguments.positive_integers("after", after))
+    if seconds is not None:
+        arguments.number("seconds", seconds, "positive", lambda value: value > 0)
     chunks = _chunks(examples)
     smoothing = proposals.checked_smoothing(smoothing, 0.2)
     if not sizes:
@@ -73,10 +83,20 @@ def estimate_gain(
     model, optimizer = with_scores(model)
     data = single(model, dataset)
     element_specs.build(model, data.element_spec, lambda: next(iter(data.batch(1)))[0])
-    question = Question(sizes, chunks, smoothing, strata)
-    bar = keras.utils.Progbar((1 + len(steps)) * question.work + sum(steps[-1:]), verbose=verbose)
-    found = measured(model, data, question, bar)
-    return found._replace(later=_later(model, optimizer, data, question, steps, bar))
+    question = Question(sizes, chunks, smoothing, strata, steps, seconds or math.inf)
+    bar = keras.utils.Progbar(question.work, verbose=verbose)
+    looks = clock.now()
+    seen = look(model, data, question, bar)
+    looked = clock.now() - looks
+    pairs = weighted(data).map(lambda x, y, weight: (x, y))
+    costs = scoring_costs(Clock(model, pairs, bar, question.patience_to_time), question)
+    trained = _trained(model, optimizer, data, question, begun + question.seconds - looked, bar)
+    later = tuple(answer(then, question, costs)._replace(steps=count) for count, then in trained)
+    # What the data or the time had too little for.
+    bar.update(question.work, finalize=True)
+    made = later[-1].steps if later else 0
+    missed = tuple(count for count in steps if count > made)
+    return answer(seen, question, costs)._replace(later=later, missed=missed)
 
 
 def _chunks(examples: Any) -> int:
@@ -86,22 +106,40 @@ def _chunks(examples: Any) -> int:
     return examples // CHUNK
 
 
-def _later(
-    model: ISModel, optimizer: Any, data: tf.data.Dataset, question: Question, steps: list[int], bar
-) -> tuple[GainEstimate, ...]:
-    """The answers after so many steps of uniform training."""
-    if not steps:
-        return ()
+def _trained(
+    model: ISModel, optimizer: Any, data: tf.data.Dataset, question: Question, end: float, bar
+) -> Iterator[tuple[int, Seen]]:
+    """A copy after so many steps of uniform training, as far as it gets until the end."""
+    if not question.steps:
+        return
     batches = element_specs.batched(data.repeat(), question.batch_sizes[0], drop_remainder=True)
-    moved = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.add(1))
-    later: list[GainEstimate] = []
     with _to_train(model, optimizer) as copy:
-        for made, count in zip([0, *steps], steps):
+        made = 0
+        for count in question.steps:
+            if clock.now() > end:
+                return
+            steps = _Steps(end, bar)
+            options = {"steps_per_epoch": count - made, "verbose": 0, "shuffle": None}
             if count > made:
-                options = {"steps_per_epoch": count - made, "verbose": 0, "shuffle": None}
-                copy.fit(batches, callbacks=[moved], **options)
-            later.append(measured(copy, data, question, bar)._replace(steps=count))
-    return tuple(later)
+                copy.fit(batches, callbacks=[steps], **options)
+            made += steps.made
+            yield made, look(copy, data, question, bar)
+            if made < count:
+                return
+
+
+class _Steps(keras.callbacks.Callback):
+    """Moves a bar on by steps, and ends training when the time is over."""
+
+    def __init__(self, end: float, bar: Any) -> None:
+        super().__init__()
+        self.made, self._end, self._bar = 0, end, bar
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        self._bar.add(batch + 1 - self.made)
+        self.made = batch + 1
+        if clock.now() > self._end:
+            self.model.stop_training = True
 
 
 def with_scores(model: Any) -> tuple[ISModel, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import element_specs, gain, keys, losses, plans, strata
-from tf_importance.estimate.clock import Clock
+from tf_importance.estimate import clock
 from tf_importance.estimate.examples import weighted
 from tf_importance.estimate.result import STRATA, GainEstimate, Prediction, Strata
 from tf_importance.scorers import forward, last_layer
@@ -27,61 +27,117 @@ class Question(NamedTuple):
     Attributes:
         batch_sizes: b, to predict for. chunks: of 256 examples, to measure.
         smoothing: c. strata: a function (x, y) -> number; None for the labels.
+        steps: of training, after which it is asked again. seconds: to answer in, infinite for any.
     """
 
     batch_sizes: Sequence[int]
     chunks: int
     smoothing: float
     strata: Callable | None
+    steps: Sequence[int]
+    seconds: float
+
+    @property
+    def menu(self) -> list[plans.Plan]:
+        """The plans that are predicted."""
+        sizes = self.batch_sizes
+        return [plans.Plan(size, 1, factor * size) for size in sizes for factor in (2, 4, 12)]
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Those of the menu, in order."""
+        return tuple(sorted({plan.rate for plan in self.menu}))
 
     @property
     def work(self) -> int:
-        """Pieces that a bar moves on by: chunks, and what is timed."""
-        return self.chunks + 4 * len(self.batch_sizes)
+        """Pieces that a bar moves on by: chunks, what is timed, and steps."""
+        timed = len(self.menu) + len(self.batch_sizes)
+        return (1 + len(self.steps)) * self.chunks + timed + sum(self.steps[-1:])
+
+    @property
+    def patience_to_look(self) -> float:
+        """Seconds for the chunks of one of the answers: a quarter of all for all of them."""
+        return self.seconds / 4 / (1 + len(self.steps))
+
+    @property
+    def patience_to_time(self) -> float:
+        """Seconds for each of the passes that are timed: a quarter of all for all of them."""
+        return self.seconds / 4 / (len(self.menu) + len(self.batch_sizes))
 
 
-def measured(model, data: tf.data.Dataset, question: Question, bar) -> GainEstimate:
-    """The answer for the net as it is.
+class Seen(NamedTuple):
+    """What a net has shown of some examples.
+
+    Attributes:
+        examples: how many. averages: of `_of_chunk`'s numbers.
+        each: [2, n] of Ĝ and v². numbers: [n] strata; None where there are none.
+    """
+
+    examples: int
+    averages: np.ndarray
+    each: np.ndarray
+    numbers: np.ndarray | None
+
+
+def look(model, data: tf.data.Dataset, question: Question, bar) -> Seen:
+    """Measure the net as it is.
 
     Args:
-        model: an ISModel. data: of single examples. bar: moves on by each piece of work.
+        model: an ISModel. data: of single examples. bar: moves on by each chunk.
     """
-    menu = [plan for size in question.batch_sizes for plan in _menu(size)]
-    rates = sorted({plan.rate for plan in menu})
-    examples = weighted(data)
-    batches = element_specs.batched(examples, CHUNK, True)
-    of_chunk = _of_chunk(model, gain.Sampling(tuple(rates), question.smoothing))
+    batches = element_specs.batched(weighted(data), CHUNK, True)
+    of_chunk = _of_chunk(model, gain.Sampling(question.rates, question.smoothing))
     # Called by itself each estimate's would count as traced anew, of which TensorFlow warns.
     measure = of_chunk.get_concrete_function(*batches.element_spec)
     chunks, averaged, each = [], [], []
+    end = clock.now() + question.patience_to_look
     for chunk in batches.take(question.chunks):
         means, of_each = measure(*chunk)
         averaged.append(means.numpy())
         each.append(of_each.numpy())
         chunks.append(_numbers(question.strata, data.element_spec, *chunk[:2]))
         bar.add(1)
+        if clock.now() > end:
+            break
     if not averaged:
         raise ValueError(
             f"the gain needs {CHUNK} examples to be measured, and the dataset has fewer. Give more."
         )
-    averages = np.mean(averaged, axis=0)
+    return Seen(
+        len(averaged) * CHUNK,
+        np.mean(averaged, axis=0),
+        np.concatenate(each, axis=1),
+        _strata(chunks, question),
+    )
+
+
+def scoring_costs(timed: clock.Clock, question: Question) -> list[float]:
+    """What scoring costs in steps, for each plan of the menu."""
+    steps = {size: timed.step_seconds(size) for size in question.batch_sizes}
+    return [
+        timed.scoring_seconds(plan.presample_size) / steps[plan.batch_size]
+        for plan in question.menu
+    ]
+
+
+def answer(seen: Seen, question: Question, costs: Sequence[float]) -> GainEstimate:
+    """What follows from it."""
+    averages = seen.averages
     mean_square, square, score, square_per_score, mean_score, score_square, loss = averages[:7]
     moments = gain.Moments(
         *map(tf.constant, (max(mean_square, 0.0), square, score, square_per_score, averages[7:]))
     )
-    clock = Clock(model, examples.map(lambda x, y, weight: (x, y)), bar)
-    steps = {size: clock.step_seconds(size) for size in question.batch_sizes}
-    costs = [clock.scoring_seconds(plan.presample_size) / steps[plan.batch_size] for plan in menu]
-    predictions = [_prediction(moments, rates, plan, cost) for plan, cost in zip(menu, costs)]
-    found = _strata(chunks, question)
+    rates = question.rates
+    menu = zip(question.menu, costs)
+    predictions = [_prediction(moments, rates, plan, cost) for plan, cost in menu]
+    found = seen.numbers
     if found is not None:
-        scores, squares = np.concatenate(each, axis=1)
-        drawn = drawn_square_of(found, scores, squares)
+        drawn = drawn_square_of(found, *seen.each)
         predictions += [_by_strata(moments, drawn, size) for size in question.batch_sizes]
     tau = float(np.sqrt(score_square) / mean_score) if mean_score > 0 else 1.0
     noise = max(square - mean_square, 0.0) / mean_square if mean_square > 0 else float("inf")
     return GainEstimate(
-        examples=len(averaged) * CHUNK,
+        examples=seen.examples,
         tau=tau,
         effective_sample_size=1 / tau**2,
         noise_scale=float(noise),
@@ -91,10 +147,6 @@ def measured(model, data: tf.data.Dataset, question: Question, bar) -> GainEstim
         if found is None
         else Strata(int(found.max()) + 1, int(np.bincount(found).min())),
     )
-
-
-def _menu(batch_size: int) -> list[plans.Plan]:
-    return [plans.Plan(batch_size, 1, factor * batch_size) for factor in (2, 4, 12)]
 
 
 def _prediction(moments, rates, plan: plans.Plan, scoring_cost: float) -> Prediction:

@@ -73,6 +73,7 @@ class GainEstimate(NamedTuple):
         steps: how many steps a copy of the net was trained for before.
         later: the same after more steps.
         strata: those of the examples; None where there are none.
+        missed: numbers of steps that there was no time for.
     """
 
     examples: int
@@ -84,6 +85,7 @@ class GainEstimate(NamedTuple):
     steps: int = 0
     later: tuple[GainEstimate, ...] = ()
     strata: Strata | None = None
+    missed: tuple[int, ...] = ()
 
     @property
     def best(self) -> Prediction:
@@ -104,12 +106,12 @@ class GainEstimate(NamedTuple):
             said = f"{self._uniformly} A Gain switch finds out when that changes."
         if later is not None and pays_later:
             said += (
-                f" After {later.steps:,} steps, at a loss of {later.loss:.3g}, it would be "
+                f" After {_steps(later.steps)}, at a loss of {later.loss:.3g}, it would be "
                 f"{later.best.speedup:.1f} times as fast{self._other_way(later.best)}."
             )
         elif later is not None:
-            said += f" It would not be after {self.later[-1].steps:,} steps either."
-        return said + self._doubt
+            said += f" It would not be after {_steps(self.later[-1].steps)} either."
+        return said + self._no_time + self._doubt
 
     @property
     def _uniformly(self) -> str:
@@ -130,13 +132,21 @@ class GainEstimate(NamedTuple):
         return f" by {later.batch_size} drawn from pre-samples of {later.presample_size}"
 
     @property
+    def _no_time(self) -> str:
+        """That not all steps were made, where some were not."""
+        if not self.missed:
+            return ""
+        steps = " and ".join(f"{count:,}" for count in self.missed)
+        return f" There was no time for {steps} steps: give it more, seconds=…."
+
+    @property
     def _doubt(self) -> str:
         """That a stratum has too few examples, where one has."""
         if self.strata is None or self.strata.rarest >= _ENOUGH:
             return ""
         return (
             f" The rarest stratum has {self.strata.rarest} of these examples, too few to be sure "
-            "of its gradients: measure more, examples=…."
+            "of its gradients: measure more, examples=…, and give it the time, seconds=…."
         )
 
     def __repr__(self) -> str:
@@ -147,7 +157,7 @@ class GainEstimate(NamedTuple):
         return "\n\n".join([*tables, self.recommendation])
 
     def _table(self) -> str:
-        after = f"after {self.steps:,} steps, " if self.steps else ""
+        after = f"after {_steps(self.steps)}, " if self.steps else ""
         lines = [
             f"{after}loss {self.loss:.3g}, {self.examples} examples: τ {self.tau:.2f}, effective "
             f"sample size {self.effective_sample_size:.0%}, noise scale {self.noise_scale:.0f}",
@@ -163,3 +173,7 @@ class GainEstimate(NamedTuple):
                 f"{p.gain:>6.2f} {p.cost:>6.2f} {p.speedup:>8.2f}"
             )
         return "\n".join(lines)
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step" + ("s" if count > 1 else "")

@@ -17,6 +17,9 @@ from tf_importance.model import ISModel
 from tf_importance.reporting import examples as drawn
 from tf_importance.reporting import runs
 
+# Seconds for each of the passes that are timed at the end.
+_PATIENCE = 2.0
+
 
 class Recorder(arguments.Written, keras.callbacks.Callback):
     """Writes what `tfi.report` shows of a training: a line for each epoch, and at its end examples.
@@ -191,7 +194,8 @@ def _seconds_of(
     if drawing is None:
         return None
     batch_size, presample_size, draws = _sizes(drawing)
-    clock = estimate.Clock(model, tf.data.Dataset.from_tensor_slices(examples))
+    pairs = tf.data.Dataset.from_tensor_slices(examples)
+    clock = estimate.Clock(model, pairs, patience=_PATIENCE)
     training = min(seconds, steps * clock.step_seconds(batch_size))
     scoring = 0.0
     if presample_size:
