@@ -20,9 +20,15 @@ NEEDED = re.compile(r"\bmust\b.*\bgot\b|\bmust\b.*\{named", re.DOTALL)
 REMEDY = re.compile(
     r"(?:^|[.;:,] |\bor |\band )(?:(?:to|for|in|of|where|otherwise)\b[^,:]*[,:] )?"
     r"(?:give|make|apply|use|call|compile|choose|leave|set|train|draw|score|save|evaluate|cache|ask|"
-    r"derive|look|install|wrap|start|put|cast|map|let|take|return|stack|remove|turn|validate)\b"
+    r"derive|look|install|wrap|start|put|cast|map|let|take|return|stack|remove|turn|validate|"
+    r"define|join|stop|see|raise|publish)\b"
     r"|\{(again|_REMEDY|_EXPLANATION|_SOURCES|conversion or _SOURCES)\}",
     re.IGNORECASE,
+)
+KINDS = (
+    *("TypeError", "ValueError", "RuntimeError", "ImportError", "OSError", "FileNotFoundError"),
+    # A ValueError of this library.
+    "Unscorable",
 )
 # What nobody outside of the library is shown as it is.
 INTERNAL = {"gathering.py", "parameters.py", "redis.py"}
@@ -41,15 +47,14 @@ def message(node) -> str:
     return "{" + ast.unparse(node) + "}"
 
 
-def raises():
+def errors():
+    """(file, line, text) of all errors that the library makes, raised on the spot or later."""
     for path in sorted(LIBRARY.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            call = node.exc if isinstance(node, ast.Raise) else None
-            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in (
-                "TypeError",
-                "ValueError",
-            ):
-                yield path, node.lineno, message(call.args[0]) if call.args else ""
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                if name in KINDS:
+                    yield path, node.lineno, message(node.args[0]) if node.args else ""
 
 
 def says_what_to_do(text: str) -> bool:
@@ -72,12 +77,32 @@ def test_the_rule_tells_a_remedy_from_none(text, well):
 
 
 def test_each_error_says_what_to_do():
-    found = [one for one in raises() if one[0].name not in INTERNAL]
+    found = [one for one in errors() if one[0].name not in INTERNAL]
     assert len(found) > 150
     lacking = [
         f"{path.relative_to(LIBRARY)}:{line}: {text}"
         for path, line, text in found
         if not (text.rstrip().endswith((".", "}")) and says_what_to_do(text))
+    ]
+    assert not lacking, "\n".join(lacking)
+
+
+def test_each_error_of_a_store_has_its_remedy():
+    """`store.error(kind, what, remedy)`, whose text puts role, store and run around the two."""
+    found = [
+        (path, node)
+        for path in sorted(LIBRARY.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "error"
+        if node.args and "Error" not in ast.unparse(node.args[0]) and len(node.args) > 1
+    ]
+    assert len(found) > 10
+    lacking = [
+        f"{path.relative_to(LIBRARY)}:{node.lineno}: {text}"
+        for path, node in found
+        if len(node.args) < 3
+        or not (text := message(node.args[2])).endswith((".", "}"))
+        or not (text.startswith("{") or says_what_to_do(text))
     ]
     assert not lacking, "\n".join(lacking)
 

@@ -49,7 +49,7 @@ def report(
         from tf_importance.reporting import page
     except ImportError as error:
         raise ImportError(
-            f"a report needs {error.name}; in a clone, pip install '.[report]'."
+            f"a report needs {error.name}. Install it, in a clone by pip install '.[report]'."
         ) from error
     folder = pathlib.Path(run) if isinstance(run, (str, pathlib.Path)) else None
     if not isinstance(run, Comparison):

@@ -516,7 +516,7 @@ def _module() -> Any:
         return importlib.import_module("redis")
     except ImportError:
         raise ImportError(
-            "a store in Redis needs redis-py: in a clone, pip install '.[redis]'."
+            "a store in Redis needs redis-py. Install it, in a clone by pip install '.[redis]'."
         ) from None
 
 
