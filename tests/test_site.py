@@ -70,6 +70,23 @@ def test_each_has_an_example():
         assert in_docstring or "```python\n" in rest, name
 
 
+@pytest.mark.parametrize("module", ["gain", "proposals", "robust", "variance"])
+def test_an_equation_s_example_is_that_of_its_module(module):
+    entry = re.search(rf"^::: tf_importance\.{module}\n(.*?)(?=^:::|\Z)", REFERENCE, re.M | re.S)[1]
+    shown = re.search(r"members: \[(.*)\]", entry)
+    names = (
+        shown[1].split(", ")
+        if shown
+        else [
+            name
+            for name, value in vars(getattr(tfi, module)).items()
+            if getattr(value, "__module__", "") == f"tf_importance.{module}" and name[0] != "_"
+        ]
+    )
+    assert len(names) > 7
+    assert [name for name in names if not re.search(rf"\btfi\.{module}\.{name}\b", entry)] == []
+
+
 def test_docstrings_come_apart_for_the_site(monkeypatch):
     monkeypatch.setitem(sys.modules, "griffe", types.SimpleNamespace(Extension=object))
     apart = runpy.run_path(str(ROOT / "docs/site/sections.py"))["apart"]
