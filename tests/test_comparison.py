@@ -258,8 +258,11 @@ def test_a_folder_is_gone_on_with_by_fewer_methods_and_not_by_other_costs(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_sampler_of_ones_own_and_a_dataset_of_examples():
-    data = tf.data.Dataset.from_tensor_slices((X, Y))
+@pytest.mark.parametrize(
+    "kind", [tf.data.Dataset.from_tensor_slices, lambda data: list(zip(*data))]
+)
+def test_a_sampler_of_ones_own_and_examples_one_by_one(kind):
+    data = kind((X, Y))
     found = tfi.compare(
         build,
         data,

@@ -143,7 +143,7 @@ def test_data_and_models_that_do_not_fit_are_refused(trained, data):
         estimate(trained, dataset((x, y, x)))
     with pytest.raises(ValueError, match=r"arrays of shapes \[\(1024, 2\), \(3,\)\]"):
         estimate(trained, (x, y[:3]))
-    with pytest.raises(TypeError, match="arrays .x, y., a tf.data.Dataset, or a PyDataset.*got an"):
+    with pytest.raises(TypeError, match="arrays .x, y., a tf.data.Dataset, a PyDataset.*got an"):
         estimate(trained, x)
     with pytest.raises(TypeError, match="model must be a compiled keras.Model; got None"):
         estimate(None, dataset(data))
@@ -260,7 +260,7 @@ class Batches(keras.utils.Sequence):
 def test_batches_are_taken_apart(trained, data):
     options = {"batch_sizes": [16], "examples": N, "verbose": 0}
     wanted = estimate(trained, dataset(data), **options)
-    for batches in (dataset(data).batch(100), Batches(data)):
+    for batches in (dataset(data).batch(100), Batches(data), list(zip(*data))):
         found = estimate(trained, batches, **options)
         assert found.tau == pytest.approx(wanted.tau, rel=1e-5)
         assert found.loss == pytest.approx(wanted.loss, rel=1e-5)

@@ -371,7 +371,8 @@ def test_wrong_arguments():
 def test_rows_of_a_table_and_texts_are_shown_as_text(tmp_path):
     x, y = data()
     model = compiled(net())
-    recorder = tfi.Recorder(tmp_path, (x, y), show=lambda one: f"<row {one[0, 0]:.2f}>")
+    # By number: pairs are a row of examples.
+    recorder = tfi.Recorder(tmp_path, list(zip(x, y)), show=lambda one: f"<row {one[0, 0]:.2f}>")
     model.fit(x, y, verbose=0, callbacks=[recorder])
     shown = page_of(tfi.report(tmp_path))
     assert "img" not in shown.tags and shown.tags.count("blockquote") == 24

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tf_importance as tfi
 from tests.cases import quick
-from tf_importance import compat
+from tf_importance import compat, random_access
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -32,6 +32,12 @@ def compiled(net, loss=LOSS, rate=0.1, **options):
     model = tfi.ISModel(net)
     model.compile(keras.optimizers.SGD(rate), loss, **options)
     return model
+
+
+def plain():
+    net = mlp()
+    net.compile("sgd", LOSS)
+    return net
 
 
 def by(way, model, x, y):
@@ -777,7 +783,7 @@ def table():
 
 REFUSED = {
     "PyDataset": (Batches, "PyDataset has batches; give the arrays.*__getitem__"),
-    "torch DataLoader": (loader, r"fit\(loader.dataset, batch_size=32\)"),
+    "torch DataLoader": (loader, "give its examples, loader.dataset, and a batch_size"),
     "Hugging Face": (huggingface, "columns pixels, digit; give inputs and labels as arrays"),
     "pandas": (table, r"table\[inputs\].to_numpy"),
     "a generator": (lambda: (one for one in zip(X, Y)), "give fit arrays.*importance_sample"),
@@ -790,6 +796,16 @@ def test_a_source_that_a_memory_cannot_read_is_refused_with_what_converts_it(nam
     model = compiled(mlp(), sampler=tfi.samplers.Proportional())
     with pytest.raises(TypeError, match=remedy):
         model.fit(make(), verbose=0)
+    asked = [
+        lambda data: tfi.compare(plain, data),
+        lambda data: tfi.history_sample(data, tfi.samplers.Proportional(N), b),
+        lambda data: tfi.Recorder("run", data),
+    ]
+    if name != "PyDataset":  # An estimate takes batches apart.
+        asked.append(lambda data: tfi.estimate_gain(plain(), data))
+    for ask in asked:
+        with pytest.raises(TypeError, match="random access.*got" if "gen" in name else remedy):
+            ask(make())
 
 
 ARRAYS = {
@@ -870,11 +886,18 @@ def test_a_loss_that_no_graph_can_have_is_refused():
 
 def test_examples_by_number_and_tables_with_labels_are_taken():
     model = compiled(mlp(), sampler=tfi.samplers.Proportional())
-    model.fit(Examples(), batch_size=b, verbose=0)
+    # As torch's random_split gives them.
+    kind = {"__module__": "torch.utils.data.dataset", "dataset": None}
+    for examples in (Examples(), type("Subset", (Examples,), kind)()):
+        model.fit(examples, batch_size=b, verbose=0)
     pandas = pytest.importorskip("pandas")
     model = compiled(mlp(), sampler=tfi.samplers.Proportional())
     model.fit(pandas.DataFrame(X), pandas.Series(Y), batch_size=b, verbose=0)
     assert int(model.sampler.steps) == N // b
+    for limit in (None, 5):
+        x, y = random_access.first(Examples(), limit)
+        np.testing.assert_array_equal(x, X[:limit])
+        np.testing.assert_array_equal(y, Y[:limit])
 
 
 @pytest.mark.parametrize("way", ["pipeline", "step", "memory"])

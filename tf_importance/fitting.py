@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -361,9 +360,8 @@ def _source(sampler: samplers.Sampler, given: dict[str, Any]) -> Any:
     """Arrays (x, y) or (x, y, sample_weight), or an object with random access."""
     x, y = given["x"], given["y"]
     if y is None:
-        has_access = hasattr(x, "__len__") and hasattr(x, "__getitem__")
-        conversion = _conversion(x)
-        is_source = has_access and not _is_array(x) and not isinstance(x, dict)
+        conversion = random_access.conversion(x)
+        is_source = isinstance(x, tuple) or random_access.is_numbered(x)
         if conversion is not None or not is_source:
             raise TypeError(
                 f"the model is compiled with a {type(sampler).__name__}, which needs to know the "
@@ -384,29 +382,6 @@ def _source(sampler: samplers.Sampler, given: dict[str, Any]) -> Any:
         if given["validation_data"] is None:
             given["validation_data"] = held_out
     return tuple(parts)
-
-
-def _conversion(x: Any) -> str | None:
-    """How to give the examples of what has them in batches, or in columns; None of other things."""
-    if isinstance(x, keras.utils.Sequence):
-        return (
-            "a PyDataset has batches; give the arrays that it reads, fit(x, y), or an object whose "
-            "__getitem__(i) is one example (x, y) and whose __len__ is their number"
-        )
-    if type(x).__module__.startswith("torch.utils.data") and hasattr(x, "dataset"):
-        return "a DataLoader has batches; give its examples, fit(loader.dataset, batch_size=32)"
-    if hasattr(x, "iloc"):
-        return (
-            "a table has columns; give its inputs and labels as arrays, "
-            "fit(table[inputs].to_numpy('float32'), table[label].to_numpy())"
-        )
-    if hasattr(x, "with_format") and hasattr(x, "column_names"):
-        names = ", ".join(map(str, x.column_names))
-        return (
-            f"its examples have the columns {names}; give inputs and labels as arrays, "
-            "fit(np.stack(data[inputs]), np.asarray(data[label]))"
-        )
-    return None
 
 
 def _refuse(given: dict[str, Any], name: str) -> None:

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -38,9 +39,51 @@ def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
         )
     if isinstance(source, tuple):
         return _arrays(source)
-    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
-        raise TypeError(f"{_EXPLANATION}; got {named(source)}.")
+    remedy = conversion(source)
+    if remedy is not None or not is_numbered(source):
+        said = "" if remedy is None else f": {remedy}"
+        raise TypeError(f"{_EXPLANATION}; got {named(source)}{said}.")
     return _random_access(source)
+
+
+def is_numbered(source: Any) -> bool:
+    """Whether an object has random access, as a torch Dataset and a TFDS data source have."""
+    has_access = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    others = (tuple, dict, str, bytes, np.ndarray, tf.Tensor)
+    return has_access and not isinstance(source, others)
+
+
+def conversion(source: Any) -> str | None:
+    """How to give the examples of what has them in batches, or in columns; None of other things."""
+    if isinstance(source, keras.utils.Sequence):
+        return (
+            "a PyDataset has batches; give the arrays that it reads, (x, y), or an object whose "
+            "__getitem__(i) is one example (x, y) and whose __len__ is their number"
+        )
+    if type(source).__module__.startswith("torch.utils.data") and hasattr(source, "dataset"):
+        if not hasattr(source, "__getitem__"):
+            return "a DataLoader has batches; give its examples, loader.dataset, and a batch_size"
+    if hasattr(source, "iloc"):
+        return (
+            "a table has columns; give its inputs and labels as arrays, "
+            "table[inputs].to_numpy('float32') and table[label].to_numpy()"
+        )
+    if hasattr(source, "with_format") and hasattr(source, "column_names"):
+        names = ", ".join(map(str, source.column_names))
+        return (
+            f"its examples have the columns {names}; give inputs and labels as arrays, "
+            "np.stack(data[inputs]) and np.asarray(data[label])"
+        )
+    return None
+
+
+def first(source: Any, limit: int | None = None) -> tuple[Any, Any]:
+    """The first examples of a source, all by default, as nests of arrays."""
+    size, gather = opened(source)
+    wanted = np.arange(size if limit is None else min(size, limit))
+    parts = np.array_split(wanted, -(-len(wanted) // _READ_AT_ONCE))
+    pieces = [gather(tf.constant(part)) for part in parts]
+    return tf.nest.map_structure(lambda *each: np.concatenate(each), *pieces)
 
 
 def _arrays(source: tuple) -> tuple[int, Callable]:

@@ -79,8 +79,8 @@ def compare(
 
     Args:
         build: makes a compiled net: loss and optimizer as you would train it, plain Keras.
-        data: `(x, y)`, nests of arrays; or a finite `tf.data.Dataset` of examples `(x, y)`, which
-            is read into memory.
+        data: `(x, y)`, nests of arrays; a finite `tf.data.Dataset` of examples `(x, y)`, or what
+            has random access, as for `history_sample`; both are read into memory.
         methods: names of `tfi.comparison.OURS` and `OTHERS`; or {name: a function that makes a
             sampler}, compared beside uniform sampling alone. By default those that make sense:
             where a class has less than a third of an equal share strata and what else is done
@@ -253,10 +253,13 @@ def _examples(data: Any, name: str) -> tuple[Any, Any]:
         if not isinstance(spec, tuple) or len(spec) != 2:
             raise TypeError(f"{name} must be a dataset of examples (x, y); got {spec}.")
         return random_access.read(data, name)
+    remedy = random_access.conversion(data)
+    if remedy is None and random_access.is_numbered(data):
+        return random_access.first(data)
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(
-            f"{name} must be (x, y), nests of arrays, or a tf.data.Dataset of examples (x, y); "
-            f"got {arguments.named(data)}."
+            f"{name} must be (x, y), nests of arrays, a tf.data.Dataset of examples (x, y), or "
+            f"have random access; got {arguments.named(data)}{'' if remedy is None else ': ' + remedy}."
         )
     random_access.opened(data)
     return tf.nest.map_structure(np.asarray, random_access.without_lists(data))

@@ -50,8 +50,8 @@ def estimate_gain(
     Args:
         model: a compiled keras.Model, an ISModel or not; its weights are left as they are.
         dataset: arrays `(x, y)` or `(x, y, sample_weight)`; a `tf.data.Dataset` of examples, or of
-            batches; or a PyDataset. A dataset must be shuffled. Sample weights are factors of the
-            gradients, as in training.
+            batches, shuffled; a PyDataset; or what has random access, as for `history_sample`.
+            Sample weights are factors of the gradients, as in training.
         batch_sizes: the b to predict for; the first one is also that of the steps of `after`.
         examples: how many to measure, at most; in chunks of 256. Where a class is rare more are
             needed: its gradients are known by a dozen or two of its examples.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -12,25 +12,30 @@ import tensorflow as tf
 from tf_importance import element_specs, random_access
 from tf_importance.arguments import named
 
+_READ_AT_ONCE = 64
+
 
 def single(model: keras.Model, data: Any) -> tf.data.Dataset:
     """Single examples `(x, y)` or `(x, y, sample_weight)` of arrays, batches or a dataset.
 
     Args:
         model: an ISModel, whose net's inputs tell batches from examples.
-        data: arrays, which are shuffled; a `tf.data.Dataset` of examples or of batches; or a Keras
-            PyDataset of batches.
+        data: arrays, or what has random access, which are shuffled; a `tf.data.Dataset` of examples
+            or of batches; or a Keras PyDataset of batches.
     Raises:
         TypeError, ValueError: it is something else, or has no labels.
     """
     if isinstance(data, keras.utils.Sequence):
-        data = _of_batches(data)
+        data = _of_batches(data.__getitem__, len(data))
     elif isinstance(data, tuple):
         data = _of_arrays(data)
+    elif random_access.is_numbered(data):
+        data = _of_numbers(data)
     if not isinstance(data, tf.data.Dataset):
+        remedy = random_access.conversion(data)
         raise TypeError(
-            "dataset must be arrays (x, y), a tf.data.Dataset, or a PyDataset of batches; got "
-            f"{named(data)}."
+            "dataset must be arrays (x, y), a tf.data.Dataset, a PyDataset of batches, or have "
+            f"random access; got {named(data)}{'' if remedy is None else ': ' + remedy}."
         )
     if element_specs.is_batched(model, data.element_spec):
         data = data.unbatch()
@@ -59,12 +64,21 @@ def _of_arrays(data: tuple) -> tf.data.Dataset:
     return made.shuffle(size, seed=0, reshuffle_each_iteration=False)
 
 
-def _of_batches(batches: Any) -> tf.data.Dataset:
+def _of_numbers(source: Any) -> tf.data.Dataset:
+    size, gather = random_access.opened(source)
+    order = np.random.default_rng(0).permutation(size)
+    parts = np.array_split(order, -(-size // _READ_AT_ONCE))
+    return _of_batches(lambda number: gather(tf.constant(parts[number])), len(parts))
+
+
+def _of_batches(batch: Callable[[int], Any], count: int) -> tf.data.Dataset:
+    """Of `count` batches by their number."""
+
     def arrays(number: int) -> tuple:
-        return tf.nest.map_structure(np.asarray, random_access.without_lists(batches[number]))
+        return tf.nest.map_structure(np.asarray, random_access.without_lists(batch(number)))
 
     def produce() -> Iterator[tuple]:
-        for number in range(len(batches)):
+        for number in range(count):
             yield arrays(number)
 
     def of_any_length(part: np.ndarray) -> tf.TensorSpec:

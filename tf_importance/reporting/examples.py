@@ -91,7 +91,7 @@ def taken(data: Any, limit: int) -> tuple[Any, Any]:
     """The first examples as (x, y), nests of arrays.
 
     Args:
-        data: the same, or a `tf.data.Dataset` of examples (x, y).
+        data: the same, a `tf.data.Dataset` of examples (x, y), or what has random access.
     Raises:
         TypeError: data is something else. ValueError: it has no examples.
     """
@@ -99,6 +99,8 @@ def taken(data: Any, limit: int) -> tuple[Any, Any]:
     if isinstance(data, tf.data.Dataset):
         x, y, *_ = random_access.read(data.take(limit), "examples")
         return x, y
+    if random_access.is_numbered(data):
+        return random_access.first(data, limit)
     x, y = tf.nest.map_structure(np.asarray, random_access.without_lists(data))
     return random_access.rows((x, y), slice(limit))
 
@@ -110,12 +112,15 @@ def check(data: Any) -> None:
         if not isinstance(spec, tuple) or len(spec) < 2:
             raise TypeError(f"examples must be a dataset of single examples (x, y); got {spec}.")
         return
+    remedy = random_access.conversion(data)
     if isinstance(data, tuple) and len(data) == 2:
         return
-    raise TypeError(
-        "examples must be (x, y), nests of arrays, or a tf.data.Dataset of examples (x, y); got "
-        f"{arguments.named(data)}."
-    )
+    if remedy is not None or not random_access.is_numbered(data):
+        raise TypeError(
+            "examples must be (x, y), nests of arrays, a tf.data.Dataset of examples (x, y), or "
+            f"have random access; got {arguments.named(data)}"
+            f"{'' if remedy is None else ': ' + remedy}."
+        )
 
 
 def _remembered(model: keras.Model, size: int) -> np.ndarray | None:

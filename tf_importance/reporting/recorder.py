@@ -36,9 +36,9 @@ class Recorder(arguments.Written, keras.callbacks.Callback):
 
     Args:
         folder: made if it does not exist.
-        examples: (x, y) or a dataset of single examples, of which 10,000 are looked at; None for
-            no look at examples. What a sampler with memory would draw is known where these are all
-            that it draws from, in their order.
+        examples: (x, y), a dataset of single examples, or what has random access; 10,000 of them
+            are looked at. None for no look at examples. What a sampler with memory would draw is
+            known where these are all that it draws from, in their order.
         every: epochs between two looks at the examples for TensorBoard; by default one at the end.
         show: makes of an example's input an image [h, w] or [h, w, c], or a text; by default what
             has the shape of an image is one.
