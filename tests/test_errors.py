@@ -22,7 +22,7 @@ REMEDY = re.compile(
     r"(?:give|make|apply|use|call|compile|choose|leave|set|train|draw|score|save|evaluate|cache|ask|"
     r"derive|look|install|wrap|start|put|cast|map|let|take|return|stack|remove|turn|validate|"
     r"define|join|stop|see|raise|publish)\b"
-    r"|\{(again|_REMEDY|_EXPLANATION|_SOURCES|conversion or _SOURCES)\}",
+    r"|\{(again|_REMEDY|_EXPLANATION|_SOURCES|random_access.conversion\(x\) or _SOURCES)\}",
     re.IGNORECASE,
 )
 KINDS = (

@@ -360,13 +360,11 @@ def _source(sampler: samplers.Sampler, given: dict[str, Any]) -> Any:
     """Arrays (x, y) or (x, y, sample_weight), or an object with random access."""
     x, y = given["x"], given["y"]
     if y is None:
-        conversion = random_access.conversion(x)
-        is_source = isinstance(x, tuple) or random_access.is_numbered(x)
-        if conversion is not None or not is_source:
+        if not (isinstance(x, tuple) or random_access.is_numbered(x)):
             raise TypeError(
                 f"the model is compiled with a {type(sampler).__name__}, which needs to know the "
                 f"examples by number, and got x of type {type(x).__name__} and no y: "
-                f"{conversion or _SOURCES}."
+                f"{random_access.conversion(x) or _SOURCES}."
             )
         for name in ("validation_split", "sample_weight", "class_weight"):
             _refuse(given, name)

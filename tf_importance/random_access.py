@@ -39,10 +39,8 @@ def opened(source: Any) -> tuple[int, Callable[[tf.Tensor], tuple[Any, Any]]]:
         )
     if isinstance(source, tuple):
         return _arrays(source)
-    remedy = conversion(source)
-    if remedy is not None or not is_numbered(source):
-        said = "" if remedy is None else f": {remedy}"
-        raise TypeError(f"{_EXPLANATION}; got {named(source)}{said}.")
+    if not is_numbered(source):
+        raise TypeError(f"{_EXPLANATION}; got {told(source)}.")
     return _random_access(source)
 
 
@@ -50,7 +48,13 @@ def is_numbered(source: Any) -> bool:
     """Whether an object has random access, as a torch Dataset and a TFDS data source have."""
     has_access = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     others = (tuple, dict, str, bytes, np.ndarray, tf.Tensor)
-    return has_access and not isinstance(source, others)
+    return has_access and not isinstance(source, others) and conversion(source) is None
+
+
+def told(source: Any) -> str:
+    """What an object is, and how to give its examples where that is known; for errors."""
+    remedy = conversion(source)
+    return named(source) + ("" if remedy is None else f": {remedy}")
 
 
 def conversion(source: Any) -> str | None:

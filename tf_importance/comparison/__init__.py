@@ -253,13 +253,12 @@ def _examples(data: Any, name: str) -> tuple[Any, Any]:
         if not isinstance(spec, tuple) or len(spec) != 2:
             raise TypeError(f"{name} must be a dataset of examples (x, y); got {spec}.")
         return random_access.read(data, name)
-    remedy = random_access.conversion(data)
-    if remedy is None and random_access.is_numbered(data):
+    if random_access.is_numbered(data):
         return random_access.first(data)
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(
             f"{name} must be (x, y), nests of arrays, a tf.data.Dataset of examples (x, y), or "
-            f"have random access; got {arguments.named(data)}{'' if remedy is None else ': ' + remedy}."
+            f"have random access; got {random_access.told(data)}."
         )
     random_access.opened(data)
     return tf.nest.map_structure(np.asarray, random_access.without_lists(data))

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_importance import element_specs, random_access
-from tf_importance.arguments import named
 
 _READ_AT_ONCE = 64
 
@@ -32,10 +31,9 @@ def single(model: keras.Model, data: Any) -> tf.data.Dataset:
     elif random_access.is_numbered(data):
         data = _of_numbers(data)
     if not isinstance(data, tf.data.Dataset):
-        remedy = random_access.conversion(data)
         raise TypeError(
             "dataset must be arrays (x, y), a tf.data.Dataset, a PyDataset of batches, or have "
-            f"random access; got {named(data)}{'' if remedy is None else ': ' + remedy}."
+            f"random access; got {random_access.told(data)}."
         )
     if element_specs.is_batched(model, data.element_spec):
         data = data.unbatch()

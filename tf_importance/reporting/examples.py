@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_importance import arguments, estimate, random_access
+from tf_importance import estimate, random_access
 from tf_importance.model import ISModel
 
 _CHUNK = 256
@@ -112,14 +112,10 @@ def check(data: Any) -> None:
         if not isinstance(spec, tuple) or len(spec) < 2:
             raise TypeError(f"examples must be a dataset of single examples (x, y); got {spec}.")
         return
-    remedy = random_access.conversion(data)
-    if isinstance(data, tuple) and len(data) == 2:
-        return
-    if remedy is not None or not random_access.is_numbered(data):
+    if not (isinstance(data, tuple) and len(data) == 2 or random_access.is_numbered(data)):
         raise TypeError(
             "examples must be (x, y), nests of arrays, a tf.data.Dataset of examples (x, y), or "
-            f"have random access; got {arguments.named(data)}"
-            f"{'' if remedy is None else ': ' + remedy}."
+            f"have random access; got {random_access.told(data)}."
         )
 
 
