@@ -1,5 +1,7 @@
 """Nets, losses, metrics and data of users: trained right, or refused before the first step."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -882,6 +884,16 @@ def test_a_loss_that_no_graph_can_have_is_refused():
     model = compiled(mlp(1), no_graph, run_eagerly=True)
     with pytest.raises(ValueError, match="no_graph.* cannot be computed for each example"):
         drawn(model, X, Y)
+
+
+def test_the_order_of_a_draw_is_nothing_to_warn_of():
+    """Keras says of a dataset that its default, shuffle=True, has no effect."""
+    model = compiled(mlp(), sampler=tfi.samplers.Proportional())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "`shuffle=True` was passed")
+        model.fit(X, Y, batch_size=b, verbose=0)
+        model = compiled(mlp())
+        model.fit(drawn(model, X, Y), verbose=0)
 
 
 def test_examples_by_number_and_tables_with_labels_are_taken():

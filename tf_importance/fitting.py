@@ -63,6 +63,8 @@ def fit(model, keras_fit: Callable, given: dict[str, Any]):
                 given["callbacks"] = samplers.with_maintenance(given["callbacks"], sampler)
         _refuse_class_weight(given)
         if drawing is not None:
+            # The draw has its own order; Keras warns of its default, True, for every dataset.
+            given["shuffle"] = False
             _refuse_coupled(model, given["x"], drawing)
         else:
             # The share of what was drawn before is none of these.
