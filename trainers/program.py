@@ -106,11 +106,13 @@ def configs_of(program: str) -> list[str]:
     """
     lines = []
     for path in sorted(_CONFIGS.rglob("*.cfg")):
-        text = path.read_text("utf-8")
-        if f"python -m {program} " in text:
-            comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
-            first = _SENTENCE_END.split(" ".join(comments))[0].partition("  python")[0]
-            lines.append(f"{path.relative_to(_CONFIGS.parent)}: {first.rstrip('.')}.")
+        text, name = path.read_text("utf-8"), str(path.relative_to(_CONFIGS.parent))
+        comments = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+        # Others' commands may come before, and make what it needs.
+        _, *commands = comments.split("python -m ")
+        if any(one.startswith(f"{program} ") and name in one for one in commands):
+            first = _SENTENCE_END.split(comments)[0].partition("  python")[0]
+            lines.append(f"{name}: {first.rstrip('.:')}.")
     return lines
 
 

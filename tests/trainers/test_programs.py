@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -215,7 +216,10 @@ def test_the_flagfiles_of_a_program(monkeypatch, capsys):
     found = {line.partition(": ")[0] for line in lines}
     assert {"configs/main.cfg", "configs/digits.cfg", "configs/figures/small_images.cfg"} <= found
     assert not any("rare_classes/" in path for path in found)
-    assert all(line.partition(": ")[2].strip(".") for line in lines)
+    assert all(re.search(r": .*\w\)?\.$", line) for line in lines)
+    # What another program makes first is none of its own.
+    of_images = program.configs_of("trainers.image_classification")
+    assert not any("figures/" in line for line in of_images)
     # Each flagfile is some program's.
     shown = {
         line.partition(": ")[0]
