@@ -134,9 +134,14 @@ def _refuse_missing_flagfile() -> None:
 
 
 def default_out() -> str:
-    """runs/NAME, with the name of the flagfile on the command line, else of the program."""
+    """runs/NAME, with the name of the flagfile on the command line, else of the program.
+
+    Where several flagfiles have a name, their folders come first: runs/issgd/digits.
+    """
     *_, last = sys.argv[0], *_flagfiles()
-    return f"runs/{pathlib.Path(last).stem}"
+    path = pathlib.Path(last).absolute()
+    several = len([*_CONFIGS.rglob(path.name)]) > 1
+    return f"runs/{path.parent.name}/{path.stem}" if several else f"runs/{path.stem}"
 
 
 def _flagfiles() -> list[str]:

@@ -86,6 +86,8 @@ def test_a_flagfile_alone_is_a_command_and_short_replaces_what_it_left(root):
         ([], "runs/trainer"),
         (["--flagfile=a/b.cfg", "--seed=3"], "runs/b"),
         (["--seed=3", "--flagfile", "a/b.cfg", "--flagfile=c.cfg"], "runs/c"),
+        (["--flagfile=configs/issgd/digits.cfg"], "runs/issgd/digits"),
+        (["--flagfile=configs/main.cfg"], "runs/main"),
     ],
 )
 def test_results_go_to_a_directory_of_the_flagfiles_name(monkeypatch, arguments, out):
