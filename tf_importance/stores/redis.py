@@ -218,7 +218,7 @@ class RedisStore(base.Store):
         return self.error(
             errors.StoreError,
             f"the store refused a command: {self._clean(text)}",
-            "It must be a Redis server of version 6 or later that accepts writes.",
+            "Give the address of a Redis server of version 6 or later that accepts writes.",
         )
 
     def _unauthorized(self, error: Any) -> errors.StoreError:
