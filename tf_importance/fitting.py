@@ -391,10 +391,6 @@ def _refuse(given: dict[str, Any], name: str) -> None:
         )
 
 
-def _is_array(x: Any) -> bool:
-    return isinstance(x, (np.ndarray, tf.Tensor))
-
-
 def _arrays(nest: Any) -> Any:
     """A nest of arrays, those of pandas as NumPy has them."""
     return tf.nest.map_structure(random_access.array, nest)

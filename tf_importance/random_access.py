@@ -64,9 +64,9 @@ def conversion(source: Any) -> str | None:
             "a PyDataset has batches; give the arrays that it reads, (x, y), or an object whose "
             "__getitem__(i) is one example (x, y) and whose __len__ is their number"
         )
-    if type(source).__module__.startswith("torch.utils.data") and hasattr(source, "dataset"):
-        if not hasattr(source, "__getitem__"):
-            return "a DataLoader has batches; give its examples, loader.dataset, and a batch_size"
+    of_torch = type(source).__module__.startswith("torch.utils.data")
+    if of_torch and hasattr(source, "dataset") and not hasattr(source, "__getitem__"):
+        return "a DataLoader has batches; give its examples, loader.dataset, and a batch_size"
     if hasattr(source, "iloc"):
         return (
             "a table has columns; give its inputs and labels as arrays, "

@@ -74,8 +74,9 @@ def estimate_gain(
     begun = clock.now()
     sizes = arguments.positive_integers("batch_sizes", batch_sizes)
     steps = sorted(arguments.positive_integers("after", after))
-    if seconds is not None:
-        arguments.number("seconds", seconds, "positive", lambda value: value > 0)
+    if seconds is None:
+        seconds = math.inf
+    seconds = arguments.number("seconds", seconds, "positive", lambda value: value > 0)
     chunks = _chunks(examples)
     smoothing = proposals.checked_smoothing(smoothing, 0.2)
     if not sizes:
@@ -83,7 +84,7 @@ def estimate_gain(
     model, optimizer = with_scores(model)
     data = single(model, dataset)
     element_specs.build(model, data.element_spec, lambda: next(iter(data.batch(1)))[0])
-    question = Question(sizes, chunks, smoothing, strata, steps, seconds or math.inf)
+    question = Question(sizes, chunks, smoothing, strata, steps, seconds)
     bar = keras.utils.Progbar(question.work, verbose=verbose)
     looks = clock.now()
     seen = look(model, data, question, bar)
