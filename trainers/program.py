@@ -136,12 +136,13 @@ def _refuse_missing_flagfile() -> None:
 def default_out() -> str:
     """runs/NAME, with the name of the flagfile on the command line, else of the program.
 
-    Where several flagfiles have a name, their folders come first: runs/issgd/digits.
+    Where several flagfiles have a name, their folders come first: runs/issgd-digits. No run lies in
+    the directory of another.
     """
     *_, last = sys.argv[0], *_flagfiles()
     path = pathlib.Path(last).absolute()
     several = len([*_CONFIGS.rglob(path.name)]) > 1
-    return f"runs/{path.parent.name}/{path.stem}" if several else f"runs/{path.stem}"
+    return f"runs/{path.parent.name}-{path.stem}" if several else f"runs/{path.stem}"
 
 
 def _flagfiles() -> list[str]:

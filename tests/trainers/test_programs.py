@@ -86,13 +86,23 @@ def test_a_flagfile_alone_is_a_command_and_short_replaces_what_it_left(root):
         ([], "runs/trainer"),
         (["--flagfile=a/b.cfg", "--seed=3"], "runs/b"),
         (["--seed=3", "--flagfile", "a/b.cfg", "--flagfile=c.cfg"], "runs/c"),
-        (["--flagfile=configs/issgd/digits.cfg"], "runs/issgd/digits"),
+        (["--flagfile=configs/issgd/digits.cfg"], "runs/issgd-digits"),
         (["--flagfile=configs/main.cfg"], "runs/main"),
     ],
 )
 def test_results_go_to_a_directory_of_the_flagfiles_name(monkeypatch, arguments, out):
     monkeypatch.setattr(sys, "argv", ["/x/trainer.py", *arguments])
     assert program.default_out() == out
+
+
+def test_no_flagfile_writes_into_the_results_of_another(monkeypatch):
+    found = set()
+    files = sorted(pathlib.Path("configs").rglob("*.cfg"))
+    for file in files:
+        monkeypatch.setattr(sys, "argv", ["/x/trainer.py", f"--flagfile={file}"])
+        found.add(pathlib.Path(program.default_out()))
+    assert len(found) == len(files) > 100
+    assert {path.parent for path in found} == {pathlib.Path("runs")}
 
 
 @pytest.mark.parametrize(
